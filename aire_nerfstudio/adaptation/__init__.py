@@ -1,0 +1,1 @@
+"""How a network changes its size while it trains."""

@@ -1,0 +1,309 @@
+"""AIRe: densify input frequencies, move information out of weak neurons, remove them.
+
+Source: "Adaptive Training of INRs via Pruning and Densification", sections 3.1 and 3.2; the choices made where the
+paper is silent are listed in ``docs/method.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.base import Report, widths
+from aire_nerfstudio.adaptation.importance import contribution, strongest, weakest
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, ScheduleUnit, to_steps
+from aire_nerfstudio.fields.neurons import NeuronGroup
+
+NEW_COLUMN_BOUND = 1e-4
+
+
+@dataclass(frozen=True)
+class AireConfig:
+    """When and how much the network adapts. Moments are counted in ``unit``."""
+
+    unit: ScheduleUnit = "percent"
+    """What the moments below count: optimizer steps, epochs, or percent of the run."""
+    densify_at: float | None = None
+    """When input neurons are added; None: never."""
+    densify_count: int = 0
+    """How many input neurons are added."""
+    decay_start: float | None = None
+    """When the neurons to remove are chosen and their decay begins; None: nothing is ever removed."""
+    prune_at: float | None = None
+    """When the chosen neurons are removed."""
+    prune_layers: tuple[int, ...] = (0, 1)
+    """Sine layers that lose neurons; 0 is the input layer."""
+    prune_fraction: float = 0.5
+    """Share of each of these layers to choose, in (0, 1), of the width at decay_start."""
+    prune_counts: tuple[int, ...] | None = None
+    """Numbers of neurons to choose, one a layer of prune_layers; overrides prune_fraction."""
+    prune_rule: Literal["all", "threshold"] = "all"
+    """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
+    epsilon: float = 0.01
+    """Threshold on the L1 norm of a neuron's outgoing column (w0 not folded in)."""
+    decay: Literal["targeted", "weight_decay", "none"] = "targeted"
+    """Regulariser of the decay stage: L1 on the chosen columns, plain L2 on all weights, or none."""
+    decay_weight: float = 1.0
+    """Factor of the targeted decay; the paper's alpha rises from 0 to 1, times this."""
+    plain_weight_decay: float = 1e-4
+    """Factor of the plain weight decay, when chosen."""
+
+
+@dataclass
+class AireState:
+    """Where a run stands. ``targets[i]`` are the chosen neurons of layer ``config.prune_layers[i]``."""
+
+    schedule: Schedule
+    is_densified: bool = False
+    is_decaying: bool = False
+    is_pruned: bool = False
+    targets: list[Tensor] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values only."""
+        return {
+            "schedule": {
+                "total": self.schedule.total,
+                "densify_at": self.schedule.densify_at,
+                "decay_start": self.schedule.decay_start,
+                "prune_at": self.schedule.prune_at,
+            },
+            "is_densified": self.is_densified,
+            "is_decaying": self.is_decaying,
+            "is_pruned": self.is_pruned,
+            "targets": [t.cpu() for t in self.targets],
+        }
+
+    def load_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`to_dict` gave; the saved schedule replaces the configured one."""
+        self.schedule = Schedule(**saved["schedule"])
+        self.is_densified = bool(saved["is_densified"])
+        self.is_decaying = bool(saved["is_decaying"])
+        self.is_pruned = bool(saved["is_pruned"])
+        self.targets = [t.clone() for t in saved["targets"]]
+
+
+class AireStrategy:
+    """The AIRe schedule over the sine layers of one network; ``groups[0]`` is its input layer.
+
+    Args:
+        config: the run's choices.
+
+    Raises:
+        ScheduleError: a value out of range, found at construction or, where it depends on the network or the run, in
+            :meth:`init_state`.
+    """
+
+    def __init__(self, config: AireConfig) -> None:
+        self.config = config
+        if (config.densify_at is None) != (config.densify_count == 0):
+            raise ScheduleError(
+                f"densify_at {config.densify_at} and densify_count {config.densify_count} go together; give both or "
+                "neither"
+            )
+        if config.densify_count < 0:
+            raise ScheduleError(f"densify_count is {config.densify_count}; it must be 0 or more")
+        if len(set(config.prune_layers)) != len(config.prune_layers):
+            raise ScheduleError(f"prune_layers {config.prune_layers} names a layer twice")
+        if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
+            raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
+        if config.decay_start is not None:
+            if not config.prune_layers:
+                raise ScheduleError("decay_start is set but prune_layers is empty; name at least one layer")
+            if config.prune_counts is not None and len(config.prune_counts) != len(config.prune_layers):
+                raise ScheduleError(
+                    f"prune_counts {config.prune_counts} must have one number for each of the layers "
+                    f"{config.prune_layers}"
+                )
+
+    def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
+        """Resolve the schedule to steps and check it against the network and the run.
+
+        Args:
+            groups: the network's layers, input first.
+            steps_per_epoch: ``ceil(samples / batch)``.
+            total_steps: optimizer steps of the run.
+
+        Raises:
+            ScheduleError: an event outside the run, an unknown layer, or more neurons to remove than a layer has.
+        """
+        config = self.config
+
+        def moment(value: float | None) -> int | None:
+            return None if value is None else to_steps(value, config.unit, steps_per_epoch, total_steps)
+
+        schedule = Schedule(
+            total=total_steps,
+            densify_at=moment(config.densify_at),
+            decay_start=moment(config.decay_start),
+            prune_at=moment(config.prune_at),
+        )
+        self.planned_widths(widths(groups), schedule)
+        return AireState(schedule=schedule)
+
+    def planned_widths(self, start: Sequence[int], schedule: Schedule) -> tuple[int, ...]:
+        """Widths at the end of the run (with ``prune_rule="threshold"``: the least they can be).
+
+        Args:
+            start: widths at the beginning.
+            schedule: the resolved schedule; its order of densification and pruning matters for shares.
+
+        Raises:
+            ScheduleError: an unknown layer, or no neuron would be left in one.
+        """
+        now = list(start)
+
+        def densify() -> None:
+            if self.config.densify_count > now[0]:
+                raise ScheduleError(
+                    f"densify_count is {self.config.densify_count}; the input layer has {now[0]} neurons, so at most "
+                    f"{now[0]} can be doubled"
+                )
+            now[0] += self.config.densify_count
+
+        if schedule.densify_at is not None and schedule.densifies_first:
+            densify()
+        if schedule.decay_start is not None:
+            for position, layer in enumerate(self.config.prune_layers):
+                if not 0 <= layer < len(now):
+                    raise ScheduleError(
+                        f"prune_layers names layer {layer}; the network's sine layers are 0 to {len(now) - 1}"
+                    )
+                now[layer] -= self._amount(position, now[layer], layer)
+        if schedule.densify_at is not None and not schedule.densifies_first:
+            densify()
+        return tuple(now)
+
+    def _amount(self, position: int, width: int, layer: int) -> int:
+        """How many neurons to choose in ``prune_layers[position]`` of the given width; at least one must remain."""
+        if self.config.prune_counts is not None:
+            amount = self.config.prune_counts[position]
+            what = f"prune_counts asks for {amount}"
+        else:
+            amount = round(self.config.prune_fraction * width)
+            what = f"prune_fraction {self.config.prune_fraction} asks for {amount}"
+        if amount < 0:
+            raise ScheduleError(f"{what} neurons in layer {layer}; it must be 0 or more")
+        if amount >= width:
+            raise ScheduleError(f"{what} of the {width} neurons of layer {layer}; at least one must remain")
+        return amount
+
+    def penalty(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> Tensor:
+        """``alpha(step) * sum_{j in I} |W_{*j}|_1`` in the decay stage, ``[]``; zero elsewhere.
+
+        With ``decay="weight_decay"``: ``plain_weight_decay * sum W^2`` over all the weights of the groups instead.
+        """
+        zero = groups[0].weight.parameter.new_zeros(())
+        if not state.is_decaying or state.is_pruned or self.config.decay == "none":
+            return zero
+        if self.config.decay == "weight_decay":
+            # Every weight once: each layer's incoming one, and the one behind the last layer.
+            squares = [g.weight.parameter.square().sum() for g in groups]
+            squares.append(groups[-1].outgoing.parameter.square().sum())
+            return self.config.plain_weight_decay * torch.stack(squares).sum()
+        alpha = self.config.decay_weight * state.schedule.decay_weight(step)
+        if alpha == 0:
+            return zero
+        chosen = [
+            contribution(groups[layer])[targets.to(zero.device)].sum()
+            for layer, targets in zip(self.config.prune_layers, state.targets, strict=True)
+        ]
+        return alpha * torch.stack(chosen).sum()
+
+    @torch.no_grad()
+    def step(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+    ) -> list[Report]:
+        """Make the changes due before the optimizer step ``step``, each once; see :class:`base.Strategy`."""
+        schedule = state.schedule
+        reports: list[Report] = []
+
+        def densify_if_due() -> None:
+            if schedule.densify_at is not None and step >= schedule.densify_at and not state.is_densified:
+                reports.append(self._densify(groups, optimizers, state, step, shadows))
+
+        if schedule.densifies_first:
+            densify_if_due()
+        if schedule.decay_start is not None and step >= schedule.decay_start and not state.is_decaying:
+            reports.append(self._choose(groups, state, step))
+        if schedule.prune_at is not None and step >= schedule.prune_at and not state.is_pruned:
+            reports.append(self._prune(groups, optimizers, state, step, shadows))
+        if not schedule.densifies_first:
+            densify_if_due()
+        return reports
+
+    def _densify(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]],
+    ) -> Report:
+        before = widths(groups)
+        count = self.config.densify_count
+        parents = strongest(groups[0], count)
+        columns = groups[0].outgoing.parameter
+        outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)
+        for twin, held_by in ((groups, optimizers), *((shadow, ()) for shadow in shadows)):
+            layer = twin[0]
+            surgery.grow(
+                layer,
+                weight=2 * layer.weight.parameter[parents],
+                bias=2 * layer.bias.parameter[parents],
+                outgoing=outgoing,
+                optimizers=held_by,
+            )
+        state.is_densified = True
+        return Report(step, "densify", _per_layer(groups, {0: count}), before, widths(groups))
+
+    def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> Report:
+        before = widths(groups)
+        state.targets = [
+            weakest(groups[layer], self._amount(position, before[layer], layer)).cpu()
+            for position, layer in enumerate(self.config.prune_layers)
+        ]
+        state.is_decaying = True
+        chosen = {layer: len(t) for layer, t in zip(self.config.prune_layers, state.targets, strict=True)}
+        return Report(step, "decay", _per_layer(groups, chosen), before, before)
+
+    def _prune(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]],
+    ) -> Report:
+        before = widths(groups)
+        removed: dict[int, int] = {}
+        doomed: list[Tensor] = []
+        # All layers are judged on the network as it is before any of them shrinks.
+        for layer, targets in zip(self.config.prune_layers, state.targets, strict=True):
+            if self.config.prune_rule == "threshold":
+                scores = contribution(groups[layer]).cpu()[targets]
+                targets = targets[scores <= self.config.epsilon]
+            doomed.append(targets)
+        for layer, targets in zip(self.config.prune_layers, doomed, strict=True):
+            surgery.prune(groups[layer], targets, optimizers)
+            for shadow in shadows:
+                surgery.prune(shadow[layer], targets)
+            removed[layer] = len(targets)
+        state.targets = []
+        state.is_pruned = True
+        return Report(step, "prune", _per_layer(groups, removed), before, widths(groups))
+
+
+def _per_layer(groups: Sequence[NeuronGroup], counts: dict[int, int]) -> tuple[int, ...]:
+    return tuple(counts.get(index, 0) for index in range(len(groups)))

@@ -1,0 +1,48 @@
+"""No adaptation: the large and small baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aire_nerfstudio.adaptation.base import Report
+from aire_nerfstudio.fields.neurons import NeuronGroup
+
+
+@dataclass
+class EmptyState:
+    """Nothing to remember."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_dict(self, saved: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class FixedStrategy:
+    """Leaves the network as it is."""
+
+    def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> EmptyState:
+        """An empty state."""
+        return EmptyState()
+
+    def penalty(self, groups: Sequence[NeuronGroup], state: EmptyState, step: int) -> Tensor:
+        """Zero, ``[]``."""
+        return groups[0].weight.parameter.new_zeros(())
+
+    def step(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: EmptyState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+    ) -> list[Report]:
+        """No change."""
+        return []

@@ -1,0 +1,1 @@
+"""Coordinate networks: coordinates in, values out."""

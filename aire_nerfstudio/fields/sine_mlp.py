@@ -1,0 +1,142 @@
+"""A sine MLP whose widths may change while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import cast
+
+from torch import Tensor, nn
+
+from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
+from aire_nerfstudio.fields.sine_layers import ACTIVATIONS, Activation, activate, initialise
+
+
+class Affine(nn.Module):
+    """``x -> x W^T + b`` with its sizes read from the weight, so that they never go stale when neurons come and go.
+
+    Starts as ``torch.nn.Linear`` does. Shapes: ``weight [n_out, n_in]``, ``bias [n_out]``.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        linear = nn.Linear(n_in, n_out)
+        self.weight = nn.Parameter(linear.weight.detach())
+        self.bias = nn.Parameter(linear.bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., n_in] -> [..., n_out]``."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Current sizes."""
+        return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
+
+
+class SineMLP(nn.Module):
+    """``x -> sine layers of widths [n_1, ..., n_k] -> affine``.
+
+    Args:
+        in_features: coordinates per point, ``d``.
+        widths: widths of the sine layers, each at least 1.
+        out_features: output channels.
+        activation: ``siren``, ``finer`` or ``spder``.
+        first_omega: ``w0`` of the first layer.
+        hidden_omega: ``w0`` of the other sine layers; also scales the output layer's initialisation.
+        first_bias_scale: if given, first biases are drawn from ``U(-k, k)`` (FINER).
+        detach_finer_scale: FINER's published backward; wrong wherever the loss takes d/dx.
+
+    Raises:
+        ValueError: a width below 1, no width, or an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        widths: Sequence[int],
+        out_features: int,
+        activation: Activation = "siren",
+        first_omega: float = 30.0,
+        hidden_omega: float = 30.0,
+        first_bias_scale: float | None = None,
+        detach_finer_scale: bool = False,
+    ) -> None:
+        super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths {list(widths)} must be a non-empty list of integers of at least 1")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+        if first_omega <= 0 or hidden_omega <= 0:
+            raise ValueError(f"omegas must be positive; got first {first_omega}, hidden {hidden_omega}")
+        self.activation: Activation = activation
+        self.first_omega = first_omega
+        self.hidden_omega = hidden_omega
+        self.detach_finer_scale = detach_finer_scale
+        self.layers = nn.ModuleList(
+            Affine(n_in, n_out) for n_in, n_out in pairwise((in_features, *widths, out_features))
+        )
+        for index, layer in enumerate(self._affines()):
+            is_first = index == 0
+            initialise(layer.weight, first_omega if is_first else hidden_omega, is_first)
+            if is_first and first_bias_scale is not None:
+                nn.init.uniform_(layer.bias, -first_bias_scale, first_bias_scale)
+
+    def _affines(self) -> list[Affine]:
+        return [cast(Affine, layer) for layer in self.layers]
+
+    @property
+    def widths(self) -> list[int]:
+        """Current widths of the sine layers."""
+        return [layer.weight.shape[0] for layer in self._affines()[:-1]]
+
+    @property
+    def in_features(self) -> int:
+        """Coordinates per point."""
+        return self._affines()[0].weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Output channels."""
+        return self._affines()[-1].weight.shape[0]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of scalars, weights and biases together."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
+        h = x
+        for index, layer in enumerate(self.layers[:-1]):
+            omega = self.first_omega if index == 0 else self.hidden_omega
+            h = activate(layer(h), self.activation, omega, self.detach_finer_scale)
+        return self.layers[-1](h)
+
+    def neuron_groups(self, prefix: str = "layer") -> list[NeuronGroup]:
+        """One group a sine layer, input neurons first; names are ``{prefix}.{i}``."""
+        return [
+            NeuronGroup(
+                name=f"{prefix}.{index}",
+                weight=Slot(here.weight, 0),
+                bias=Slot(here.bias, 0),
+                outgoing=Slot(after.weight, 1),
+            )
+            for index, (here, after) in enumerate(pairwise(self._affines()))
+        ]
+
+
+def widths_in(state_dict: Mapping[str, Tensor], prefix: str = "") -> list[int]:
+    """Widths of the sine layers of the :class:`SineMLP` saved under ``prefix``, read from its shapes alone.
+
+    Raises:
+        KeyError: no such network in ``state_dict``.
+    """
+    shapes: list[int] = []
+    while (key := f"{prefix}layers.{len(shapes)}.weight") in state_dict:
+        shapes.append(state_dict[key].shape[0])
+    if not shapes:
+        raise KeyError(f"no sine network under {prefix!r} in the state dict")
+    return shapes[:-1]

@@ -1,0 +1,1 @@
+"""nerfstudio models, one task a file."""

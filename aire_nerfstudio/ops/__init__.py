@@ -1,0 +1,1 @@
+"""Numerics with a fast path; imports torch only."""

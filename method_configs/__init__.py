@@ -1,0 +1,1 @@
+"""Method configurations: values only."""

@@ -1,0 +1,246 @@
+"""The schedule's laws and the strategy's switches, on small networks and one real fit."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.base import widths
+from aire_nerfstudio.adaptation.importance import contribution
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+STEPS = 60
+CONFIG = AireConfig(
+    unit="steps", densify_at=10, densify_count=4, decay_start=25, prune_at=45, prune_layers=(0, 1), prune_counts=(6, 5)
+)
+
+
+def train(config, steps=STEPS, sizes=(8, 9, 7), stop_at=None, resume=None, learning_rate=1e-3):
+    """Fit a small function; returns (net, optimizer, state, reports, widths a step)."""
+    torch.manual_seed(1)
+    net = SineMLP(2, list(sizes), 1, first_omega=5.0, hidden_omega=3.0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
+    strategy = AireStrategy(config)
+    state = strategy.init_state(net.neuron_groups(), steps_per_epoch=5, total_steps=steps)
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    y = torch.sin(4 * x[:, :1]) * x[:, 1:]
+    reports, history = [], []
+    for step in range(stop_at if stop_at is not None else steps):
+        reports += strategy.step(net.neuron_groups(), [optimizer], state, step)
+        history.append(widths(net.neuron_groups()))
+        optimizer.zero_grad()
+        loss = (net(x) - y).square().mean() + strategy.penalty(net.neuron_groups(), state, step)
+        loss.backward()
+        optimizer.step()
+    return net, optimizer, state, reports, history
+
+
+def test_the_whole_schedule():
+    net, optimizer, state, reports, history = train(CONFIG)
+    assert [(r.step, r.event, r.counts) for r in reports] == [
+        (10, "densify", (4, 0, 0)),
+        (25, "decay", (6, 5, 0)),
+        (45, "prune", (6, 5, 0)),
+    ]
+    assert history[9] == (8, 9, 7)
+    assert history[10] == history[44] == (12, 9, 7)
+    assert history[45] == history[-1] == (6, 4, 7)
+    assert state.is_pruned
+    for p in net.parameters():
+        assert optimizer.state[p]["exp_avg"].shape == p.shape
+        assert float(optimizer.state[p]["step"]) == STEPS
+
+
+def test_densified_neurons_are_second_harmonics_of_the_strongest():
+    torch.manual_seed(0)
+    net = SineMLP(2, [5, 4], 1)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = torch.rand(50, 2) * 2 - 1
+    f = net(x).detach()
+    config = AireConfig(unit="steps", densify_at=0, densify_count=2)
+    strategy = AireStrategy(config)
+    state = strategy.init_state(net.neuron_groups(), 1, 10)
+    order = contribution(net.neuron_groups()[0]).argsort(descending=True)[:2]
+    strategy.step(net.neuron_groups(), [], state, 0)
+    first, second = net.layers[0], net.layers[1]
+    assert torch.equal(first.weight[:5], before["layers.0.weight"])
+    assert torch.equal(first.weight[5:], 2 * before["layers.0.weight"][order])
+    assert torch.equal(first.bias[5:], 2 * before["layers.0.bias"][order])
+    assert 0 < second.weight[:, 5:].abs().max() <= 1e-4
+    # |f - f'| is at most the new columns' norm, through the 1-Lipschitz sine and the last layer (w0 folded in).
+    column_norm = second.weight[:, 5:].abs().sum(1).max()
+    bound = 30 * column_norm * net.layers[2].weight.abs().sum(1).max()
+    assert (net(x) - f).abs().max() <= bound
+
+
+def test_decay_moves_the_chosen_columns_towards_zero():
+    results = {}
+    for decay in ("targeted", "none"):
+        config = replace(CONFIG, decay=decay)
+        net, _, state, _, _ = train(config, steps=400, stop_at=45, learning_rate=1e-2)
+        targets = state.targets[0]
+        results[decay] = contribution(net.neuron_groups()[0])[targets].max().item()
+    assert results["targeted"] < 0.3 * results["none"]
+
+
+def test_penalty_is_the_weighted_sum_and_reaches_only_the_chosen():
+    net, _, state, _, _ = train(CONFIG, stop_at=30)
+    strategy = AireStrategy(CONFIG)
+    groups = net.neuron_groups()
+    penalty = strategy.penalty(groups, state, 35)
+    alpha = (35 - 25) / (45 - 25)
+    expected = alpha * sum(net.layers[layer + 1].weight[:, state.targets[layer]].abs().sum().item() for layer in (0, 1))
+    assert penalty.item() == pytest.approx(expected, rel=1e-5)
+    net.zero_grad()
+    penalty.backward()
+    touched = net.layers[1].weight.grad.abs().sum(0) > 0
+    assert sorted(touched.nonzero().flatten().tolist()) == state.targets[0].tolist()
+    assert net.layers[0].weight.grad is None
+
+
+def test_plain_weight_decay_covers_every_weight_once():
+    config = replace(CONFIG, decay="weight_decay", plain_weight_decay=0.5)
+    net, _, state, _, _ = train(config, stop_at=30)
+    penalty = AireStrategy(config).penalty(net.neuron_groups(), state, 30)
+    expected = 0.5 * sum(layer.weight.square().sum().item() for layer in net.layers)
+    assert penalty.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_threshold_prunes_only_what_is_weak_enough():
+    for epsilon, removed in ((0.0, 0), (1e9, 11)):
+        config = replace(CONFIG, prune_rule="threshold", epsilon=epsilon)
+        *_, reports, _ = train(config)
+        assert sum(reports[-1].counts) == removed
+
+
+def test_threshold_uses_the_contribution_at_pruning_time():
+    config = replace(CONFIG, prune_rule="threshold", epsilon=0.05)
+    net, optimizer, state, _, _ = train(config, stop_at=45)
+    groups = net.neuron_groups()
+    weak = [int((contribution(groups[i])[state.targets[i]] <= 0.05).sum()) for i in (0, 1)]
+    (report,) = AireStrategy(config).step(groups, [optimizer], state, 45)
+    assert list(report.counts[:2]) == weak
+
+
+def test_prune_before_densify():
+    config = replace(CONFIG, densify_at=50, prune_counts=(2, 5))
+    *_, reports, history = train(config)
+    assert [r.event for r in reports] == ["decay", "prune", "densify"]
+    assert history[-1] == (10, 4, 7)
+
+
+def test_everything_at_one_step_densifies_first():
+    config = replace(CONFIG, densify_at=5, decay_start=5, prune_at=5)
+    *_, reports, history = train(config)
+    assert [r.event for r in reports] == ["densify", "decay", "prune"]
+    assert history[5] == (6, 4, 7)
+
+
+def test_no_densification_and_any_layer():
+    config = AireConfig(unit="steps", decay_start=5, prune_at=10, prune_layers=(2,), prune_fraction=0.5)
+    *_, history = train(config)
+    assert history[-1] == (8, 9, 3)  # round(3.5) is 4: banker's rounding, 3 stay
+
+
+def test_shadows_change_alike():
+    torch.manual_seed(0)
+    net, shadow = SineMLP(2, [8, 9, 7], 1), SineMLP(2, [8, 9, 7], 1)
+    strategy = AireStrategy(CONFIG)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    old = shadow.layers[0].weight.detach().clone()
+    for step in (10, 25):
+        strategy.step(net.neuron_groups(), [], state, step, [shadow.neuron_groups()])
+    targets = state.targets[0].tolist()
+    grown = shadow.layers[0].weight.detach().clone()
+    assert torch.equal(grown[:8], old)
+    strategy.step(net.neuron_groups(), [], state, 45, [shadow.neuron_groups()])
+    assert shadow.widths == net.widths == [6, 4, 7]
+    assert torch.equal(shadow.layers[0].weight, grown[[j for j in range(12) if j not in targets]])
+
+
+@pytest.mark.parametrize("stop_at", [5, 10, 17, 25, 26, 40, 45, 50])
+def test_resume_from_any_stage_equals_the_uninterrupted_run(stop_at):
+    whole, _, _, _, _ = train(CONFIG)
+    net, optimizer, state, _, _ = train(CONFIG, stop_at=stop_at)
+    file = io.BytesIO()
+    torch.save({"net": net.state_dict(), "adam": optimizer.state_dict(), "state": state.to_dict()}, file)
+    rng = torch.get_rng_state()
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+
+    sizes = [saved["net"][f"layers.{i}.weight"].shape[0] for i in range(3)]
+    net = SineMLP(2, sizes, 1, first_omega=5.0, hidden_omega=3.0)
+    net.load_state_dict(saved["net"])
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer.load_state_dict(saved["adam"])
+    strategy = AireStrategy(CONFIG)
+    state = strategy.init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, STEPS)
+    state.load_dict(saved["state"])
+    torch.set_rng_state(rng)
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    y = torch.sin(4 * x[:, :1]) * x[:, 1:]
+    for step in range(stop_at, STEPS):
+        strategy.step(net.neuron_groups(), [optimizer], state, step)
+        optimizer.zero_grad()
+        ((net(x) - y).square().mean() + strategy.penalty(net.neuron_groups(), state, step)).backward()
+        optimizer.step()
+    for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 50), st.data())
+def test_decay_weight_rises_linearly_from_zero(total, data):
+    start = data.draw(st.integers(0, total - 1))
+    prune_at = data.draw(st.integers(start, total - 1))
+    schedule = Schedule(total, decay_start=start, prune_at=prune_at)
+    alphas = [schedule.decay_weight(step) for step in range(total)]
+    inside = alphas[start:prune_at]
+    assert all(a == 0 for a in alphas[:start] + alphas[prune_at:])
+    assert inside == [k / (prune_at - start) for k in range(prune_at - start)]
+    stages = [schedule.stage(step) for step in range(total)]
+    assert stages.count("decay") == prune_at - start
+    assert stages.count("fine-tune") == total - prune_at
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [(7, "steps", 7), (300, "epochs", 7_500), (20, "percent", 7_500), (1_050, "epochs", 26_250), (0.5, "epochs", 12)],
+)
+def test_units(value, unit, expected):
+    assert to_steps(value, unit, steps_per_epoch=25, total=37_500) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prune_at": 60}, "longer than the run: prune_at is step 60 and the run has 60 steps"),
+        ({"unit": "epochs"}, "longer than the run"),
+        ({"unit": "percent", "prune_at": 101}, "at most 100"),
+        ({"prune_counts": (12, 5)}, "prune_counts asks for 12 of the 12 neurons of layer 0; at least one must remain"),
+        ({"prune_counts": None, "prune_fraction": 1.0}, "at least one must remain"),
+        ({"prune_counts": None, "prune_fraction": -0.5}, "0 or more"),
+        ({"prune_counts": (1,)}, "one number for each"),
+        ({"prune_layers": (0, 3)}, "layer 3; the network's sine layers are 0 to 2"),
+        ({"prune_layers": (1, 1)}, "twice"),
+        ({"prune_layers": ()}, "name at least one layer"),
+        ({"densify_count": 9}, "at most 8 can be doubled"),
+        ({"densify_count": 0}, "go together"),
+        ({"densify_count": -1}, "0 or more"),
+        ({"prune_at": None}, "go together"),
+        ({"decay_start": 50}, "decay comes first"),
+        ({"densify_at": 30}, "inside the decay stage"),
+        ({"densify_at": -3}, "0 or more"),
+        ({"densify_at": 2.5}, "not a whole number"),
+        ({"decay_start": float("nan")}, "finite"),
+        ({"epsilon": -1.0}, "0 or more"),
+    ],
+)
+def test_impossible_schedules_are_refused_with_a_reason(changes, message):
+    with pytest.raises(ScheduleError, match=message):
+        AireStrategy(replace(CONFIG, **changes)).init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, STEPS)
