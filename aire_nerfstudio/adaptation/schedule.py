@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from aire_nerfstudio.errors import InputError
+
 ScheduleUnit = Literal["steps", "epochs", "percent"]
 Stage = Literal["train", "densified", "decay", "fine-tune"]
 
 
-class ScheduleError(ValueError):
+class ScheduleError(InputError):
     """A schedule that cannot be run; the message names the value, the rule and the fix."""
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
 
 TensorEdit = Callable[[Tensor], Tensor]
 
 
-class SurgeryError(ValueError):
+class SurgeryError(InputError):
     """A change of architecture that cannot be made; the message names the layer, the rule and the fix."""
 
 

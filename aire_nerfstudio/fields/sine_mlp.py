@@ -109,11 +109,15 @@ class SineMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
+        return self.layers[-1](self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Output of the last sine layer, ``[..., n_k]``, at ``x [..., d]``."""
         h = x
-        for index, layer in enumerate(self.layers[:-1]):
+        for index, layer in enumerate(self._affines()[:-1]):
             omega = self.first_omega if index == 0 else self.hidden_omega
             h = activate(layer(h), self.activation, omega, self.detach_finer_scale)
-        return self.layers[-1](h)
+        return h
 
     def neuron_groups(self, prefix: str = "layer") -> list[NeuronGroup]:
         """One group a sine layer, input neurons first; names are ``{prefix}.{i}``."""

@@ -1,0 +1,30 @@
+"""Bad input: one clear line to the person at the terminal, an ordinary exception to the caller in Python."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InputError(ValueError):
+    """Input that cannot be used; the message names the value, the rule and the fix, in one line."""
+
+
+def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
+    """Turn :class:`InputError` into a one-line exit with status 1.
+
+    For the functions that nerfstudio's commands call: those print a traceback for anything else.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    return wrapper

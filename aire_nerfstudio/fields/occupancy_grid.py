@@ -1,0 +1,83 @@
+"""Which voxels of ``[-1, 1]^3`` may hold matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from aire_nerfstudio.ops.ray_marching import dilate
+
+
+class OccupancyGrid(nn.Module):
+    """A decayed maximum of the density in each voxel, thresholded.
+
+    Source: instant-ngp (Mueller et al. 2022), as in torch-ngp: decay 0.95 an update, a voxel is occupied where the
+    value exceeds ``min(threshold, mean)``.
+
+    Args:
+        resolution: voxels a side, ``G``.
+        threshold: density above which a voxel counts, in the units of the density function.
+        decay: factor of the stored value at each update.
+    """
+
+    density: Tensor
+    occupied: Tensor
+    dilated: Tensor
+
+    def __init__(self, resolution: int, threshold: float, decay: float = 0.95) -> None:
+        super().__init__()
+        if resolution < 2:
+            raise ValueError(f"grid resolution {resolution} must be at least 2")
+        if threshold <= 0:
+            raise ValueError(f"density threshold {threshold} must be positive")
+        self.resolution = resolution
+        self.threshold = threshold
+        self.decay = decay
+        shape = (resolution,) * 3
+        self.register_buffer("density", torch.zeros(shape))
+        self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("dilated", torch.ones(shape, dtype=torch.bool), persistent=False)
+
+    @torch.no_grad()
+    def update(self, density: Callable[[Tensor], Tensor], everywhere: bool, chunk: int = 1 << 18) -> None:
+        """Re-evaluate voxels at a random point in each.
+
+        Args:
+            density: positions ``[m, 3]`` in ``[-1, 1]^3`` -> ``[m]``.
+            everywhere: all voxels; otherwise a quarter of them drawn uniformly and as many of the occupied ones.
+            chunk: voxels evaluated at once.
+        """
+        n = self.resolution**3
+        device = self.density.device
+        if everywhere:
+            index = torch.arange(n, device=device)
+        else:
+            uniform = torch.randint(n, (n // 4,), device=device)
+            occupied = self.occupied.view(-1).nonzero().squeeze(1)
+            if len(occupied) > n // 4:
+                occupied = occupied[torch.randint(len(occupied), (n // 4,), device=device)]
+            index = torch.cat([uniform, occupied]).unique()
+        corner = torch.stack(
+            [
+                index // self.resolution**2,
+                index // self.resolution % self.resolution,
+                index % self.resolution,
+            ],
+            -1,
+        )
+        points = (corner + torch.rand(len(index), 3, device=device)) * (2 / self.resolution) - 1
+        fresh = torch.cat([density(part) for part in points.split(chunk)])
+        stored = self.density.view(-1)
+        stored *= self.decay
+        stored[index] = torch.maximum(stored[index], fresh.to(stored))
+        self._threshold()
+
+    def _threshold(self) -> None:
+        self.occupied = self.density > min(self.threshold, float(self.density.mean()))
+        self.dilated = dilate(self.occupied)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.dilated = dilate(self.occupied)

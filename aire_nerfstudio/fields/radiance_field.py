@@ -1,0 +1,146 @@
+"""Density and colour as two sine networks: FINER's NeRF set-up, as a nerfstudio field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from nerfstudio.cameras.rays import RaySamples
+from nerfstudio.field_components.field_heads import FieldHeadNames
+from nerfstudio.fields.base_field import Field
+from torch import Tensor
+
+from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import Affine, SineMLP
+
+LOG_DENSITY_LIMIT = 15.0
+
+
+class _TruncatedExp(torch.autograd.Function):
+    """``exp(min(x, 15))``; backward multiplies by ``exp(clamp(x, -15, 15))``, so that no density is stuck."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.exp(x.clamp(max=LOG_DENSITY_LIMIT))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * torch.exp(x.clamp(-LOG_DENSITY_LIMIT, LOG_DENSITY_LIMIT))
+
+
+def truncated_exp(x: Tensor) -> Tensor:
+    """Density activation, any shape: ``exp`` bounded above by ``e^15``; its gradient neither dies nor bursts."""
+    return _TruncatedExp.apply(x)
+
+
+class SineRadianceField(Field):
+    """``(position, direction) -> (density, colour)``; positions in ``[-1, 1]^3``, raw unit directions.
+
+    ``h = density_net(x)``, ``1 + n_features`` channels; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``.
+
+    Args:
+        centre: world position of the cube's centre, ``[3]``.
+        half_side: half the cube's side in world units; densities are per unit of the normalised cube.
+        density_widths: sine layers of the density network.
+        colour_widths: sine layers of the colour network.
+        n_features: features passed from density to colour.
+        activation: ``siren``, ``finer`` or ``spder``.
+        first_omega: ``w0`` of the first layer of either network.
+        hidden_omega: ``w0`` of the others.
+        first_bias_scale: FINER's ``k``; None: ``torch.nn.Linear``'s biases.
+        detach_finer_scale: FINER's published backward.
+    """
+
+    centre: Tensor
+    half_side: Tensor
+
+    def __init__(
+        self,
+        centre: Tensor,
+        half_side: float,
+        density_widths: Sequence[int] = (182, 182, 182),
+        colour_widths: Sequence[int] = (182, 182, 182),
+        n_features: int = 182,
+        activation: Activation = "siren",
+        first_omega: float = 30.0,
+        hidden_omega: float = 1.0,
+        first_bias_scale: float | None = None,
+        detach_finer_scale: bool = True,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("centre", centre.float())
+        self.register_buffer("half_side", torch.tensor(float(half_side)))
+
+        def network(n_in: int, widths: Sequence[int], n_out: int) -> SineMLP:
+            return SineMLP(
+                n_in, widths, n_out, activation, first_omega, hidden_omega, first_bias_scale, detach_finer_scale
+            )
+
+        self.density_net = network(3, density_widths, 1 + n_features)
+        self.colour_net = network(n_features + 3, colour_widths, 3)
+
+    def neuron_groups(self) -> list[NeuronGroup]:
+        """The density network's sine layers: the ones that adapt."""
+        return self.density_net.neuron_groups("density")
+
+    def widths(self) -> dict[str, list[int]]:
+        """Current widths of both networks."""
+        return {"density": self.density_net.widths, "colour": self.colour_net.widths}
+
+    def normalise(self, positions: Tensor) -> Tensor:
+        """World positions ``[..., 3]`` to the cube ``[-1, 1]^3``."""
+        return (positions - self.centre) / self.half_side
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Density ``[...]`` per normalised unit and features ``[..., n_features]`` at normalised ``x [..., 3]``."""
+        h = self.density_net(x)
+        return truncated_exp(h[..., 0].float()), h[..., 1:]
+
+    def density(self, x: Tensor) -> Tensor:
+        """Density ``[...]`` per normalised unit at normalised positions ``[..., 3]``, without the features."""
+        head = cast(Affine, self.density_net.layers[-1])
+        h = self.density_net.hidden(x)
+        return truncated_exp(torch.nn.functional.linear(h, head.weight[:1], head.bias[:1])[..., 0].float())
+
+    def colour(self, directions: Tensor, features: Tensor) -> Tensor:
+        """RGB in [0, 1], ``[..., 3]``, for unit directions ``[..., 3]``."""
+        return torch.sigmoid(self.colour_net(torch.cat([directions.to(features), features], -1)).float())
+
+    def normals(self, x: Tensor) -> Tensor:
+        """Outward unit normals ``[..., 3]``: minus the direction of the density's gradient at normalised ``x``.
+
+        Uses FINER's exact derivative even when training with the detached one. Zero where the gradient vanishes.
+        """
+        net = self.density_net
+        detached, net.detach_finer_scale = net.detach_finer_scale, False
+        try:
+            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+                x = x.detach().float().requires_grad_()
+                # The exponential is monotone: the logarithm of the density has the same normals and never overflows.
+                (gradient,) = torch.autograd.grad(net(x)[..., 0].sum(), x)
+        finally:
+            net.detach_finer_scale = detached
+        return -torch.nn.functional.normalize(gradient, dim=-1)
+
+    # nerfstudio's own interface, used by its samplers, exporters and anything written against ``Field``.
+
+    def get_density(self, ray_samples: RaySamples) -> tuple[Tensor, Tensor]:
+        """Density per world unit ``[..., 1]`` and features at the samples."""
+        sigma, features = self.features(self.normalise(ray_samples.frustums.get_positions()))
+        return sigma[..., None] / self.half_side, features
+
+    def get_outputs(self, ray_samples: RaySamples, density_embedding: Tensor | None = None) -> dict:
+        """Colour of the samples; ``density_embedding`` are the features of :meth:`get_density`."""
+        if density_embedding is None:
+            raise ValueError("SineRadianceField.get_outputs needs the features that get_density returned")
+        return {FieldHeadNames.RGB: self.colour(ray_samples.frustums.directions, density_embedding)}
+
+    def density_fn(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """Density per world unit ``[..., 1]`` at world positions ``[..., 3]``; zero outside the cube."""
+        x = self.normalise(positions)
+        inside = (x.abs() <= 1).all(-1)
+        return (torch.where(inside, self.density(x), 0.0) / self.half_side)[..., None]

@@ -1,0 +1,259 @@
+"""What every adaptive nerfstudio model shares: schedule, surgery, weight average, checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.table import Table
+from torch import Tensor, nn
+
+from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
+from aire_nerfstudio.adaptation.base import Report, Strategy
+from aire_nerfstudio.adaptation.none import FixedStrategy
+from aire_nerfstudio.adaptation.schedule import Schedule
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.models.rng import rng_state, set_rng_state
+
+Variant = Literal["aire", "large", "small"]
+STATE_VERSION = 1
+
+
+@dataclass
+class AdaptiveModelConfig(ModelConfig):
+    """Settings that all adaptive models share."""
+
+    variant: Variant = "aire"
+    """aire: adapt while training; large: the starting network, never changed; small: the final size from the start."""
+    adaptation: AireConfig = field(default_factory=AireConfig)
+    """When and how much the network changes."""
+    ema_decay: float = 0.95
+    """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
+    ema_every: int = 25
+    """Optimizer steps between two updates of the weight average."""
+
+
+class AdaptiveModel(Model):
+    """Base of the models whose network changes size.
+
+    A subclass makes ``self.field`` in :meth:`populate_modules`, calls :meth:`start_adaptation`, and gives
+    :meth:`adaptive_groups` and :meth:`steps_per_epoch`.
+    """
+
+    config: AdaptiveModelConfig
+    field: nn.Module
+
+    # --- to be given by the task -----------------------------------------------------------------------------------
+
+    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
+        """The layers that adapt, input first, of ``field`` (the live one or its average)."""
+        raise TypeError(f"{type(self).__name__} must define adaptive_groups")
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that make an epoch of this task."""
+        raise TypeError(f"{type(self).__name__} must define steps_per_epoch")
+
+    def on_change(self, report: Report) -> None:
+        """Called after each change of the architecture."""
+
+    # --- set-up ----------------------------------------------------------------------------------------------------
+
+    def start_adaptation(self) -> None:
+        """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
+        if not 0 <= self.config.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.config.ema_decay}; it must lie in [0, 1)")
+        if self.config.ema_every < 1:
+            raise InputError(f"ema_every is {self.config.ema_every}; it must be at least 1")
+        is_fixed = self.config.variant != "aire"
+        self._strategy: Strategy = FixedStrategy() if is_fixed else AireStrategy(self.config.adaptation)
+        self._adaptation_state: Any = None
+        self._saved_state: dict[str, Any] | None = None
+        self._history: list[dict[str, Any]] = []
+        self._step = 0
+        self._initial_parameters = count_parameters(self.field)
+        self.field_average: nn.Module | None = None
+        if self.config.ema_decay > 0:
+            self.field_average = copy.deepcopy(self.field).requires_grad_(False)
+
+    @property
+    def evaluated_field(self) -> nn.Module:
+        """The field that renders: the live one in training, its average otherwise."""
+        if self.training or self.field_average is None:
+            return self.field
+        return self.field_average
+
+    def _twins(self) -> list[list[NeuronGroup]]:
+        return [] if self.field_average is None else [self.adaptive_groups(self.field_average)]
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def adaptation_penalty(self) -> Tensor:
+        """The strategy's regulariser at the present step, ``[]``."""
+        if self._adaptation_state is None:
+            return torch.zeros((), device=self.device)
+        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """Adaptation before each step, weight average after it."""
+        optimizers = attributes.optimizers
+        trainer = cast(Any, attributes.trainer)
+        if optimizers is None or trainer is None:
+            raise TypeError("an adaptive model needs the trainer's optimizers to change with it")
+        self._prepare(total_steps=trainer.total_steps)
+
+        def before(step: int) -> None:
+            self._before_step(step, list(optimizers.optimizers.values()))
+
+        return [
+            TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], before),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step),
+        ]
+
+    def _prepare(self, total_steps: int) -> None:
+        """Lay out the schedule over the run, or take up the one of the checkpoint."""
+        saved = self._saved_state
+        if saved is not None and saved["variant"] != self.config.variant:
+            raise InputError(
+                f"the checkpoint is of the variant {saved['variant']!r} and this run of {self.config.variant!r}; add "
+                f"--pipeline.model.variant {saved['variant']}"
+            )
+        if saved is None:
+            groups = self.adaptive_groups(self.field)
+            self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
+        elif isinstance(self._strategy, AireStrategy):
+            self._adaptation_state = AireState(Schedule(total=1))
+            self._adaptation_state.load_dict(saved["strategy"])
+        else:
+            self._adaptation_state = self._strategy.init_state([], 1, total_steps)
+        self._print_plan(total_steps)
+
+    def _before_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._step = step
+        if self._saved_state is not None:
+            # Only now: set-up itself draws random numbers, which the uninterrupted run did not draw here.
+            set_rng_state(self._saved_state["rng"])
+            self._saved_state = None
+        groups = self.adaptive_groups(self.field)
+        for report in self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins()):
+            self._log(report)
+            self.on_change(report)
+
+    @torch.no_grad()
+    def _after_step(self, step: int) -> None:
+        if self.field_average is None or (step + 1) % self.config.ema_every:
+            return
+        # Early on the average follows quickly, as torch_ema does, so that it does not drag the initial weights along.
+        updates = (step + 1) // self.config.ema_every
+        decay = min(self.config.ema_decay, (1 + updates) / (10 + updates))
+        for mean, live in zip(self.field_average.parameters(), self.field.parameters(), strict=True):
+            mean.lerp_(live, 1 - decay)
+
+    # --- what a person sees ----------------------------------------------------------------------------------------
+
+    def _print_plan(self, total_steps: int) -> None:
+        table = Table(title=f"{type(self).__name__}, variant {self.config.variant}", title_justify="left")
+        for column in ("step", "event", "widths after", "parameters after"):
+            table.add_column(column, justify="right" if column in ("step", "parameters after") else "left")
+        count = count_parameters(self.field)
+        widths = [group.width for group in self.adaptive_groups(self.field)]
+        table.add_row(str(self._step_shown()), "start", str(widths), f"{count:,}")
+        state = self._adaptation_state
+        if isinstance(state, AireState):
+            schedule, config = state.schedule, self.config.adaptation
+            strategy = cast(AireStrategy, self._strategy)
+            rows: list[tuple[int, str]] = []
+            if schedule.densify_at is not None and not state.is_densified:
+                rows.append((schedule.densify_at, f"densify: {config.densify_count} input neurons"))
+            if schedule.decay_start is not None and not state.is_decaying:
+                rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
+            if schedule.prune_at is not None and not state.is_pruned:
+                at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
+                rows.append((schedule.prune_at, f"prune{at_most}"))
+            for position, (at, event) in enumerate(sorted(rows)):
+                last = position == len(rows) - 1 and self._saved_state is None
+                planned = str(list(strategy.planned_widths(widths, schedule))) if last else ""
+                table.add_row(f"{at:,}", event, planned, "")
+        table.add_row(f"{total_steps:,}", "end", "", "")
+        CONSOLE.print(table)
+
+    def _step_shown(self) -> int:
+        return 0 if self._saved_state is None else int(self._saved_state["step"]) + 1
+
+    def _log(self, report: Report) -> None:
+        count = count_parameters(self.field)
+        change = 100 * (count / self._initial_parameters - 1)
+        self._history.append(
+            {
+                "step": report.step,
+                "event": report.event,
+                "counts": list(report.counts),
+                "before": list(report.before),
+                "after": list(report.after),
+                "parameters": count,
+            }
+        )
+        CONSOLE.log(
+            f"step {report.step:,}: {report.event} {list(report.counts)} | widths {list(report.before)} -> "
+            f"{list(report.after)} | {count:,} parameters ({change:+.2f} %)"
+        )
+        writer.put_scalar(name="Adaptation/parameters", scalar=count, step=report.step)
+        for index, width in enumerate(report.after):
+            writer.put_scalar(name=f"Adaptation/width {index}", scalar=width, step=report.step)
+
+    # --- checkpoint ------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Strategy, history and random generators: tensors and plain Python values only."""
+        strategy = {} if self._adaptation_state is None else self._adaptation_state.to_dict()
+        return {
+            "version": STATE_VERSION,
+            "variant": self.config.variant,
+            "step": self._step,
+            "strategy": strategy,
+            "history": copy.deepcopy(self._history),
+            "initial_parameters": self._initial_parameters,
+            "rng": rng_state(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Keep what :meth:`get_extra_state` gave until training takes it up."""
+        if state.get("version") != STATE_VERSION:
+            raise InputError(
+                f"the checkpoint's adaptation state has version {state.get('version')}; this package reads version "
+                f"{STATE_VERSION}: install the release that wrote it"
+            )
+        self._saved_state = state
+        self._history = copy.deepcopy(state["history"])
+        self._initial_parameters = int(state["initial_parameters"])
+
+    @exit_on_bad_input
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take the shapes of ``state_dict`` first: they are the architecture. See ``torch.nn.Module``.
+
+        Raises:
+            InputError: entries are missing or unknown. nerfstudio would go on without them in silence.
+        """
+        expected, given = set(self.state_dict()), set(state_dict)
+        if expected != given:
+            missing, extra = sorted(expected - given), sorted(given - expected)
+            raise InputError(
+                f"the checkpoint does not fit this model: {len(missing)} entries missing {missing[:2]}, {len(extra)} "
+                f"unknown {extra[:2]}"
+            )
+        for name, parameter in self.named_parameters():
+            surgery.resize_to(parameter, state_dict[name].shape)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of scalars in the module's parameters."""
+    return sum(p.numel() for p in module.parameters())

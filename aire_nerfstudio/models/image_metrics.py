@@ -1,0 +1,59 @@
+"""PSNR, SSIM and, where its weights can be had, LPIPS."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+from torchmetrics.functional import structural_similarity_index_measure
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images with values in [0, 1], any shape, ``[]``."""
+    return -10 * torch.log10((prediction - truth).square().mean())
+
+
+@functools.cache
+def _lpips() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """LPIPS (AlexNet), kept out of every module: its weights do not belong in a checkpoint."""
+    timeout = socket.getdefaulttimeout()
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        socket.setdefaulttimeout(10)
+        return LearnedPerceptualImagePatchSimilarity(normalize=True).eval()
+    except Exception as error:
+        CONSOLE.print(
+            f"[bold yellow]LPIPS is left out: its AlexNet weights cannot be had ({type(error).__name__}). Put "
+            "alexnet-owt-7be5be79.pth in $TORCH_HOME/hub/checkpoints to get it."
+        )
+        return None
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+@torch.no_grad()
+def image_metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
+    """Metrics of one image.
+
+    Args:
+        prediction: ``[H, W, 3]`` in [0, 1].
+        truth: ``[H, W, 3]`` in [0, 1].
+
+    Returns:
+        ``psnr`` in dB, ``ssim``, and ``lpips`` where its weights can be had.
+    """
+    a = prediction.moveaxis(-1, 0)[None].clamp(0, 1)
+    b = truth.moveaxis(-1, 0)[None].to(a)
+    metrics = {
+        "psnr": float(psnr(a, b)),
+        "ssim": float(structural_similarity_index_measure(a, b, data_range=1.0)),  # type: ignore[arg-type]
+    }
+    lpips = _lpips()
+    if lpips is not None:
+        metrics["lpips"] = float(lpips(a.cpu(), b.cpu()))
+    return metrics

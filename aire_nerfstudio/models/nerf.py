@@ -1,0 +1,269 @@
+"""NeRF with an adaptive density network."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.utils import colormaps
+from torch import Tensor, nn
+
+from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.base import Report
+from aire_nerfstudio.adaptation.schedule import Schedule
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
+from aire_nerfstudio.fields.radiance_field import SineRadianceField
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.image_metrics import image_metrics, psnr
+from aire_nerfstudio.ops.ray_marching import (
+    Samples,
+    composite_rays_train,
+    early_stop,
+    march_rays_train,
+    near_far_from_aabb,
+)
+
+
+@dataclass
+class NerfModelConfig(AdaptiveModelConfig):
+    """FINER's NeRF set-up with AIRe's schedule; the paper's numbers are the defaults."""
+
+    _target: type = field(default_factory=lambda: NerfModel)
+    adaptation: AireConfig = field(
+        default_factory=lambda: AireConfig(unit="percent", decay_start=20.0, prune_at=70.0, prune_fraction=0.5)
+    )
+    """When and how much the density network changes (paper: 300 epochs, 750 of decay, 450 more)."""
+    activation: Activation = "siren"
+    """Sine variant of both networks."""
+    density_widths: tuple[int, ...] = (182, 182, 182)
+    """Sine layers of the density network."""
+    colour_widths: tuple[int, ...] = (182, 182, 182)
+    """Sine layers of the colour network."""
+    n_features: int = 182
+    """Features passed from density to colour."""
+    first_omega: float = 30.0
+    """w0 of the first layer."""
+    hidden_omega: float = 1.0
+    """w0 of the other layers."""
+    first_bias_scale: float | None = None
+    """FINER's k: first biases from U(-k, k); None: torch.nn.Linear's."""
+    detach_finer_scale: bool = True
+    """FINER's published backward, which takes 1 + |z| for a constant; normals always use the exact one."""
+    grid_resolution: int = 128
+    """Voxels a side of the occupancy grid."""
+    density_threshold: float = 10.0
+    """Density, per half side of the scene's cube, above which a voxel is occupied."""
+    grid_every: int = 16
+    """Optimizer steps between two updates of the grid."""
+    grid_warmup: int = 256
+    """Steps during which each update evaluates every voxel."""
+    max_steps_per_ray: int = 1024
+    """Samples that the cube's diagonal would hold."""
+    early_stop_epsilon: float = 1e-4
+    """Samples behind this transmittance are left out."""
+    background_color: Literal["white", "black", "random"] = "white"
+    """Behind the scene. With RGBA images training always draws it at random and evaluation uses this colour."""
+    enable_collider: bool = False
+    """Rays start at the scene's cube."""
+    collider_params: dict[str, float] | None = None
+    """Unused: there is no collider."""
+
+
+class NerfModel(AdaptiveModel):
+    """Rays -> colour, depth, accumulation and normals through a :class:`SineRadianceField`."""
+
+    config: NerfModelConfig
+    field: SineRadianceField
+    aabb: Tensor
+
+    @exit_on_bad_input
+    def __init__(self, config: NerfModelConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+
+    def populate_modules(self) -> None:
+        """Make field, grid and renderer."""
+        super().populate_modules()
+        config = self.config
+        for name in ("grid_every", "max_steps_per_ray"):
+            if getattr(config, name) < 1:
+                raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1")
+        if not 0 < config.early_stop_epsilon < 1:
+            raise InputError(f"early_stop_epsilon is {config.early_stop_epsilon}; it must lie in (0, 1)")
+        box = self.scene_box.aabb.float()
+        centre, half_side = box.mean(0), float((box[1] - box[0]).max()) / 2
+        try:
+            self.field = SineRadianceField(
+                centre,
+                half_side,
+                self._starting_widths(),
+                config.colour_widths,
+                config.n_features,
+                config.activation,
+                config.first_omega,
+                config.hidden_omega,
+                config.first_bias_scale,
+                config.detach_finer_scale,
+            )
+            self.grid = OccupancyGrid(config.grid_resolution, config.density_threshold)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
+        self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
+        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.start_adaptation()
+
+    def _starting_widths(self) -> tuple[int, ...]:
+        config = self.config
+        if config.variant != "small":
+            return config.density_widths
+        # The order of events matters for shares only; a run of any length has the same one.
+        adaptation = config.adaptation
+        moments = [adaptation.densify_at, adaptation.decay_start, adaptation.prune_at]
+        ranked = sorted({m for m in moments if m is not None})
+        densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
+        schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
+        return AireStrategy(adaptation).planned_widths(config.density_widths, schedule)
+
+    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
+        """The density network's layers."""
+        return cast(SineRadianceField, field).neuron_groups()
+
+    def steps_per_epoch(self) -> int:
+        """One step a training view, as torch-ngp counts."""
+        return self.num_train_data
+
+    def on_change(self, report: Report) -> None:
+        """After a removal the densities differ: look everywhere again."""
+        if report.event == "prune":
+            self.grid.update(self.field.density, everywhere=True)
+
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group, ``fields``."""
+        return {"fields": list(self.field.parameters())}
+
+    @exit_on_bad_input
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list:
+        """Adaptation, then the grid."""
+        return super().get_training_callbacks(attributes)
+
+    def _before_step(self, step: int, optimizers: Any) -> None:
+        super()._before_step(step, optimizers)
+        if step % self.config.grid_every == 0:
+            self.grid.update(self.field.density, everywhere=step < self.config.grid_warmup)
+
+    # --- rendering -------------------------------------------------------------------------------------------------
+
+    def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:  # type: ignore[override]
+        """Render rays.
+
+        Returns:
+            ``rgb [N, 3]``, ``depth [N, 1]`` (expected distance along the ray), ``accumulation [N, 1]``; outside
+            training also ``normals [N, 3]`` in [0, 1] (0.5 + n / 2); in training also ``num_samples [1]``.
+        """
+        renders_for_training = self.training
+        field = cast(SineRadianceField, self.evaluated_field)
+        origins = field.normalise(ray_bundle.origins).reshape(-1, 3)
+        directions = ray_bundle.directions.reshape(-1, 3)
+        n_rays = len(origins)
+        near, far = near_far_from_aabb(origins, directions, self.aabb)
+        if ray_bundle.nears is not None and ray_bundle.fars is not None:
+            # The viewer's crop box arrives as near and far distances, in world units.
+            near = torch.maximum(near, ray_bundle.nears.reshape(-1) / field.half_side)
+            far = torch.minimum(far, ray_bundle.fars.reshape(-1) / field.half_side)
+        jitter = torch.rand(n_rays, device=origins.device) if renders_for_training else None
+        samples = march_rays_train(
+            origins, directions, near, far, self.grid.occupied, self.grid.dilated, self._step_length, jitter
+        )
+
+        def density(part: Samples) -> Tensor:
+            return field.density(part.positions(origins, directions))
+
+        reached, _ = early_stop(samples, n_rays, density, self.config.early_stop_epsilon)
+        samples = samples.select(reached)
+        sigma, features = field.features(samples.positions(origins, directions))
+        rgb = field.colour(directions[samples.ray_indices], features)
+        _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
+
+        accumulation = accumulation[:, None]
+        distance = depth[:, None] / accumulation.clamp_min(1e-6)
+        outputs: dict[str, Tensor] = {}
+        if renders_for_training:
+            # The loss adds the background, which it may draw at random.
+            outputs["rgb"] = colour
+        else:
+            outputs["rgb"] = (colour + self._background(colour) * (1 - accumulation)).clamp(0, 1)
+        empty = accumulation < 1e-3
+        outputs["depth"] = torch.where(empty, far[:, None], distance) * field.half_side
+        outputs["accumulation"] = accumulation
+        if renders_for_training:
+            outputs["num_samples"] = torch.tensor([len(samples.starts)], device=origins.device)
+        else:
+            normals = torch.zeros_like(colour)
+            hit = (~empty[:, 0]).nonzero().squeeze(1)
+            if len(hit):
+                normals[hit] = field.normals(origins[hit] + distance[hit] * directions[hit])
+            outputs["normals"] = 0.5 + 0.5 * normals
+        shape = ray_bundle.origins.shape[:-1]
+        return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
+
+    def _background(self, like: Tensor) -> Tensor:
+        """The colour behind the scene in evaluation, broadcast to ``like [..., 3]``; ``random`` renders black."""
+        if self.config.background_color == "white":
+            return torch.ones_like(like)
+        return torch.zeros_like(like)
+
+    def _with_truth(self, outputs: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction and truth ``[..., 3]`` over the same background."""
+        image = image.to(self.device)
+        rgb = outputs["rgb"]
+        has_alpha = image.shape[-1] == 4
+        truth = image[..., :3]
+        if not self.training:
+            if has_alpha:
+                truth = truth * image[..., 3:] + self._background(truth) * (1 - image[..., 3:])
+            return rgb, truth
+        is_random = has_alpha or self.config.background_color == "random"
+        background = torch.rand_like(rgb) if is_random else self._background(rgb)
+        if has_alpha:
+            truth = truth * image[..., 3:] + background * (1 - image[..., 3:])
+        return rgb + background * (1 - outputs["accumulation"]), truth
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Mean squared error of the colours, and the adaptation's penalty."""
+        rgb, truth = self._with_truth(outputs, batch["image"])
+        loss = {"rgb_loss": (rgb - truth).square().mean()}
+        if self.training:
+            loss["adaptation_loss"] = self.adaptation_penalty()
+        return loss
+
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """PSNR of the batch and samples used."""
+        with torch.no_grad():
+            rgb, truth = self._with_truth(outputs, batch["image"])
+            metrics = {"psnr": psnr(rgb, truth)}
+            if "num_samples" in outputs:
+                metrics["num_samples_per_batch"] = outputs["num_samples"].sum()
+        return metrics
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Metrics of one view, and pictures: truth beside prediction, accumulation, depth, normals."""
+        rgb, truth = self._with_truth(outputs, batch["image"])
+        images = {
+            "img": torch.cat([truth, rgb], dim=1),
+            "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
+            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+            "normals": outputs["normals"],
+        }
+        return image_metrics(rgb, truth), images

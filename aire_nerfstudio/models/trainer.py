@@ -1,0 +1,153 @@
+"""nerfstudio's trainer, with what a run that changes shape needs around it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
+
+
+@dataclass
+class AdaptiveTrainerConfig(TrainerConfig):
+    """Trainer configuration of every method of this package."""
+
+    _target: type = field(default_factory=lambda: AdaptiveTrainer)
+
+    def set_experiment_name(self) -> None:
+        """As nerfstudio's, and ``demo`` where no data was named."""
+        if self.experiment_name is None and self.pipeline.datamanager.data is None and self.data is None:
+            parser = getattr(self.pipeline.datamanager, "dataparser", None)
+            if getattr(parser, "is_demo", None) is not None and parser.is_demo():
+                self.experiment_name = "demo"
+        super().set_experiment_name()
+
+
+class AdaptiveTrainer(Trainer):
+    """Trainer that reads and writes checkpoints safely and counts ``max_num_iterations`` from the start of the run."""
+
+    config: AdaptiveTrainerConfig
+
+    @exit_on_bad_input
+    def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        if config.max_num_iterations < 1:
+            raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
+        if world_size > 1:
+            raise InputError(
+                f"--machine.num-devices is {world_size}; training on several devices is not there yet, use 1"
+            )
+        # The total length of the run, also for a resumed one: schedules are laid out over it.
+        self.total_steps = config.max_num_iterations
+        for group in config.optimizers.values():
+            scheduler = group.get("scheduler")
+            if isinstance(scheduler, ExponentialDecayConfig) and scheduler.max_steps is None:
+                scheduler.max_steps = self.total_steps
+        super().__init__(config, local_rank, world_size)
+
+    @exit_on_bad_input
+    def setup(self, test_mode: str = "val") -> None:
+        """See nerfstudio; bad input ends in one line."""
+        super().setup(test_mode)  # type: ignore[arg-type]
+
+    def _load_checkpoint(self) -> None:
+        path = self._checkpoint_to_load()
+        if path is not None:
+            check_checkpoint(path, set(self.pipeline.state_dict()))
+        super()._load_checkpoint()
+        if self._start_step >= self.total_steps:
+            raise InputError(
+                f"the checkpoint is at step {self._start_step - 1} and --max-num-iterations is {self.total_steps}, the "
+                "total length of the run; nothing is left to train, raise it to go on"
+            )
+        # nerfstudio 1.1.5 trains this many steps more after a resume; later versions count from the start, as we do.
+        if "self._start_step + num_iterations" in inspect.getsource(Trainer.train):
+            self.config.max_num_iterations = self.total_steps - self._start_step
+
+    def _checkpoint_to_load(self) -> Path | None:
+        """The file that --load-dir, --load-step and --load-checkpoint name, if any."""
+        if self.config.load_dir is not None:
+            folder = Path(self.config.load_dir)
+            if not folder.is_dir():
+                raise InputError(f"--load-dir {folder} is not a folder; give a run's nerfstudio_models folder")
+            steps = sorted(int(f.stem.split("-")[1]) for f in folder.glob("step-*.ckpt") if f.stem[5:].isdigit())
+            if not steps:
+                raise InputError(f"--load-dir {folder} holds no step-*.ckpt; give a run's nerfstudio_models folder")
+            step = self.config.load_step if self.config.load_step is not None else steps[-1]
+            if step not in steps:
+                raise InputError(f"--load-step {step} is not in {folder}; it has the steps {steps}")
+            # nerfstudio takes the last of all files there; name ours, so that a stray file does no harm.
+            self.config.load_step = step
+            return folder / f"step-{step:09d}.ckpt"
+        if self.config.load_checkpoint is not None:
+            return Path(self.config.load_checkpoint)
+        return None
+
+    def save_checkpoint(self, step: int) -> None:
+        """As nerfstudio's, but the file appears only when whole: a kill during a save leaves the last good one."""
+        if self.local_rank != 0:
+            return
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        unfinished = path.with_suffix(".part")
+        torch.save(
+            {
+                "step": step,
+                "pipeline": self.pipeline.state_dict(),
+                "optimizers": {name: o.state_dict() for name, o in self.optimizers.optimizers.items()},
+                "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
+                "scalers": self.grad_scaler.state_dict(),
+            },
+            unfinished,
+        )
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        if self.config.save_only_latest_checkpoint:
+            for old in self.checkpoint_dir.glob("*.ckpt"):
+                if old != path:
+                    old.unlink()
+
+
+def check_checkpoint(path: Path, expected: set[str]) -> None:
+    """Refuse a checkpoint that cannot be resumed from, before anything is changed.
+
+    Args:
+        path: the file.
+        expected: keys of the pipeline's state dict.
+
+    Raises:
+        InputError: missing, truncated, holding anything but plain data, or written by another method.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError) as error:
+        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({_first_line(error)})") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"checkpoint {path} is not plain data and is not loaded ({_first_line(error)}); it was written by another "
+            "method or is damaged"
+        ) from error
+    if not isinstance(saved, dict) or "pipeline" not in saved or "step" not in saved:
+        raise InputError(f"checkpoint {path} is not a nerfstudio checkpoint: it has no 'pipeline' and 'step'")
+    missing = sorted(key for key in expected if key not in saved["pipeline"])
+    extra = sorted(key for key in saved["pipeline"] if key not in expected)
+    if missing or extra:
+        raise InputError(
+            f"checkpoint {path} belongs to another method or depth: {len(missing)} entries missing"
+            f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"
+            f"{f' (e.g. {extra[0]})' if extra else ''}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
