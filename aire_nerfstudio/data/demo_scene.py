@@ -26,7 +26,7 @@ LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])
 
 
 def demo_path() -> Path:
-    """Where the demo scene is cached: below ``$AIRE_CACHE``, ``$XDG_CACHE_HOME/aire-nerfstudio`` or ``~/.cache/...``."""
+    """Where the demo scene is cached: in ``$AIRE_CACHE``, ``$XDG_CACHE_HOME/aire-nerfstudio`` or ``~/.cache/...``."""
     base = os.environ.get("AIRE_CACHE")
     if base:
         return Path(base) / DEMO_NAME

@@ -40,7 +40,7 @@ def truncated_exp(x: Tensor) -> Tensor:
 class SineRadianceField(Field):
     """``(position, direction) -> (density, colour)``; positions in ``[-1, 1]^3``, raw unit directions.
 
-    ``h = density_net(x)``, ``1 + n_features`` channels; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``.
+    ``h = density_net(x)``, ``1 + n_features`` wide; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``.
 
     Args:
         centre: world position of the cube's centre, ``[3]``.

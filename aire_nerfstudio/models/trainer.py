@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 
+from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 
@@ -26,7 +27,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         """As nerfstudio's, and ``demo`` where no data was named."""
         if self.experiment_name is None and self.pipeline.datamanager.data is None and self.data is None:
             parser = getattr(self.pipeline.datamanager, "dataparser", None)
-            if getattr(parser, "is_demo", None) is not None and parser.is_demo():
+            if isinstance(parser, BlenderSceneConfig) and parser.is_demo():
                 self.experiment_name = "demo"
         super().set_experiment_name()
 
