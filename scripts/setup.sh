@@ -30,4 +30,18 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" != "$wanted" ]; then
     .venv/bin/python -m pip install --quiet --constraint versions.txt --editable '.[dev]'
     printf '%s\n' "$wanted" > "$stamp"
 fi
+# nerfstudio calls ffmpeg by name to write videos; the imageio-ffmpeg wheel brings one where the system has none.
+if ! command -v ffmpeg >/dev/null 2>&1 && [ ! -e .venv/bin/ffmpeg ]; then
+    ln -s "$(.venv/bin/python -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')" .venv/bin/ffmpeg
+fi
+# Open3D (ns-export) loads libusb and libGL at import; only it does, so their absence stops nothing else.
+if ! .venv/bin/python -c 'import open3d' >/dev/null 2>&1; then
+    packages="libusb-1.0-0 libgl1 libgomp1"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 \
+        && { apt-get install -y -qq $packages || { apt-get update -qq && apt-get install -y -qq $packages; }; } >/dev/null 2>&1; then
+        say "installed $packages, which Open3D (ns-export) needs"
+    else
+        say "note: ns-export will not run until Open3D's libraries are there: sudo apt-get install $packages"
+    fi
+fi
 say "ready: $(.venv/bin/python --version), torch $(.venv/bin/python -c 'from importlib.metadata import version as v; print(v("torch"), "| nerfstudio", v("nerfstudio"))')"

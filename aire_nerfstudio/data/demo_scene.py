@@ -16,10 +16,10 @@ from PIL import Image
 
 from aire_nerfstudio.errors import InputError
 
-DEMO_NAME = "demo-bunny-1"
+DEMO_NAME = "demo-bunny-2"
 IMAGE_SIZE = 128
 SAMPLES_PER_SIDE = 3
-CAMERA_DISTANCE = 3.2
+CAMERA_DISTANCE = 4.0
 FIELD_OF_VIEW = math.radians(38.0)
 SPLITS = {"train": 36, "val": 2, "test": 12}
 LIGHT = np.array([0.45, -0.35, 0.82]) / np.linalg.norm([0.45, -0.35, 0.82])

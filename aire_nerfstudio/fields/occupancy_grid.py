@@ -32,6 +32,8 @@ class OccupancyGrid(nn.Module):
             raise ValueError(f"grid resolution {resolution} must be at least 2")
         if threshold <= 0:
             raise ValueError(f"density threshold {threshold} must be positive")
+        if not 0 < decay < 1:
+            raise ValueError(f"grid decay {decay} must lie in (0, 1)")
         self.resolution = resolution
         self.threshold = threshold
         self.decay = decay

@@ -38,8 +38,8 @@ class AdaptiveModelConfig(ModelConfig):
     """When and how much the network changes."""
     ema_decay: float = 0.95
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
-    ema_every: int = 25
-    """Optimizer steps between two updates of the weight average."""
+    ema_every: int | None = None
+    """Optimizer steps between two updates of the weight average; None: 1/1500 of the run, the paper's epoch."""
 
 
 class AdaptiveModel(Model):
@@ -71,7 +71,7 @@ class AdaptiveModel(Model):
         """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
         if not 0 <= self.config.ema_decay < 1:
             raise InputError(f"ema_decay is {self.config.ema_decay}; it must lie in [0, 1)")
-        if self.config.ema_every < 1:
+        if self.config.ema_every is not None and self.config.ema_every < 1:
             raise InputError(f"ema_every is {self.config.ema_every}; it must be at least 1")
         is_fixed = self.config.variant != "aire"
         self._strategy: Strategy = FixedStrategy() if is_fixed else AireStrategy(self.config.adaptation)
@@ -79,6 +79,7 @@ class AdaptiveModel(Model):
         self._saved_state: dict[str, Any] | None = None
         self._history: list[dict[str, Any]] = []
         self._step = 0
+        self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
         if self.config.ema_decay > 0:
@@ -126,6 +127,10 @@ class AdaptiveModel(Model):
                 f"the checkpoint is of the variant {saved['variant']!r} and this run of {self.config.variant!r}; add "
                 f"--pipeline.model.variant {saved['variant']}"
             )
+        if saved is not None:
+            self._ema_every = int(saved["ema_every"])
+        elif self.config.ema_every is None:
+            self._ema_every = max(1, round(total_steps / 1500))
         if saved is None:
             groups = self.adaptive_groups(self.field)
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
@@ -149,10 +154,10 @@ class AdaptiveModel(Model):
 
     @torch.no_grad()
     def _after_step(self, step: int) -> None:
-        if self.field_average is None or (step + 1) % self.config.ema_every:
+        if self.field_average is None or (step + 1) % self._ema_every:
             return
         # Early on the average follows quickly, as torch_ema does, so that it does not drag the initial weights along.
-        updates = (step + 1) // self.config.ema_every
+        updates = (step + 1) // self._ema_every
         decay = min(self.config.ema_decay, (1 + updates) / (10 + updates))
         for mean, live in zip(self.field_average.parameters(), self.field.parameters(), strict=True):
             mean.lerp_(live, 1 - decay)
@@ -221,6 +226,8 @@ class AdaptiveModel(Model):
             "strategy": strategy,
             "history": copy.deepcopy(self._history),
             "initial_parameters": self._initial_parameters,
+            "parameters": count_parameters(self.field),
+            "ema_every": self._ema_every,
             "rng": rng_state(),
         }
 

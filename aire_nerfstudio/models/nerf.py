@@ -31,6 +31,9 @@ from aire_nerfstudio.ops.ray_marching import (
     near_far_from_aabb,
 )
 
+# Samples that weigh less add next to nothing to a pixel's normal, and most samples do.
+NORMAL_WEIGHT = 0.02
+
 
 @dataclass
 class NerfModelConfig(AdaptiveModelConfig):
@@ -63,6 +66,8 @@ class NerfModelConfig(AdaptiveModelConfig):
     """Density, per half side of the scene's cube, above which a voxel is occupied."""
     grid_every: int = 16
     """Optimizer steps between two updates of the grid."""
+    grid_decay: float = 0.95
+    """Factor of a voxel's remembered density at each update of the grid, in (0, 1); lower clears space sooner."""
     grid_warmup: int = 256
     """Steps during which each update evaluates every voxel."""
     max_steps_per_ray: int = 1024
@@ -112,7 +117,7 @@ class NerfModel(AdaptiveModel):
                 config.first_bias_scale,
                 config.detach_finer_scale,
             )
-            self.grid = OccupancyGrid(config.grid_resolution, config.density_threshold)
+            self.grid = OccupancyGrid(config.grid_resolution, config.density_threshold, config.grid_decay)
         except ValueError as error:
             raise InputError(str(error)) from error
         self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
@@ -190,7 +195,7 @@ class NerfModel(AdaptiveModel):
         samples = samples.select(reached)
         sigma, features = field.features(samples.positions(origins, directions))
         rgb = field.colour(directions[samples.ray_indices], features)
-        _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
+        weights, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
 
         accumulation = accumulation[:, None]
         distance = depth[:, None] / accumulation.clamp_min(1e-6)
@@ -206,13 +211,31 @@ class NerfModel(AdaptiveModel):
         if renders_for_training:
             outputs["num_samples"] = torch.tensor([len(samples.starts)], device=origins.device)
         else:
-            normals = torch.zeros_like(colour)
-            hit = (~empty[:, 0]).nonzero().squeeze(1)
-            if len(hit):
-                normals[hit] = field.normals(origins[hit] + distance[hit] * directions[hit])
+            normals = self._normals(field, origins, directions, samples, weights, n_rays)
             outputs["normals"] = 0.5 + 0.5 * normals
         shape = ray_bundle.origins.shape[:-1]
         return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
+
+    def _normals(
+        self,
+        field: SineRadianceField,
+        origins: Tensor,
+        directions: Tensor,
+        samples: Samples,
+        weights: Tensor,
+        n_rays: int,
+    ) -> Tensor:
+        """Weighted mean of the samples' normals, made unit again, ``[N, 3]``; zero where a ray meets nothing.
+
+        Not the normal at the expected depth: behind the densest point of a surface the gradient points inwards.
+        """
+        seen = (weights.detach() > NORMAL_WEIGHT).nonzero().squeeze(1)
+        total = weights.new_zeros(n_rays, 3)
+        if len(seen):
+            part = samples.select(seen)
+            normals = field.normals(part.positions(origins, directions))
+            total.index_add_(0, part.ray_indices, weights.detach()[seen, None] * normals)
+        return torch.nn.functional.normalize(total, dim=-1)
 
     def _background(self, like: Tensor) -> Tensor:
         """The colour behind the scene in evaluation, broadcast to ``like [..., 3]``; ``random`` renders black."""

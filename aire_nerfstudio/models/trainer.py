@@ -15,6 +15,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
+from aire_nerfstudio.ops.host_memory import keep_freed_memory
 
 
 @dataclass
@@ -52,6 +53,8 @@ class AdaptiveTrainer(Trainer):
             if isinstance(scheduler, ExponentialDecayConfig) and scheduler.max_steps is None:
                 scheduler.max_steps = self.total_steps
         super().__init__(config, local_rank, world_size)
+        if "cuda" not in self.device:
+            keep_freed_memory()
 
     @exit_on_bad_input
     def setup(self, test_mode: str = "val") -> None:

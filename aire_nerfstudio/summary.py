@@ -1,0 +1,78 @@
+"""One line about a finished run: ``python -m aire_nerfstudio.summary RUN_DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+
+STATE_KEY = "_model._extra_state"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of the trained field at the beginning of the run and in the checkpoint."""
+
+    initial: int
+    final: int
+
+    @property
+    def change(self) -> float:
+        """Change in percent; negative when the network shrank."""
+        return 100 * (self.final / self.initial - 1)
+
+
+def read_size(checkpoint: Path) -> Size:
+    """Read the parameter counts from a checkpoint file of this package, without executing anything from it.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another method.
+    """
+    if not checkpoint.is_file():
+        raise InputError(f"checkpoint {checkpoint} does not exist")
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["pipeline"]
+        saved = state[STATE_KEY]
+        return Size(int(saved["initial_parameters"]), int(saved["parameters"]))
+    except Exception as error:
+        raise InputError(f"{checkpoint} is no whole checkpoint of an aire method ({type(error).__name__})") from error
+
+
+def summarise(run: Path) -> str:
+    """The line, such as ``PSNR 27.1 dB | 160,012 parameters (-20.7 %) | outputs/...``.
+
+    Args:
+        run: a run's folder, with ``nerfstudio_models/`` and the ``eval.json`` that ``ns-eval`` wrote.
+
+    Raises:
+        InputError: either is missing or cannot be read.
+    """
+    checkpoints = sorted((run / "nerfstudio_models").glob("step-*.ckpt"))
+    if not checkpoints:
+        raise InputError(f"{run} holds no nerfstudio_models/step-*.ckpt; give the folder of a finished run")
+    report = run / "eval.json"
+    try:
+        psnr = float(json.loads(report.read_text())["results"]["psnr"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{report} cannot be read; make it with `ns-eval --load-config {run}/config.yml --output-path {report}`"
+        ) from error
+    size = read_size(checkpoints[-1])
+    return f"PSNR {psnr:.1f} dB | {size.final:,} parameters ({size.change:+.1f} %) | {run}"
+
+
+@exit_on_bad_input
+def main() -> None:
+    """Print the line."""
+    parser = argparse.ArgumentParser(description="One line about a finished run.")
+    parser.add_argument("run", type=Path, help="the run's folder")
+    print(summarise(parser.parse_args().run))
+
+
+if __name__ == "__main__":
+    main()
