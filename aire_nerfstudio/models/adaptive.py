@@ -62,6 +62,10 @@ class AdaptiveModel(Model):
         """Optimizer steps that make an epoch of this task."""
         raise TypeError(f"{type(self).__name__} must define steps_per_epoch")
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """Settings that change the function but no shape; a checkpoint of others is refused."""
+        return {}
+
     def on_change(self, report: Report) -> None:
         """Called after each change of the architecture."""
 
@@ -221,6 +225,7 @@ class AdaptiveModel(Model):
         strategy = {} if self._adaptation_state is None else self._adaptation_state.to_dict()
         return {
             "version": STATE_VERSION,
+            "settings": self.fixed_settings(),
             "variant": self.config.variant,
             "step": self._step,
             "strategy": strategy,
@@ -238,6 +243,13 @@ class AdaptiveModel(Model):
                 f"the checkpoint's adaptation state has version {state.get('version')}; this package reads version "
                 f"{STATE_VERSION}: install the release that wrote it"
             )
+        mine, given = self.fixed_settings(), state["settings"]
+        for name in sorted(mine.keys() | given.keys()):
+            if mine.get(name) != given.get(name):
+                raise InputError(
+                    f"the checkpoint was trained with {name} {given.get(name)} and this run has {mine.get(name)}; use "
+                    "the method and the options that wrote it"
+                )
         self._saved_state = state
         self._history = copy.deepcopy(state["history"])
         self._initial_parameters = int(state["initial_parameters"])

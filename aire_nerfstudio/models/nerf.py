@@ -145,6 +145,15 @@ class NerfModel(AdaptiveModel):
         """One step a training view, as torch-ngp counts."""
         return self.num_train_data
 
+    def fixed_settings(self) -> dict[str, Any]:
+        """The activation and its frequencies."""
+        config = self.config
+        return {
+            "activation": config.activation,
+            "first_omega": config.first_omega,
+            "hidden_omega": config.hidden_omega,
+        }
+
     def on_change(self, report: Report) -> None:
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":

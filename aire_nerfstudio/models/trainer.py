@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.misc import step_check
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 
@@ -32,6 +36,9 @@ class AdaptiveTrainerConfig(TrainerConfig):
                 self.experiment_name = "demo"
         super().set_experiment_name()
 
+    def save_config(self) -> None:
+        """Nothing yet: the trainer writes config.yml once its input has proved good, so that bad input leaves no file."""
+
 
 class AdaptiveTrainer(Trainer):
     """Trainer that reads and writes checkpoints safely and counts ``max_num_iterations`` from the start of the run."""
@@ -46,6 +53,8 @@ class AdaptiveTrainer(Trainer):
             raise InputError(
                 f"--machine.num-devices is {world_size}; training on several devices is not there yet, use 1"
             )
+        # Before anything below, or nerfstudio, resolves settings in it.
+        self._config_text = yaml.dump(config)
         # The total length of the run, also for a resumed one: schedules are laid out over it.
         self.total_steps = config.max_num_iterations
         for group in config.optimizers.values():
@@ -60,6 +69,24 @@ class AdaptiveTrainer(Trainer):
     def setup(self, test_mode: str = "val") -> None:
         """See nerfstudio; bad input ends in one line."""
         super().setup(test_mode)  # type: ignore[arg-type]
+        if self.local_rank == 0:
+            path = self.base_dir / "config.yml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            CONSOLE.log(f"Saving config to: {path}")
+            path.write_text(self._config_text, "utf8")
+
+    def eval_iteration(self, step: int) -> None:
+        """As nerfstudio's, but without effect on the random numbers that training draws.
+
+        A run with evaluations thus equals one without, and a resumed run an uninterrupted one.
+        """
+        config = self.config
+        every = (config.steps_per_eval_batch, config.steps_per_eval_image, config.steps_per_eval_all_images)
+        if not any(step_check(step, steps) for steps in every):
+            return
+        state = rng_state()
+        super().eval_iteration(step)
+        set_rng_state(state)
 
     def _load_checkpoint(self) -> None:
         path = self._checkpoint_to_load()
@@ -138,8 +165,8 @@ def check_checkpoint(path: Path, expected: set[str]) -> None:
         raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({_first_line(error)})") from error
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"checkpoint {path} is not plain data and is not loaded ({_first_line(error)}); it was written by another "
-            "method or is damaged"
+            f"checkpoint {path} holds more than plain data and is not loaded; it was written by another method or is "
+            "damaged"
         ) from error
     if not isinstance(saved, dict) or "pipeline" not in saved or "step" not in saved:
         raise InputError(f"checkpoint {path} is not a nerfstudio checkpoint: it has no 'pipeline' and 'step'")
