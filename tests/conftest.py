@@ -1,10 +1,14 @@
 """Every test starts from the same seeds, so that tests pass in any order."""
 
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +16,30 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - nerfstudio draws from the global generator
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory):
+    """The demo scene is made anew for the tests, not taken from, or left in, the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("AIRE_CACHE")
+    os.environ["AIRE_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("AIRE_CACHE") if before is None else os.environ.update(AIRE_CACHE=before)
+
+
+@pytest.fixture(scope="session")
+def demo(_cache):
+    """The demo scene's folder."""
+    from aire_nerfstudio.data.demo_scene import ensure_demo_scene
+
+    return ensure_demo_scene()
+
+
+@pytest.fixture(scope="session")
+def lego():
+    """The reduced Lego scene, real benchmark data that lies beside the checkout."""
+    folder = SHARED / "lego_200"
+    if not folder.is_dir():
+        pytest.skip("real data: ../shared/data/lego_200 is not there")
+    return folder

@@ -37,7 +37,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         super().set_experiment_name()
 
     def save_config(self) -> None:
-        """Nothing yet: the trainer writes config.yml once its input has proved good, so that bad input leaves no file."""
+        """Nothing yet: the trainer writes config.yml once its input has proved good; bad input leaves no file."""
 
 
 class AdaptiveTrainer(Trainer):

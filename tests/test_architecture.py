@@ -1,0 +1,46 @@
+"""Imports go one way, and only the outer rooms know nerfstudio."""
+
+import ast
+from pathlib import Path
+
+import aire_nerfstudio
+
+ROOT = Path(aire_nerfstudio.__file__).parent.parent
+# Each room may import itself and those before it.
+ORDER = ["errors", "ops", "fields", "adaptation", "data", "models", "summary", "method_configs"]
+WITHOUT_NERFSTUDIO = {"errors", "ops", "adaptation", "summary"}
+
+
+def _sources():
+    for path in [*(ROOT / "aire_nerfstudio").rglob("*.py"), *(ROOT / "method_configs").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        room = parts[0] if parts[0] == "method_configs" else parts[1]
+        if room != "__init__":
+            yield path, room
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def test_every_room_is_in_the_order():
+    assert {room for _, room in _sources()} == set(ORDER)
+
+
+def test_imports_go_one_way():
+    for path, room in _sources():
+        for name in _imports(path):
+            if name.startswith("aire_nerfstudio."):
+                imported = name.split(".")[1]
+                assert ORDER.index(imported) <= ORDER.index(room), f"{path.name} in {room} imports {name}"
+
+
+def test_the_core_does_not_know_nerfstudio():
+    for path, room in _sources():
+        if room in WITHOUT_NERFSTUDIO or (room == "fields" and path.name != "radiance_field.py"):
+            assert not any(name.startswith("nerfstudio") for name in _imports(path)), path
