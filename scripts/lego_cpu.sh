@@ -4,6 +4,7 @@
 set -euo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 SCENE_FOLDER OUTPUT_FOLDER [STEPS]" >&2; exit 2; }
 scene="$1" out="$2" steps="${3:-4000}"
+mkdir -p "$out"
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 
 for activation in siren finer; do

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What only a GPU can show: the paper's NeRF protocol (37,500 steps, 182 wide, 4,096 rays) for large, small and AIRe.
+# Usage: bash scripts/gpu_suite.sh SCENE_FOLDER OUTPUT_FOLDER [STEPS]; ns-train must be on the PATH. Finished runs are kept.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 SCENE_FOLDER OUTPUT_FOLDER [STEPS]" >&2; exit 2; }
+scene="$1" out="$2" steps="${3:-37500}"
+export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
+python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+    || { echo "error: no CUDA device; this suite measures one (CPU: scripts/lego_cpu.sh)" >&2; exit 1; }
+mkdir -p "$out"
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/device.txt"
+
+# Step overhead of nerfstudio's trainer at the paper's size.
+python scripts/bench_overhead.py --rays 4096 --width 182 | tee "$out/overhead.txt"
+
+for activation in siren finer; do
+    for variant in aire large small; do
+        run="$out/$variant/aire-$activation/run"
+        if [ ! -f "$run/eval.json" ]; then
+            begin=$(date +%s)
+            ns-train "aire-$activation" --output-dir "$out" --experiment-name "$variant" --timestamp run --data "$scene" \
+                --max-num-iterations "$steps" --steps-per-save 5000 --vis tensorboard \
+                --logging.local-writer.max-log-size 0 --logging.steps-per-log 1000 \
+                --pipeline.model.variant "$variant" > "$out/$activation-$variant.log" 2>&1
+            echo "$(( $(date +%s) - begin ))" > "$run/seconds"
+            ns-eval --load-config "$run/config.yml" --output-path "$run/eval.json" >> "$out/$activation-$variant.log" 2>&1
+        fi
+        echo "$activation $variant $(cat "$run/seconds") s | $(python -m aire_nerfstudio.summary "$run")" | tee -a "$out/results.txt"
+    done
+done
