@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import pickle
@@ -68,10 +69,18 @@ class AdaptiveTrainer(Trainer):
     @exit_on_bad_input
     def setup(self, test_mode: str = "val") -> None:
         """See nerfstudio; bad input ends in one line."""
-        super().setup(test_mode)  # type: ignore[arg-type]
+        # nerfstudio's viewer wants the folder; without a run in it, it goes again.
+        made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists()]
+        self.base_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            super().setup(test_mode)  # type: ignore[arg-type]
+        except BaseException:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
         if self.local_rank == 0:
             path = self.base_dir / "config.yml"
-            path.parent.mkdir(parents=True, exist_ok=True)
             CONSOLE.log(f"Saving config to: {path}")
             path.write_text(self._config_text, "utf8")
 
