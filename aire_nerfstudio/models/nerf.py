@@ -252,6 +252,18 @@ class NerfModel(AdaptiveModel):
             return torch.ones_like(like)
         return torch.zeros_like(like)
 
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colours without the background and their opacity, ``[..., 4]``; ``ns-export`` drops points by the latter.
+
+        nerfstudio's own calls every pixel opaque unless the background is random, and exports the background as points.
+        """
+        if output_name != "rgb":
+            return super().get_rgba_image(outputs, output_name)
+        rgb, accumulation = outputs["rgb"], outputs["accumulation"]
+        if not self.training:
+            rgb = rgb - self._background(rgb) * (1 - accumulation)
+        return torch.cat([(rgb / accumulation.clamp_min(1e-3)).clamp(0, 1), accumulation], -1)
+
     def _with_truth(self, outputs: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         """Prediction and truth ``[..., 3]`` over the same background."""
         image = image.to(self.device)
