@@ -1,5 +1,7 @@
 """Time of a training step through nerfstudio's trainer over the same step in a bare loop, in one process.
 
+What the trainer adds is then timed part by part, in further blocks.
+
     python scripts/bench_overhead.py [--rays 2048] [--width 96] [--blocks 6] [--steps 40]
 
 Blocks of both kinds alternate on the same model, so that machine noise and the shrinking work of a run meet both alike.
@@ -15,14 +17,38 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import writer
 
 from aire_nerfstudio.method_configs.nerf import aire_siren
 
 WARM_UP = 300
+
+
+class Stopwatch:
+    """Adds up the time spent in functions, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def wrap(self, owner: Any, function: str, name: str, sync: Callable[[], None]) -> None:
+        """Time ``owner.function`` from now on, under ``name``."""
+        inner = getattr(owner, function)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            sync()
+            begin = time.perf_counter()
+            result = inner(*args, **kwargs)
+            sync()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+            return result
+
+        setattr(owner, function, timed)
 
 
 def main() -> None:
@@ -103,6 +129,26 @@ def main() -> None:
         f"overhead {100 * (statistics.median(ratios) - 1):+.1f} % (blocks {100 * (min(ratios) - 1):+.1f} to "
         f"{100 * (max(ratios) - 1):+.1f} %) | {given.rays} rays, width {given.width}, {torch.get_num_threads()} threads"
     )
+
+    watch = Stopwatch()
+    for callback in trainer.callbacks:
+        before = TrainingCallbackLocation.BEFORE_TRAIN_ITERATION in callback.where_to_run
+        name = f"callbacks {'before a step (schedule, grid)' if before else 'after it (weight average)'}"
+        watch.wrap(callback, "run_callback_at_location", name, sync)
+    watch.wrap(pipeline.model, "get_metrics_dict", "batch metrics", sync)
+    watch.wrap(trainer.optimizers, "scheduler_step_all", "scheduler", sync)
+    watch.wrap(trainer.grad_scaler, "update", "gradient scaler", sync)
+    watch.wrap(trainer, "eval_iteration", "evaluation check", sync)
+    for function in ("put_scalar", "put_dict", "put_time", "write_out_storage"):
+        watch.wrap(writer, function, "writer", sync)
+    watch.wrap(pipeline.model.grid, "update", "  of which the grid, also in the bare loop", sync)
+    total = 0.0
+    for _ in range(given.blocks):
+        total += sum(through_trainer(given.steps))
+    steps = given.blocks * (given.steps - 1)
+    print(f"{1e3 * total / steps:.1f} ms a step on average with the stopwatch on; of it:")
+    for name, seconds in sorted(watch.seconds.items(), key=lambda item: -item[1]):
+        print(f"  {name:<44} {1e3 * seconds / steps:7.3f} ms  {100 * seconds / total:5.2f} %")
 
 
 if __name__ == "__main__":
