@@ -1,6 +1,8 @@
 """Imports go one way, and only the outer rooms know nerfstudio."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import aire_nerfstudio
@@ -44,3 +46,16 @@ def test_the_core_does_not_know_nerfstudio():
     for path, room in _sources():
         if room in WITHOUT_NERFSTUDIO or (room == "fields" and path.name != "radiance_field.py"):
             assert not any(name.startswith("nerfstudio") for name in _imports(path)), path
+
+
+def test_registering_the_methods_imports_nothing_heavy():
+    """Every ns- command imports every registered method: one that fails or is slow harms all of them."""
+    code = (
+        "import sys\n"
+        "from importlib.metadata import entry_points\n"
+        "loaded = [e.load() for e in entry_points(group='nerfstudio.method_configs') if e.module.startswith('aire_')]\n"
+        "assert len(loaded) >= 3, loaded\n"
+        "heavy = {'open3d', 'pymeshlab', 'trimesh', 'tinycudann', 'skimage', 'embreex', 'torch_pruning'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
