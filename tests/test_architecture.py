@@ -9,7 +9,7 @@ import aire_nerfstudio
 
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
-ORDER = ["errors", "ops", "fields", "adaptation", "data", "models", "summary", "method_configs"]
+ORDER = ["errors", "ops", "fields", "adaptation", "data", "models", "export", "summary", "method_configs", "commands"]
 WITHOUT_NERFSTUDIO = {"errors", "ops", "adaptation", "summary"}
 
 

@@ -32,7 +32,9 @@ class AireConfig:
     densify_at: float | None = None
     """When input neurons are added; None: never."""
     densify_count: int = 0
-    """How many input neurons are added."""
+    """How many input neurons are added; 0: densify_fraction decides."""
+    densify_fraction: float = 0.0
+    """Share of the input layer's width to add, in [0, 1]; used where densify_count is 0."""
     decay_start: float | None = None
     """When the neurons to remove are chosen and their decay begins; None: nothing is ever removed."""
     prune_at: float | None = None
@@ -102,10 +104,12 @@ class AireStrategy:
 
     def __init__(self, config: AireConfig) -> None:
         self.config = config
-        if (config.densify_at is None) != (config.densify_count == 0):
+        if not 0 <= config.densify_fraction <= 1:
+            raise ScheduleError(f"densify_fraction is {config.densify_fraction}; it must lie in [0, 1]")
+        if (config.densify_at is None) != (config.densify_count == 0 and config.densify_fraction == 0):
             raise ScheduleError(
-                f"densify_at {config.densify_at} and densify_count {config.densify_count} go together; give both or "
-                "neither"
+                f"densify_at {config.densify_at} and densify_count {config.densify_count} (or densify_fraction "
+                f"{config.densify_fraction}) go together; give both or neither"
             )
         if config.densify_count < 0:
             raise ScheduleError(f"densify_count is {config.densify_count}; it must be 0 or more")
@@ -160,12 +164,13 @@ class AireStrategy:
         now = list(start)
 
         def densify() -> None:
-            if self.config.densify_count > now[0]:
+            count = self.densify_count(now[0])
+            if count > now[0]:
                 raise ScheduleError(
-                    f"densify_count is {self.config.densify_count}; the input layer has {now[0]} neurons, so at most "
-                    f"{now[0]} can be doubled"
+                    f"densify_count is {count}; the input layer has {now[0]} neurons, so at most {now[0]} can be "
+                    "doubled"
                 )
-            now[0] += self.config.densify_count
+            now[0] += count
 
         if schedule.densify_at is not None and schedule.densifies_first:
             densify()
@@ -179,6 +184,10 @@ class AireStrategy:
         if schedule.densify_at is not None and not schedule.densifies_first:
             densify()
         return tuple(now)
+
+    def densify_count(self, width: int) -> int:
+        """How many neurons are added to an input layer of the given width."""
+        return self.config.densify_count or round(self.config.densify_fraction * width)
 
     def _amount(self, position: int, width: int, layer: int) -> int:
         """How many neurons to choose in ``prune_layers[position]`` of the given width; at least one must remain."""
@@ -252,7 +261,7 @@ class AireStrategy:
         shadows: Sequence[Sequence[NeuronGroup]],
     ) -> Report:
         before = widths(groups)
-        count = self.config.densify_count
+        count = self.densify_count(before[0])
         parents = strongest(groups[0], count)
         columns = groups[0].outgoing.parameter
         outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)

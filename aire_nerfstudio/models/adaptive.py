@@ -96,6 +96,18 @@ class AdaptiveModel(Model):
             return self.field
         return self.field_average
 
+    def starting_widths(self, large: Sequence[int]) -> tuple[int, ...]:
+        """Widths at the beginning of the run: those given, or for the small baseline the planned final ones."""
+        if self.config.variant != "small":
+            return tuple(large)
+        # The order of events matters for shares only; a run of any length has the same one.
+        adaptation = self.config.adaptation
+        moments = [adaptation.densify_at, adaptation.decay_start, adaptation.prune_at]
+        ranked = sorted({m for m in moments if m is not None})
+        densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
+        schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
+        return AireStrategy(adaptation).planned_widths(large, schedule)
+
     def _twins(self) -> list[list[NeuronGroup]]:
         return [] if self.field_average is None else [self.adaptive_groups(self.field_average)]
 
@@ -181,7 +193,8 @@ class AdaptiveModel(Model):
             strategy = cast(AireStrategy, self._strategy)
             rows: list[tuple[int, str]] = []
             if schedule.densify_at is not None and not state.is_densified:
-                rows.append((schedule.densify_at, f"densify: {config.densify_count} input neurons"))
+                count = strategy.densify_count(widths[0])
+                rows.append((schedule.densify_at, f"densify: {count} input neurons"))
             if schedule.decay_start is not None and not state.is_decaying:
                 rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
             if schedule.prune_at is not None and not state.is_pruned:

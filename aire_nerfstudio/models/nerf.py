@@ -13,9 +13,8 @@ from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireConfig
 from aire_nerfstudio.adaptation.base import Report
-from aire_nerfstudio.adaptation.schedule import Schedule
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
@@ -108,7 +107,7 @@ class NerfModel(AdaptiveModel):
             self.field = SineRadianceField(
                 centre,
                 half_side,
-                self._starting_widths(),
+                self.starting_widths(config.density_widths),
                 config.colour_widths,
                 config.n_features,
                 config.activation,
@@ -124,18 +123,6 @@ class NerfModel(AdaptiveModel):
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
-
-    def _starting_widths(self) -> tuple[int, ...]:
-        config = self.config
-        if config.variant != "small":
-            return config.density_widths
-        # The order of events matters for shares only; a run of any length has the same one.
-        adaptation = config.adaptation
-        moments = [adaptation.densify_at, adaptation.decay_start, adaptation.prune_at]
-        ranked = sorted({m for m in moments if m is not None})
-        densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
-        schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
-        return AireStrategy(adaptation).planned_widths(config.density_widths, schedule)
 
     def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
         """The density network's layers."""

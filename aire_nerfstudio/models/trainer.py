@@ -17,6 +17,7 @@ from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
+from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
@@ -30,11 +31,16 @@ class AdaptiveTrainerConfig(TrainerConfig):
     _target: type = field(default_factory=lambda: AdaptiveTrainer)
 
     def set_experiment_name(self) -> None:
-        """As nerfstudio's, and ``demo`` where no data was named."""
-        if self.experiment_name is None and self.pipeline.datamanager.data is None and self.data is None:
+        """As nerfstudio's; a file's own name, and ``demo`` or ``astronaut`` where no data was named."""
+        if self.experiment_name is None:
+            data = self.data or self.pipeline.datamanager.data
             parser = getattr(self.pipeline.datamanager, "dataparser", None)
-            if isinstance(parser, BlenderSceneConfig) and parser.is_demo():
+            if data is not None and data.is_file():
+                self.experiment_name = data.stem
+            elif data is None and isinstance(parser, BlenderSceneConfig) and parser.is_demo():
                 self.experiment_name = "demo"
+            elif data is None and isinstance(parser, ImageViewsConfig):
+                self.experiment_name = parser.data.stem
         super().set_experiment_name()
 
     def save_config(self) -> None:

@@ -1,0 +1,13 @@
+"""Entry points of this package's own commands; nerfstudio's deprecation warnings do not belong in their output."""
+
+from __future__ import annotations
+
+import warnings
+
+
+def export() -> None:
+    """``aire-export``."""
+    warnings.filterwarnings("ignore", module="nerfstudio")
+    from aire_nerfstudio.export import main
+
+    main()

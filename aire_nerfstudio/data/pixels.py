@@ -1,0 +1,97 @@
+"""Which pixels train and which test, and the order in which they are drawn."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.data.picture import Picture, pixel_centres, to_unit
+from aire_nerfstudio.errors import InputError
+
+
+def split_pixels(count: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A seeded split, the same on every device.
+
+    Args:
+        count: pixels in all.
+        test_fraction: share held out, in [0, 1).
+        seed: of the split alone.
+
+    Returns:
+        Row-major pixel numbers that train and that test, ascending int64, disjoint, together all.
+
+    Raises:
+        InputError: the fraction is out of range.
+    """
+    if not 0 <= test_fraction < 1:
+        raise InputError(f"test_fraction is {test_fraction}; it must lie in [0, 1)")
+    n_test = round(test_fraction * count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[n_test:].sort().values, order[:n_test].sort().values
+
+
+class PixelBatches:
+    """Batches of a picture's pixels, drawn on the device that holds it.
+
+    Each epoch is a permutation of its own, a function of seed and epoch alone: a resumed run draws what an
+    uninterrupted one would, and nothing needs to be saved.
+
+    Args:
+        picture: moved to ``device`` as it is stored.
+        indices: the pixels to draw from, ``[N]``, at least one.
+        batch_size: pixels a step, at least 1; the last batch of an epoch may hold fewer.
+        seed: of the order.
+        device: where everything lives.
+
+    Raises:
+        InputError: no pixels or a batch size below 1.
+    """
+
+    def __init__(
+        self, picture: Picture, indices: Tensor, batch_size: int, seed: int, device: torch.device | str
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"the batch size is {batch_size} pixels; it must be at least 1")
+        if len(indices) == 0:
+            raise InputError("no pixels to draw from; lower test_fraction")
+        self._size = (picture.height, picture.width)
+        self._peak = picture.peak
+        self._indices = indices.to(device)
+        # Gathered once: the pixels that train, side by side.
+        self._values = picture.values.reshape(-1, picture.channels)[indices].to(device)
+        self._batch_size = min(batch_size, len(indices))
+        self._seed = seed
+        self._epoch = -1
+        self._order: Tensor | None = None
+        self._whole: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Pixels in a full batch."""
+        return self._batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """``ceil(pixels / batch)``."""
+        return math.ceil(len(self._indices) / self._batch_size)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step (0 or later): coordinates ``[B, 2]`` and values in [0, 1] ``[B, C]``."""
+        per_epoch = self.steps_per_epoch
+        if per_epoch == 1:
+            # Nothing to draw: every batch is the whole.
+            if self._whole is None:
+                self._whole = self._at(slice(None))
+            return self._whole
+        epoch, position = divmod(step, per_epoch)
+        if epoch != self._epoch or self._order is None:
+            device = self._indices.device
+            generator = torch.Generator(device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
+            self._order = torch.randperm(len(self._indices), generator=generator, device=device)
+            self._epoch = epoch
+        return self._at(self._order[position * self._batch_size : (position + 1) * self._batch_size])
+
+    def _at(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
+        return pixel_centres(self._indices[which], *self._size), to_unit(self._values[which], self._peak)

@@ -1,0 +1,210 @@
+"""A picture as an adaptive sine network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.utils import colormaps
+from torch import Tensor, nn
+
+from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.data.image_views import meet_plane
+from aire_nerfstudio.data.picture import has_alpha, over_background
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.image_metrics import image_metrics, psnr
+
+BACKGROUNDS = {"white": 1.0, "black": 0.0}
+
+
+@dataclass
+class ImageModelConfig(AdaptiveModelConfig):
+    """The paper's image network and schedule (table 3: 250, 2,250 and 4,500 of 5,000 epochs)."""
+
+    _target: type = field(default_factory=lambda: ImageModel)
+    adaptation: AireConfig = field(
+        default_factory=lambda: AireConfig(
+            unit="percent",
+            densify_at=5.0,
+            densify_fraction=0.25,
+            decay_start=45.0,
+            prune_at=90.0,
+            prune_layers=(0,),
+            prune_fraction=0.6,
+        )
+    )
+    """When and how much the network changes."""
+    ema_decay: float = 0.0
+    """Decay of the weight average used for evaluation, in [0, 1); 0: no average, as in the paper."""
+    activation: Activation = "siren"
+    """Sine variant."""
+    widths: tuple[int, ...] = (512, 512, 512)
+    """Widths of the sine layers."""
+    first_omega: float = 30.0
+    """w0 of the first layer."""
+    hidden_omega: float = 30.0
+    """w0 of the other layers."""
+    first_bias_scale: float | None = None
+    """FINER's k: first biases from U(-k, k); None: torch.nn.Linear's."""
+    detach_finer_scale: bool = True
+    """FINER's published backward, which takes 1 + |z| for a constant."""
+    background_color: Literal["white", "black"] = "white"
+    """Around the picture, and behind it where it is transparent."""
+    eval_num_rays_per_chunk: int = 1 << 16
+    """Pixels evaluated at once."""
+    enable_collider: bool = False
+    """Rays end on the picture's plane."""
+    collider_params: dict[str, float] | None = None
+    """Unused: there is no collider."""
+
+
+class ImageModel(AdaptiveModel):
+    """``(x, y) -> values`` in [-1, 1]; rays are answered where they meet the plane z = 0."""
+
+    config: ImageModelConfig
+    field: SineMLP
+
+    @exit_on_bad_input
+    def __init__(self, config: ImageModelConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+
+    def populate_modules(self) -> None:
+        """Make the network."""
+        super().populate_modules()
+        config, metadata = self.config, self.kwargs["metadata"]
+        self._height, self._width = int(metadata["height"]), int(metadata["width"])
+        self._channels = int(metadata["channels"])
+        # Absent where nothing is trained.
+        self._steps_per_epoch = int(metadata.get("steps_per_epoch", 1))
+        try:
+            self.field = SineMLP(
+                2,
+                self.starting_widths(config.widths),
+                self._channels,
+                config.activation,
+                config.first_omega,
+                config.hidden_omega,
+                config.first_bias_scale,
+                config.detach_finer_scale,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.start_adaptation()
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the training picture in pixels."""
+        return self._height, self._width
+
+    @property
+    def channels(self) -> int:
+        """Channels of the picture, alpha included."""
+        return self._channels
+
+    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
+        """All sine layers."""
+        return cast(SineMLP, field).neuron_groups("image")
+
+    def steps_per_epoch(self) -> int:
+        """``ceil(training pixels / batch)``."""
+        return self._steps_per_epoch
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """The activation, its frequencies, and the picture's aspect and channels."""
+        config = self.config
+        return {
+            "activation": config.activation,
+            "first_omega": config.first_omega,
+            "hidden_omega": config.hidden_omega,
+            "channels": self._channels,
+            "aspect": round(self._width / self._height, 6),
+        }
+
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group, ``fields``."""
+        return {"fields": list(self.field.parameters())}
+
+    @exit_on_bad_input
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list:
+        """Adaptation."""
+        return super().get_training_callbacks(attributes)
+
+    def values(self, coordinates: Tensor) -> Tensor:
+        """The picture at ``coordinates [N, 2]``: ``[N, C]``, in [0, 1] where the fit is good, never clamped."""
+        return 0.5 * (self.evaluated_field(coordinates) + 1)
+
+    def get_outputs(self, ray_bundle: RayBundle | Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Evaluate at coordinates, or where rays meet the picture.
+
+        Args:
+            ray_bundle: coordinates ``[N, 2]`` in training, rays ``[N]`` otherwise.
+
+        Returns:
+            ``values [N, C]`` of coordinates. Of rays: ``rgb [N, 3]`` over the background, clamped to [0, 1], ``depth``
+            and ``accumulation`` (alpha) ``[N, 1]``, ``normals [N, 3]`` in [0, 1].
+        """
+        if isinstance(ray_bundle, Tensor):
+            return {"values": self.values(ray_bundle)}
+        points, distance, is_met = meet_plane(ray_bundle, self._height, self._width)
+        values = points.new_zeros(*points.shape[:-1], self._channels)
+        values[is_met] = self.values(points[is_met])
+        background = BACKGROUNDS[self.config.background_color]
+        visible = is_met[..., None]
+        rgb = torch.where(visible, over_background(values, background), torch.full_like(values[..., :1], background))
+        opacity = values[..., -1:] if has_alpha(self._channels) else torch.ones_like(values[..., :1])
+        towards = torch.tensor([0.5, 0.5, 1.0], device=rgb.device, dtype=rgb.dtype)
+        return {
+            "rgb": rgb.clamp(0, 1),
+            "accumulation": torch.where(visible, opacity.clamp(0, 1), torch.zeros_like(opacity)),
+            "depth": distance[..., None],
+            "normals": torch.where(visible, towards, torch.full_like(towards, 0.5)),
+        }
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Mean squared error in the network's units, where black is -1 and white 1, and the adaptation's penalty."""
+        loss = {"image_loss": 4 * (outputs["values"] - batch["image"]).square().mean()}
+        if self.training:
+            loss["adaptation_loss"] = self.adaptation_penalty()
+        return loss
+
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """PSNR of the batch."""
+        with torch.no_grad():
+            return {"psnr": psnr(outputs["values"], batch["image"])}
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Scores of the front view, and pictures: truth beside prediction, and ten times their difference.
+
+        ``psnr`` is that of the held-out pixels (alpha counts as a channel), ``psnr_train`` that of the others; ``ssim``
+        and ``lpips`` are of the whole picture over the background.
+        """
+        background = BACKGROUNDS[self.config.background_color]
+        truth, is_test = batch["image"].to(self.device), batch["is_test"].to(self.device)
+        seen, rgb = over_background(truth, background), outputs["rgb"].to(self.device)
+        error = rgb - seen
+        if has_alpha(self._channels):
+            error = torch.cat([error, outputs["accumulation"].to(self.device) - truth[..., -1:]], dim=-1)
+        metrics = image_metrics(rgb, seen)
+        metrics["psnr"] = _decibel(error[is_test])
+        if not is_test.all():
+            metrics["psnr_train"] = _decibel(error[~is_test])
+        difference = (10 * (rgb - seen)).abs().mean(-1, keepdim=True).clamp(0, 1)
+        images = {"img": torch.cat([seen, rgb], dim=1), "difference_x10": colormaps.apply_colormap(difference)}
+        return metrics, images
+
+
+def _decibel(error: Tensor) -> float:
+    return float(-10 * torch.log10(error.square().mean()))

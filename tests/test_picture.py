@@ -1,0 +1,151 @@
+"""Reading pictures: every kind that Pillow opens, rotations, and what is refused."""
+
+import io
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from aire_nerfstudio.data.picture import over_background, pixel_centres, read_picture
+from aire_nerfstudio.errors import InputError
+
+H, W = 7, 5
+
+
+def _random(*shape, dtype=np.uint8, seed=0):
+    top = np.iinfo(dtype).max
+    return np.random.default_rng(seed).integers(0, top, size=shape, endpoint=True, dtype=dtype)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_eight_bits_are_kept(tmp_path, mode, channels):
+    values = _random(H, W, *([channels] if channels > 1 else []))
+    Image.fromarray(values).save(tmp_path / "a.png")
+    picture = read_picture(tmp_path / "a.png")
+    assert (picture.height, picture.width, picture.channels) == (H, W, channels)
+    assert np.array_equal(picture.values.numpy(), values.reshape(H, W, channels))
+    assert torch.allclose(picture.floats(), torch.from_numpy(values.reshape(H, W, channels) / 255).float())
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_kept(tmp_path, suffix, channels):
+    values = _random(H, W, channels, dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), values[..., ::-1].squeeze())
+    picture = read_picture(tmp_path / f"a.{suffix}")
+    assert picture.peak == 65535
+    assert np.array_equal(picture.values.numpy(), values)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colours_are_multiplied_by_alpha(tmp_path, dtype):
+    top = np.iinfo(dtype).max
+    values = _random(H, W, 4, dtype=dtype)
+    values[0, 0], values[0, 1] = (top, top, top, 0), (top, 0, 0, top)
+    cv2.imwrite(str(tmp_path / "a.png"), cv2.cvtColor(values, cv2.COLOR_RGBA2BGRA))
+    got = read_picture(tmp_path / "a.png").floats()
+    alpha = values[..., 3:] / top
+    assert np.allclose(got.numpy(), np.concatenate([values[..., :3] / top * alpha, alpha], -1), atol=0.6 / top)
+    assert over_background(got, 1.0)[0, 0].tolist() == [1, 1, 1]
+    assert over_background(got, 0.0)[0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "CMYK", "YCbCr", "F"])
+def test_other_modes_look_as_pillow_shows_them(tmp_path, mode):
+    image = Image.fromarray(_random(H, W, 3)).convert("L" if mode == "F" else mode)
+    if mode == "F":
+        image = Image.fromarray(np.asarray(image).astype(np.float32) / 255)
+    suffix = "tif" if mode in ("CMYK", "YCbCr", "F") else "png"
+    image.save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as back:
+        scale = 1 if mode == "F" else 1 / 255
+        shown = np.asarray(back if mode == "F" else back.convert("RGB"), dtype=np.float64) * scale
+    got = over_background(read_picture(tmp_path / f"a.{suffix}").floats(), 1.0).numpy()
+    assert np.allclose(got, shown.reshape(H, W, -1), atol=1e-6)
+
+
+def test_palette_with_transparency(tmp_path):
+    image = Image.fromarray(_random(H, W, 3)).convert("P")
+    image.save(tmp_path / "a.png", transparency=image.getpixel((2, 3)))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.channels == 4
+    assert picture.values[3, 2].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_equals_pillows(tmp_path, orientation):
+    from PIL import ImageOps
+
+    image = Image.fromarray(_random(H, W, 3))
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as saved:
+        expected = np.asarray(ImageOps.exif_transpose(saved))
+    assert np.array_equal(read_picture(tmp_path / "a.png").values.numpy(), expected)
+
+
+def _save(path, array, **kwargs):
+    Image.fromarray(array).save(path, **kwargs)
+
+
+def _animated(path):
+    frames = [Image.fromarray(_random(8, 8, seed=i)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def _truncated(path):
+    file = io.BytesIO()
+    Image.fromarray(_random(64, 64, 3)).save(file, "PNG")
+    path.write_bytes(file.getvalue()[:2000])
+
+
+def _with_nan(path):
+    values = np.full((8, 8), 0.5, np.float32)
+    values[2, 3] = np.nan
+    _save(path, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("none.png", lambda p: None, "does not exist"),
+        ("folder", lambda p: p.mkdir(), "is a folder"),
+        ("empty.png", lambda p: p.write_bytes(b""), "is empty"),
+        ("text.png", lambda p: p.write_text("hello"), "no picture that Pillow can open"),
+        ("truncated.png", _truncated, "cannot be decoded"),
+        ("animated.gif", _animated, "has 3 frames"),
+        ("dot.png", lambda p: _save(p, _random(1, 1)), "is 1 x 1 pixels"),
+        ("line.png", lambda p: _save(p, _random(1, 90)), "is 90 x 1 pixels"),
+        ("nan.tif", _with_nan, "has 1 values that are not finite"),
+        ("range.tif", lambda p: _save(p, np.full((8, 8), 3, np.float32)), "rescale it to [0, 1]"),
+    ],
+)
+def test_bad_pictures_are_refused_in_one_line(tmp_path, name, make, message):
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(InputError) as caught:
+        read_picture(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_too_large_for_the_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    _save(tmp_path / "large.png", np.zeros((10_000, 10_000), np.uint8))
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2**31))
+    monkeypatch.setattr("aire_nerfstudio.data.picture._decode", None)
+    with pytest.raises(InputError, match=r"takes about 7\.5 GiB and 2\.0 GiB are free"):
+        read_picture(tmp_path / "large.png")
+
+
+def test_pixel_centres_keep_the_aspect():
+    points = pixel_centres(torch.arange(H * W), H, W).view(H, W, 2)
+    assert points[0, 0].tolist() == pytest.approx([-(W - 1) / H, (H - 1) / H])
+    assert points[H - 1, W - 1].tolist() == pytest.approx([(W - 1) / H, -(H - 1) / H])
+    assert torch.allclose(points[:, 1:, 0] - points[:, :-1, 0], torch.tensor(2 / H))
+    assert torch.allclose(points.mean((0, 1)), torch.zeros(2), atol=1e-6)
