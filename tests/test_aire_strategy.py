@@ -20,6 +20,23 @@ CONFIG = AireConfig(
 )
 
 
+X = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
+Y = torch.sin(4 * X[:, :1]) * X[:, 1:]
+
+
+def one_step(net, optimizer, strategy, state, step, history=None):
+    """One training step as every loop of this project does it."""
+    groups = net.neuron_groups()
+    reports = strategy.step(groups, [optimizer], state, step, (), lambda: net.layer_outputs(X))
+    if history is not None:
+        history.append(widths(groups))
+    optimizer.zero_grad()
+    ((net(X) - Y).square().mean() + strategy.penalty(groups, state, step)).backward()
+    optimizer.step()
+    strategy.constrain(groups, [optimizer], state, step)
+    return reports
+
+
 def train(config, steps=STEPS, sizes=(8, 9, 7), stop_at=None, resume=None, learning_rate=1e-3):
     """Fit a small function; returns (net, optimizer, state, reports, widths a step)."""
     torch.manual_seed(1)
@@ -27,16 +44,9 @@ def train(config, steps=STEPS, sizes=(8, 9, 7), stop_at=None, resume=None, learn
     optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
     strategy = AireStrategy(config)
     state = strategy.init_state(net.neuron_groups(), steps_per_epoch=5, total_steps=steps)
-    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    y = torch.sin(4 * x[:, :1]) * x[:, 1:]
     reports, history = [], []
     for step in range(stop_at if stop_at is not None else steps):
-        reports += strategy.step(net.neuron_groups(), [optimizer], state, step)
-        history.append(widths(net.neuron_groups()))
-        optimizer.zero_grad()
-        loss = (net(x) - y).square().mean() + strategy.penalty(net.neuron_groups(), state, step)
-        loss.backward()
-        optimizer.step()
+        reports += one_step(net, optimizer, strategy, state, step, history)
     return net, optimizer, state, reports, history
 
 
@@ -163,10 +173,21 @@ def test_shadows_change_alike():
     assert torch.equal(shadow.layers[0].weight, grown[[j for j in range(12) if j not in targets]])
 
 
+VARIATIONS = [
+    {},
+    {"decay": "scheduled"},
+    {"decay": "proximal", "criterion": "activation"},
+    {"decay": "none", "criterion": "taylor", "compensation": "least_squares"},
+    {"decay": "weight_decay", "criterion": "l2", "compensation": "mean"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIATIONS)
 @pytest.mark.parametrize("stop_at", [5, 10, 17, 25, 26, 40, 45, 50])
-def test_resume_from_any_stage_equals_the_uninterrupted_run(stop_at):
-    whole, _, _, _, _ = train(CONFIG)
-    net, optimizer, state, _, _ = train(CONFIG, stop_at=stop_at)
+def test_resume_from_any_stage_equals_the_uninterrupted_run(stop_at, changes):
+    config = replace(CONFIG, **changes)
+    whole, _, _, _, _ = train(config)
+    net, optimizer, state, _, _ = train(config, stop_at=stop_at)
     file = io.BytesIO()
     torch.save({"net": net.state_dict(), "adam": optimizer.state_dict(), "state": state.to_dict()}, file)
     rng = torch.get_rng_state()
@@ -178,17 +199,12 @@ def test_resume_from_any_stage_equals_the_uninterrupted_run(stop_at):
     net.load_state_dict(saved["net"])
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     optimizer.load_state_dict(saved["adam"])
-    strategy = AireStrategy(CONFIG)
+    strategy = AireStrategy(config)
     state = strategy.init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, STEPS)
     state.load_dict(saved["state"])
     torch.set_rng_state(rng)
-    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    y = torch.sin(4 * x[:, :1]) * x[:, 1:]
     for step in range(stop_at, STEPS):
-        strategy.step(net.neuron_groups(), [optimizer], state, step)
-        optimizer.zero_grad()
-        ((net(x) - y).square().mean() + strategy.penalty(net.neuron_groups(), state, step)).backward()
-        optimizer.step()
+        one_step(net, optimizer, strategy, state, step)
     for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

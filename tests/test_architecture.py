@@ -9,8 +9,11 @@ import aire_nerfstudio
 
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
-ORDER = ["errors", "ops", "fields", "adaptation", "data", "models", "export", "summary", "method_configs", "commands"]
-WITHOUT_NERFSTUDIO = {"errors", "ops", "adaptation", "summary"}
+ORDER = [
+    *("errors", "ops", "fields", "adaptation", "analysis", "data", "models"),
+    *("export", "summary", "reproduce", "method_configs", "commands"),
+]
+WITHOUT_NERFSTUDIO = {"errors", "ops", "adaptation", "analysis", "summary", "reproduce"}
 
 
 def _sources():

@@ -15,12 +15,29 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
-from aire_nerfstudio.adaptation.base import Report, widths
-from aire_nerfstudio.adaptation.importance import contribution, strongest, weakest
+from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
+from aire_nerfstudio.adaptation.compensation import Compensation, apply_correction, correction
+from aire_nerfstudio.adaptation.decay import (
+    Decay,
+    cap_contribution,
+    plain_penalty,
+    soft_threshold,
+    targeted_penalty,
+)
+from aire_nerfstudio.adaptation.importance import (
+    Criterion,
+    contribution,
+    score,
+    strongest,
+    taylor_saliency,
+    weakest,
+)
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, ScheduleUnit, to_steps
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 NEW_COLUMN_BOUND = 1e-4
+# How many steps before a decision the Taylor scores are averaged over.
+SALIENCY_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -49,23 +66,33 @@ class AireConfig:
     """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
     epsilon: float = 0.01
     """Threshold on the L1 norm of a neuron's outgoing column (w0 not folded in)."""
-    decay: Literal["targeted", "weight_decay", "none"] = "targeted"
-    """Regulariser of the decay stage: L1 on the chosen columns, plain L2 on all weights, or none."""
+    criterion: Criterion = "l1"
+    """What decides which neurons are strong and weak: l1 or l2 norm of the outgoing column, activation, taylor."""
+    decay: Decay = "targeted"
+    """The decay stage: the paper's L1 term in the loss on the chosen columns (targeted), the same as a proximal step
+    outside Adam, a cap on their norm that falls linearly to 0 (scheduled), L2 on all weights, or none."""
     decay_weight: float = 1.0
-    """Factor of the targeted decay; the paper's alpha rises from 0 to 1, times this."""
+    """Factor of the targeted and proximal decay; the paper's alpha rises from 0 to 1, times this."""
+    compensation: Compensation = "none"
+    """On removal: nothing, the mean output goes into the next bias, or the next layer is refitted to the data."""
     plain_weight_decay: float = 1e-4
     """Factor of the plain weight decay, when chosen."""
 
 
 @dataclass
 class AireState:
-    """Where a run stands. ``targets[i]`` are the chosen neurons of layer ``config.prune_layers[i]``."""
+    """Where a run stands. ``targets[i]`` are the chosen neurons of layer ``config.prune_layers[i]``.
+
+    ``caps[i]`` are their contributions when chosen; ``saliency`` are running scores, one ``[n]`` a layer.
+    """
 
     schedule: Schedule
     is_densified: bool = False
     is_decaying: bool = False
     is_pruned: bool = False
     targets: list[Tensor] = field(default_factory=list)
+    caps: list[Tensor] = field(default_factory=list)
+    saliency: list[Tensor] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain Python values only."""
@@ -80,6 +107,8 @@ class AireState:
             "is_decaying": self.is_decaying,
             "is_pruned": self.is_pruned,
             "targets": [t.cpu() for t in self.targets],
+            "caps": [t.cpu() for t in self.caps],
+            "saliency": [t.cpu() for t in self.saliency],
         }
 
     def load_dict(self, saved: dict[str, Any]) -> None:
@@ -89,6 +118,8 @@ class AireState:
         self.is_decaying = bool(saved["is_decaying"])
         self.is_pruned = bool(saved["is_pruned"])
         self.targets = [t.clone() for t in saved["targets"]]
+        self.caps = [t.clone() for t in saved["caps"]]
+        self.saliency = [t.clone() for t in saved["saliency"]]
 
 
 class AireStrategy:
@@ -151,6 +182,29 @@ class AireStrategy:
         self.planned_widths(widths(groups), schedule)
         return AireState(schedule=schedule)
 
+    def restore(self, saved: dict[str, Any]) -> AireState:
+        """The state that a checkpoint holds; its schedule replaces the configured one."""
+        state = AireState(Schedule(total=1))
+        state.load_dict(saved)
+        return state
+
+    def plan(self, state: AireState, start: Sequence[int]) -> list[PlannedEvent]:
+        """Densification, decay and removal as far as they are still to come."""
+        schedule, config = state.schedule, self.config
+        rows: list[tuple[int, str]] = []
+        if schedule.densify_at is not None and not state.is_densified:
+            rows.append((schedule.densify_at, f"densify: {self.densify_count(start[0])} input neurons"))
+        if schedule.decay_start is not None and not state.is_decaying:
+            rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
+        if schedule.prune_at is not None and not state.is_pruned:
+            at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
+            rows.append((schedule.prune_at, f"prune{at_most}"))
+        events = [PlannedEvent(at, event) for at, event in sorted(rows)]
+        is_fresh = not (state.is_densified or state.is_decaying or state.is_pruned)
+        if events and is_fresh:
+            events[-1] = PlannedEvent(events[-1].step, events[-1].event, self.planned_widths(start, schedule))
+        return events
+
     def planned_widths(self, start: Sequence[int], schedule: Schedule) -> tuple[int, ...]:
         """Widths at the end of the run (with ``prune_rule="threshold"``: the least they can be).
 
@@ -206,24 +260,72 @@ class AireStrategy:
     def penalty(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> Tensor:
         """``alpha(step) * sum_{j in I} |W_{*j}|_1`` in the decay stage, ``[]``; zero elsewhere.
 
-        With ``decay="weight_decay"``: ``plain_weight_decay * sum W^2`` over all the weights of the groups instead.
+        With ``decay="weight_decay"``: ``plain_weight_decay * sum W^2`` over all the weights of the groups instead; the
+        proximal and the scheduled decay act in :meth:`constrain`.
         """
         zero = groups[0].weight.parameter.new_zeros(())
-        if not state.is_decaying or state.is_pruned or self.config.decay == "none":
+        if not state.is_decaying or state.is_pruned:
             return zero
         if self.config.decay == "weight_decay":
-            # Every weight once: each layer's incoming one, and the one behind the last layer.
-            squares = [g.weight.parameter.square().sum() for g in groups]
-            squares.append(groups[-1].outgoing.parameter.square().sum())
-            return self.config.plain_weight_decay * torch.stack(squares).sum()
+            return self.config.plain_weight_decay * plain_penalty(groups)
         alpha = self.config.decay_weight * state.schedule.decay_weight(step)
-        if alpha == 0:
+        if self.config.decay != "targeted" or alpha == 0:
             return zero
-        chosen = [
-            contribution(groups[layer])[targets.to(zero.device)].sum()
-            for layer, targets in zip(self.config.prune_layers, state.targets, strict=True)
+        return alpha * targeted_penalty(groups, self._targets(state, zero.device))
+
+    def constrain(
+        self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: AireState, step: int
+    ) -> None:
+        """After an optimizer step: the proximal or scheduled decay, and the scores that need gradients."""
+        if self.config.criterion == "taylor" and self._is_soon(state.schedule, step):
+            self._follow_saliency(groups, state)
+        if not state.is_decaying or state.is_pruned or self.config.decay not in ("proximal", "scheduled"):
+            return
+        targets = self._targets(state, groups[0].weight.parameter.device)
+        schedule = state.schedule
+        assert schedule.decay_start is not None
+        assert schedule.prune_at is not None
+        # One step on: after the stage's last step the scheduled norm is 0, and the pruning changes nothing.
+        alpha = (step + 1 - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
+        if self.config.decay == "proximal":
+            soft_threshold(groups, targets, alpha * self.config.decay_weight, optimizers)
+        else:
+            caps = dict(zip(targets, state.caps, strict=True))
+            cap_contribution(groups, targets, {layer: (1 - alpha) * cap for layer, cap in caps.items()})
+
+    def _targets(self, state: AireState, device: torch.device) -> dict[int, Tensor]:
+        return {layer: chosen.to(device) for layer, chosen in zip(self.config.prune_layers, state.targets, strict=True)}
+
+    @staticmethod
+    def _is_soon(schedule: Schedule, step: int) -> bool:
+        decisions = (schedule.densify_at, schedule.decay_start)
+        return any(at is not None and at - SALIENCY_STEPS <= step < at for at in decisions)
+
+    @staticmethod
+    def _follow_saliency(groups: Sequence[NeuronGroup], state: AireState) -> None:
+        fresh = [taylor_saliency(group) for group in groups]
+        if len(state.saliency) != len(groups) or any(
+            new is not None and len(new) != len(old) for new, old in zip(fresh, state.saliency, strict=True)
+        ):
+            state.saliency = [torch.zeros(group.width) for group in groups]
+        for new, old in zip(fresh, state.saliency, strict=True):
+            if new is not None:
+                old += (new.to(old) - old) / SALIENCY_STEPS
+
+    def _scores(
+        self, groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], probe: Probe | None
+    ) -> list[Tensor]:
+        """Scores of the neurons of some layers, one ``[n]`` each."""
+        outputs = probe() if probe is not None and self.config.criterion == "activation" else None
+        return [
+            score(
+                groups[layer],
+                self.config.criterion,
+                None if outputs is None else outputs[layer],
+                state.saliency[layer] if state.saliency else None,
+            )
+            for layer in layers
         ]
-        return alpha * torch.stack(chosen).sum()
 
     @torch.no_grad()
     def step(
@@ -233,6 +335,7 @@ class AireStrategy:
         state: AireState,
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``, each once; see :class:`base.Strategy`."""
         schedule = state.schedule
@@ -240,14 +343,14 @@ class AireStrategy:
 
         def densify_if_due() -> None:
             if schedule.densify_at is not None and step >= schedule.densify_at and not state.is_densified:
-                reports.append(self._densify(groups, optimizers, state, step, shadows))
+                reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
 
         if schedule.densifies_first:
             densify_if_due()
         if schedule.decay_start is not None and step >= schedule.decay_start and not state.is_decaying:
-            reports.append(self._choose(groups, state, step))
+            reports.append(self._choose(groups, state, step, probe))
         if schedule.prune_at is not None and step >= schedule.prune_at and not state.is_pruned:
-            reports.append(self._prune(groups, optimizers, state, step, shadows))
+            reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
         if not schedule.densifies_first:
             densify_if_due()
         return reports
@@ -259,10 +362,12 @@ class AireStrategy:
         state: AireState,
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
     ) -> Report:
         before = widths(groups)
         count = self.densify_count(before[0])
-        parents = strongest(groups[0], count)
+        (scores,) = self._scores(groups, state, [0], probe)
+        parents = strongest(scores, count)
         columns = groups[0].outgoing.parameter
         outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)
         for twin, held_by in ((groups, optimizers), *((shadow, ()) for shadow in shadows)):
@@ -277,11 +382,17 @@ class AireStrategy:
         state.is_densified = True
         return Report(step, "densify", _per_layer(groups, {0: count}), before, widths(groups))
 
-    def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> Report:
+    def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int, probe: Probe | None) -> Report:
         before = widths(groups)
+        layers = self.config.prune_layers
+        scores = self._scores(groups, state, layers, probe)
         state.targets = [
-            weakest(groups[layer], self._amount(position, before[layer], layer)).cpu()
-            for position, layer in enumerate(self.config.prune_layers)
+            weakest(scores[position], self._amount(position, before[layer], layer)).cpu()
+            for position, layer in enumerate(layers)
+        ]
+        state.caps = [
+            contribution(groups[layer])[chosen.to(scores[0].device)].detach().cpu()
+            for layer, chosen in zip(layers, state.targets, strict=True)
         ]
         state.is_decaying = True
         chosen = {layer: len(t) for layer, t in zip(self.config.prune_layers, state.targets, strict=True)}
@@ -294,6 +405,7 @@ class AireStrategy:
         state: AireState,
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
     ) -> Report:
         before = widths(groups)
         removed: dict[int, int] = {}
@@ -305,11 +417,19 @@ class AireStrategy:
                 targets = targets[scores <= self.config.epsilon]
             doomed.append(targets)
         for layer, targets in zip(self.config.prune_layers, doomed, strict=True):
+            if self.config.compensation != "none":
+                if probe is None:
+                    raise ScheduleError("compensation needs the layers' outputs over data, which this task lacks")
+                device = groups[layer].weight.parameter.device
+                # Anew for each layer: the ones before it have changed.
+                added = correction(groups[layer], targets.to(device), probe()[layer], self.config.compensation)
+                for twin in (groups, *shadows):
+                    apply_correction(twin[layer], *added)
             surgery.prune(groups[layer], targets, optimizers)
             for shadow in shadows:
                 surgery.prune(shadow[layer], targets)
             removed[layer] = len(targets)
-        state.targets = []
+        state.targets, state.caps = [], []
         state.is_pruned = True
         return Report(step, "prune", _per_layer(groups, removed), before, widths(groups))
 

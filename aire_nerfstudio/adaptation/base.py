@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aire_nerfstudio.fields.neurons import NeuronGroup
+
+# The adaptive layers' outputs over a sample of the training data, one ``[N, n]`` a group; draws anew at each call.
+Probe = Callable[[], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Report:
     after: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class PlannedEvent:
+    """One row of the plan: the step it precedes, what happens, and the widths after it where they can be foretold."""
+
+    step: int
+    event: str
+    widths: tuple[int, ...] | None = None
+
+
 class StrategyState(Protocol):
     """What a strategy remembers between steps; must survive a checkpoint read with ``weights_only=True``."""
 
@@ -50,6 +62,14 @@ class Strategy(Protocol):
         """A fresh state, after checking the configuration against the network and the run."""
         ...
 
+    def restore(self, saved: dict[str, Any]) -> Any:
+        """The state whose :meth:`StrategyState.to_dict` gave ``saved``."""
+        ...
+
+    def plan(self, state: Any, start: Sequence[int]) -> list[PlannedEvent]:
+        """What is still to come in the run, in order, for the table at its start; ``start``: widths now."""
+        ...
+
     def penalty(self, groups: Sequence[NeuronGroup], state: Any, step: int) -> Tensor:
         """Regulariser to add to the loss at ``step``, a scalar ``[]``; zero outside its stage."""
         ...
@@ -61,8 +81,13 @@ class Strategy(Protocol):
         state: Any,
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``; ``shadows`` (weight averages) change alike."""
+        ...
+
+    def constrain(self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: Any, step: int) -> None:
+        """After the optimizer step ``step``, gradients still there: bring the weights back to what is allowed."""
         ...
 
 

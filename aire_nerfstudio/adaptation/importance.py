@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
+
+Criterion = Literal["l1", "l2", "activation", "taylor"]
 
 
 def contribution(group: NeuronGroup) -> Tensor:
@@ -17,12 +22,55 @@ def contribution(group: NeuronGroup) -> Tensor:
 
 
 @torch.no_grad()
-def strongest(group: NeuronGroup, count: int) -> Tensor:
-    """Indices of the ``count`` neurons of largest contribution, largest first, ``[count]``; ties by lower index."""
-    return torch.argsort(contribution(group), descending=True, stable=True)[:count]
+def score(
+    group: NeuronGroup, criterion: Criterion = "l1", outputs: Tensor | None = None, saliency: Tensor | None = None
+) -> Tensor:
+    """How much each neuron of a layer matters, ``[n]``, larger is more.
+
+    Args:
+        group: the layer.
+        criterion: ``l1`` (the paper's) or ``l2`` norm of the outgoing column; ``activation``: mean ``|h_j|`` over the
+            data times the L1 norm; ``taylor``: first-order change of the loss when the column is removed.
+        outputs: ``h``, the layer's outputs over some data, ``[N, n]``; for ``activation``.
+        saliency: running mean of :func:`taylor_saliency`, ``[n]``; for ``taylor``.
+
+    Raises:
+        InputError: what the criterion needs is not there.
+    """
+    if criterion == "l1":
+        return contribution(group)
+    if criterion == "l2":
+        return group.outgoing.parameter.square().sum(dim=1 - group.outgoing.dim).sqrt()
+    if criterion == "activation":
+        if outputs is None:
+            raise InputError("the criterion 'activation' needs the layers' outputs over data, which this task lacks")
+        return outputs.abs().mean(0) * contribution(group)
+    if saliency is None or len(saliency) != group.width:
+        raise InputError(
+            f"{group.name}: the criterion 'taylor' needs gradients from before the decision; decide at step 1 or later"
+        )
+    return saliency.to(group.outgoing.parameter)
 
 
 @torch.no_grad()
-def weakest(group: NeuronGroup, count: int) -> Tensor:
-    """Indices of the ``count`` neurons of smallest contribution, sorted, ``[count]``; ties by lower index."""
-    return torch.argsort(contribution(group), stable=True)[:count].sort().values
+def taylor_saliency(group: NeuronGroup) -> Tensor | None:
+    """``|sum_i W_ij dL/dW_ij|`` of each outgoing column by the last gradient, ``[n]``; None before any backward.
+
+    Source: Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient inference".
+    """
+    weight = group.outgoing.parameter
+    if weight.grad is None:
+        return None
+    return (weight * weight.grad).sum(dim=1 - group.outgoing.dim).abs()
+
+
+@torch.no_grad()
+def strongest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` largest of ``scores [n]``, largest first, ``[count]``; ties by lower index."""
+    return torch.argsort(scores, descending=True, stable=True)[:count]
+
+
+@torch.no_grad()
+def weakest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` smallest of ``scores [n]``, sorted, ``[count]``; ties by lower index."""
+    return torch.argsort(scores, stable=True)[:count].sort().values

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.base import Report
+from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
@@ -32,6 +32,14 @@ class FixedStrategy:
         """An empty state."""
         return EmptyState()
 
+    def restore(self, saved: dict[str, Any]) -> EmptyState:
+        """The state that a checkpoint holds."""
+        return EmptyState()
+
+    def plan(self, state: EmptyState, start: Sequence[int]) -> list[PlannedEvent]:
+        """What the table at the start shows."""
+        return []
+
     def penalty(self, groups: Sequence[NeuronGroup], state: EmptyState, step: int) -> Tensor:
         """Zero, ``[]``."""
         return groups[0].weight.parameter.new_zeros(())
@@ -43,6 +51,12 @@ class FixedStrategy:
         state: EmptyState,
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
     ) -> list[Report]:
         """No change."""
         return []
+
+    def constrain(
+        self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: EmptyState, step: int
+    ) -> None:
+        """No constraint."""

@@ -89,6 +89,22 @@ def prune(group: NeuronGroup, remove: Tensor | Sequence[int], optimizers: Iterab
         _edit(slot.parameter, partial(torch.index_select, dim=slot.dim, index=survivors), None, optimizers)
 
 
+@torch.no_grad()
+def mask(parameter: Tensor, alive: Tensor, optimizers: Iterable[Optimizer] = ()) -> None:
+    """Set the dead entries of a parameter, and their optimizer moments, to zero, in place.
+
+    Args:
+        parameter: any shape.
+        alive: bool, the same shape.
+        optimizers: those that may hold the parameter.
+    """
+    parameter *= alive
+    for optimizer in optimizers:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
+                value *= alive
+
+
 def resize_to(parameter: nn.Parameter, shape: Sequence[int], optimizers: Iterable[Optimizer] = ()) -> None:
     """Give a parameter another shape, filled with zeros, keeping its identity: the step before loading values into it.
 

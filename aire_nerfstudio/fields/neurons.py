@@ -37,12 +37,14 @@ class NeuronGroup:
         weight: ``W_i``, shape ``[n, n_in]``, neurons on dim 0.
         bias: ``b_i``, shape ``[n]``, neurons on dim 0.
         outgoing: ``W_{i+1}``, shape ``[n_out, n]``, neurons on dim 1.
+        next_bias: ``b_{i+1}``, shape ``[n_out]``: not the neurons' own, it can take over what a constant one gave.
     """
 
     name: str
     weight: Slot
     bias: Slot
     outgoing: Slot
+    next_bias: nn.Parameter
 
     @property
     def width(self) -> int:

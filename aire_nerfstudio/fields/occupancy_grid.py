@@ -61,20 +61,26 @@ class OccupancyGrid(nn.Module):
             if len(occupied) > n // 4:
                 occupied = occupied[torch.randint(len(occupied), (n // 4,), device=device)]
             index = torch.cat([uniform, occupied]).unique()
-        corner = torch.stack(
-            [
-                index // self.resolution**2,
-                index // self.resolution % self.resolution,
-                index % self.resolution,
-            ],
-            -1,
-        )
-        points = (corner + torch.rand(len(index), 3, device=device)) * (2 / self.resolution) - 1
+        points = self._points_in(index)
         fresh = torch.cat([density(part) for part in points.split(chunk)])
         stored = self.density.view(-1)
         stored *= self.decay
         stored[index] = torch.maximum(stored[index], fresh.to(stored))
         self._threshold()
+
+    def occupied_points(self, count: int) -> Tensor:
+        """Uniform random points in occupied voxels, or in the whole cube where none is, ``[count, 3]``."""
+        occupied = self.occupied.view(-1).nonzero().squeeze(1)
+        device = occupied.device
+        if len(occupied) == 0:
+            return 2 * torch.rand(count, 3, device=device) - 1
+        return self._points_in(occupied[torch.randint(len(occupied), (count,), device=device)])
+
+    def _points_in(self, index: Tensor) -> Tensor:
+        """A uniform random point in each voxel of ``index [N]``, ``[N, 3]``."""
+        g = self.resolution
+        corner = torch.stack([index // g**2, index // g % g, index % g], -1)
+        return (corner + torch.rand(len(index), 3, device=index.device)) * (2 / g) - 1
 
     def _threshold(self) -> None:
         self.occupied = self.density > min(self.threshold, float(self.density.mean()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
@@ -113,11 +114,20 @@ class SineMLP(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         """Output of the last sine layer, ``[..., n_k]``, at ``x [..., d]``."""
-        h = x
+        for h in self._outputs(x):
+            x = h
+        return x
+
+    @torch.no_grad()
+    def layer_outputs(self, x: Tensor) -> list[Tensor]:
+        """Outputs of every sine layer, ``[[..., n_1], ..., [..., n_k]]``, at ``x [..., d]``; without gradients."""
+        return list(self._outputs(x))
+
+    def _outputs(self, x: Tensor) -> Iterator[Tensor]:
         for index, layer in enumerate(self._affines()[:-1]):
             omega = self.first_omega if index == 0 else self.hidden_omega
-            h = activate(layer(h), self.activation, omega, self.detach_finer_scale)
-        return h
+            x = activate(layer(x), self.activation, omega, self.detach_finer_scale)
+            yield x
 
     def neuron_groups(self, prefix: str = "layer") -> list[NeuronGroup]:
         """One group a sine layer, input neurons first; names are ``{prefix}.{i}``."""
@@ -127,6 +137,7 @@ class SineMLP(nn.Module):
                 weight=Slot(here.weight, 0),
                 bias=Slot(here.bias, 0),
                 outgoing=Slot(after.weight, 1),
+                next_bias=after.bias,
             )
             for index, (here, after) in enumerate(pairwise(self._affines()))
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
@@ -16,16 +16,16 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation import surgery
-from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireConfig
 from aire_nerfstudio.adaptation.base import Report, Strategy
-from aire_nerfstudio.adaptation.none import FixedStrategy
-from aire_nerfstudio.adaptation.schedule import Schedule
+from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 
-Variant = Literal["aire", "large", "small"]
-STATE_VERSION = 1
+STATE_VERSION = 2
+# Points at which a strategy sees the layers' outputs.
+PROBE_POINTS = 8192
 
 
 @dataclass
@@ -33,9 +33,12 @@ class AdaptiveModelConfig(ModelConfig):
     """Settings that all adaptive models share."""
 
     variant: Variant = "aire"
-    """aire: adapt while training; large: the starting network, never changed; small: the final size from the start."""
+    """aire; its ablations weight_decay and no_decay; large: the starting network, never changed; small: the final size
+    from the start; and the baselines depgraph, rigl (sparse, not smaller) and zell (a lattice of frequencies)."""
     adaptation: AireConfig = field(default_factory=AireConfig)
     """When and how much the network changes."""
+    lattice_limit: int | None = None
+    """Largest frequency of the variant zell's lattice; None: 19 in two dimensions, 4 in three."""
     ema_decay: float = 0.95
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
     ema_every: int | None = None
@@ -58,6 +61,11 @@ class AdaptiveModel(Model):
         """The layers that adapt, input first, of ``field`` (the live one or its average)."""
         raise TypeError(f"{type(self).__name__} must define adaptive_groups")
 
+    @property
+    def first_omega(self) -> float:
+        """``w0`` of the adaptive network's first layer."""
+        raise TypeError(f"{type(self).__name__} must define first_omega")
+
     def steps_per_epoch(self) -> int:
         """Optimizer steps that make an epoch of this task."""
         raise TypeError(f"{type(self).__name__} must define steps_per_epoch")
@@ -65,6 +73,10 @@ class AdaptiveModel(Model):
     def fixed_settings(self) -> dict[str, Any]:
         """Settings that change the function but no shape; a checkpoint of others is refused."""
         return {}
+
+    def probe(self) -> list[Tensor]:
+        """Outputs of the live field's adaptive layers over a sample of the training data, one ``[N, n]`` each."""
+        raise TypeError(f"{type(self).__name__} must define probe")
 
     def on_change(self, report: Report) -> None:
         """Called after each change of the architecture."""
@@ -77,12 +89,20 @@ class AdaptiveModel(Model):
             raise InputError(f"ema_decay is {self.config.ema_decay}; it must lie in [0, 1)")
         if self.config.ema_every is not None and self.config.ema_every < 1:
             raise InputError(f"ema_every is {self.config.ema_every}; it must be at least 1")
-        is_fixed = self.config.variant != "aire"
-        self._strategy: Strategy = FixedStrategy() if is_fixed else AireStrategy(self.config.adaptation)
+        self._strategy: Strategy = make_strategy(
+            self.config.variant,
+            self.config.adaptation,
+            self._large,
+            self._dims,
+            self.adaptive_groups(self.field)[-1].next_bias.numel(),
+            self._lattice_limit,
+            self.first_omega,
+        )
         self._adaptation_state: Any = None
         self._saved_state: dict[str, Any] | None = None
         self._history: list[dict[str, Any]] = []
         self._step = 0
+        self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
@@ -96,17 +116,12 @@ class AdaptiveModel(Model):
             return self.field
         return self.field_average
 
-    def starting_widths(self, large: Sequence[int]) -> tuple[int, ...]:
-        """Widths at the beginning of the run: those given, or for the small baseline the planned final ones."""
-        if self.config.variant != "small":
-            return tuple(large)
-        # The order of events matters for shares only; a run of any length has the same one.
-        adaptation = self.config.adaptation
-        moments = [adaptation.densify_at, adaptation.decay_start, adaptation.prune_at]
-        ranked = sorted({m for m in moments if m is not None})
-        densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
-        schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
-        return AireStrategy(adaptation).planned_widths(large, schedule)
+    def starting_widths(self, large: Sequence[int], dims: int) -> tuple[int, ...]:
+        """Widths with which the variant begins, given the large network's and its number of coordinates."""
+        self._large, self._dims = tuple(large), dims
+        limit = self.config.lattice_limit
+        self._lattice_limit = LATTICE_LIMITS[dims] if limit is None else limit
+        return starting_widths(self.config.variant, self.config.adaptation, large, dims, self._lattice_limit)
 
     def _twins(self) -> list[list[NeuronGroup]]:
         return [] if self.field_average is None else [self.adaptive_groups(self.field_average)]
@@ -150,11 +165,8 @@ class AdaptiveModel(Model):
         if saved is None:
             groups = self.adaptive_groups(self.field)
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
-        elif isinstance(self._strategy, AireStrategy):
-            self._adaptation_state = AireState(Schedule(total=1))
-            self._adaptation_state.load_dict(saved["strategy"])
         else:
-            self._adaptation_state = self._strategy.init_state([], 1, total_steps)
+            self._adaptation_state = self._strategy.restore(saved["strategy"])
         self._print_plan(total_steps)
 
     def _before_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -164,12 +176,15 @@ class AdaptiveModel(Model):
             set_rng_state(self._saved_state["rng"])
             self._saved_state = None
         groups = self.adaptive_groups(self.field)
-        for report in self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins()):
+        self._optimizers = optimizers
+        changes = self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins(), self.probe)
+        for report in changes:
             self._log(report)
             self.on_change(report)
 
     @torch.no_grad()
     def _after_step(self, step: int) -> None:
+        self._strategy.constrain(self.adaptive_groups(self.field), self._optimizers, self._adaptation_state, step)
         if self.field_average is None or (step + 1) % self._ema_every:
             return
         # Early on the average follows quickly, as torch_ema does, so that it does not drag the initial weights along.
@@ -187,23 +202,9 @@ class AdaptiveModel(Model):
         count = count_parameters(self.field)
         widths = [group.width for group in self.adaptive_groups(self.field)]
         table.add_row(str(self._step_shown()), "start", str(widths), f"{count:,}")
-        state = self._adaptation_state
-        if isinstance(state, AireState):
-            schedule, config = state.schedule, self.config.adaptation
-            strategy = cast(AireStrategy, self._strategy)
-            rows: list[tuple[int, str]] = []
-            if schedule.densify_at is not None and not state.is_densified:
-                count = strategy.densify_count(widths[0])
-                rows.append((schedule.densify_at, f"densify: {count} input neurons"))
-            if schedule.decay_start is not None and not state.is_decaying:
-                rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
-            if schedule.prune_at is not None and not state.is_pruned:
-                at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
-                rows.append((schedule.prune_at, f"prune{at_most}"))
-            for position, (at, event) in enumerate(sorted(rows)):
-                last = position == len(rows) - 1 and self._saved_state is None
-                planned = str(list(strategy.planned_widths(widths, schedule))) if last else ""
-                table.add_row(f"{at:,}", event, planned, "")
+        for planned in self._strategy.plan(self._adaptation_state, widths):
+            after = "" if planned.widths is None else str(list(planned.widths))
+            table.add_row(f"{planned.step:,}", planned.event, after, "")
         table.add_row(f"{total_steps:,}", "end", "", "")
         CONSOLE.print(table)
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire import AireConfig
 from aire_nerfstudio.data.image_views import meet_plane
-from aire_nerfstudio.data.picture import has_alpha, over_background
+from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics, psnr
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
@@ -87,7 +87,7 @@ class ImageModel(AdaptiveModel):
         try:
             self.field = SineMLP(
                 2,
-                self.starting_widths(config.widths),
+                self.starting_widths(config.widths, 2),
                 self._channels,
                 config.activation,
                 config.first_omega,
@@ -113,6 +113,17 @@ class ImageModel(AdaptiveModel):
     def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
         """All sine layers."""
         return cast(SineMLP, field).neuron_groups("image")
+
+    def probe(self) -> list[Tensor]:
+        """At random points of the picture."""
+        half = torch.tensor(half_extent(self._height, self._width), device=self.device)
+        points = (2 * torch.rand(PROBE_POINTS, 2, device=self.device) - 1) * half
+        return self.field.layer_outputs(points)
+
+    @property
+    def first_omega(self) -> float:
+        """``w0`` of the first layer."""
+        return self.config.first_omega
 
     def steps_per_epoch(self) -> int:
         """``ceil(training pixels / batch)``."""

@@ -20,7 +20,7 @@ from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.fields.sine_layers import Activation
-from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics, psnr
 from aire_nerfstudio.ops.ray_marching import (
     Samples,
@@ -107,7 +107,7 @@ class NerfModel(AdaptiveModel):
             self.field = SineRadianceField(
                 centre,
                 half_side,
-                self.starting_widths(config.density_widths),
+                self.starting_widths(config.density_widths, 3),
                 config.colour_widths,
                 config.n_features,
                 config.activation,
@@ -127,6 +127,15 @@ class NerfModel(AdaptiveModel):
     def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
         """The density network's layers."""
         return cast(SineRadianceField, field).neuron_groups()
+
+    def probe(self) -> list[Tensor]:
+        """At random points of occupied space: elsewhere the density network is hardly ever asked."""
+        return self.field.density_net.layer_outputs(self.grid.occupied_points(PROBE_POINTS))
+
+    @property
+    def first_omega(self) -> float:
+        """``w0`` of the first layer."""
+        return self.config.first_omega
 
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""

@@ -1,0 +1,100 @@
+"""What a person selects by name: AIRe, its ablations, the baselines; all end at the same size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
+
+from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.base import Strategy
+from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
+from aire_nerfstudio.adaptation.none import FixedStrategy
+from aire_nerfstudio.adaptation.rigl import RigLStrategy
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
+from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice_size
+
+# In two dimensions the 780 frequencies of the paper; in more, as many as a layer can hold.
+LATTICE_LIMITS = {1: 511, 2: 19, 3: 4, 4: 2}
+
+Variant = Literal["aire", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"]
+
+
+def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
+    """Widths that AIRe's schedule leads to from ``large``; with ``prune_rule="threshold"`` the least they can be."""
+    # The order of events matters for shares only; a run of any length has the same one.
+    moments = [config.densify_at, config.decay_start, config.prune_at]
+    ranked = sorted({m for m in moments if m is not None})
+    densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
+    schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
+    return AireStrategy(config).planned_widths(large, schedule)
+
+
+def starting_widths(
+    variant: Variant, config: AireConfig, large: Sequence[int], dims: int, lattice_limit: int
+) -> tuple[int, ...]:
+    """Widths at the beginning: the final ones for ``small``, with a lattice's first for ``zell``, else ``large``."""
+    if variant == "small":
+        return final_widths(config, large)
+    if variant == "zell":
+        return (lattice_size(lattice_limit, dims), *large[1:])
+    return tuple(large)
+
+
+def make_strategy(
+    variant: Variant,
+    config: AireConfig,
+    large: Sequence[int],
+    dims: int,
+    out_features: int,
+    lattice_limit: int,
+    first_omega: float,
+) -> Strategy:
+    """The strategy of a variant.
+
+    Args:
+        variant: which.
+        config: AIRe's schedule; the others take its moments and its final widths from it.
+        large: widths of the large network.
+        dims: coordinates a point.
+        out_features: outputs of the network.
+        lattice_limit: largest frequency of ``zell``'s lattice.
+        first_omega: ``w0`` of the first layer.
+
+    Raises:
+        ScheduleError: a value of the schedule that cannot be, or a baseline without a removal to imitate.
+    """
+    if variant in ("large", "small"):
+        return FixedStrategy()
+    if variant == "aire":
+        return AireStrategy(config)
+    if variant == "weight_decay":
+        return AireStrategy(replace(config, decay="weight_decay"))
+    if variant == "no_decay":
+        return AireStrategy(replace(config, decay="none"))
+    small = final_widths(config, large)
+    if variant == "rigl":
+        sizes = (dims, *small, out_features)
+        return RigLStrategy(sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes)))
+    start = starting_widths(variant, config, large, dims, lattice_limit)
+    lost = {layer: before - after for layer, (before, after) in enumerate(zip(start, small, strict=True))}
+    if config.prune_at is None or min(lost.values()) < 0 or not any(lost.values()):
+        raise ScheduleError(
+            f"the variant {variant} removes neurons once, at prune_at, to reach {list(small)} from {list(start)}; set "
+            "decay_start and prune_at so that neurons go and none are added"
+        )
+    once = replace(
+        config,
+        densify_at=None,
+        densify_count=0,
+        densify_fraction=0.0,
+        decay_start=config.prune_at,
+        decay="none",
+        prune_layers=tuple(layer for layer, count in lost.items() if count),
+        prune_counts=tuple(count for count in lost.values() if count),
+        prune_rule="all",
+    )
+    if variant == "depgraph":
+        return DepGraphStrategy(once)
+    return ZellStrategy(once, lattice_limit, first_omega)

@@ -1,0 +1,1 @@
+"""What the two theorems of the paper say about a given network."""

@@ -1,0 +1,36 @@
+"""Figure 6: what a network's important neurons alone make of the signal, and what the others do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from aire_nerfstudio.adaptation.importance import Criterion, score, weakest
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+
+@torch.no_grad()
+def split_outputs(
+    network: SineMLP, x: Tensor, layer: int, count: int, criterion: Criterion = "l1"
+) -> tuple[Tensor, Tensor]:
+    """Evaluate the network with only the strong, then with only the weak neurons of one layer; it is left unchanged.
+
+    Args:
+        network: any sine network.
+        x: inputs, ``[N, d]``.
+        layer: which sine layer, 0 is the input layer.
+        count: how many neurons count as weak.
+        criterion: what decides; see :func:`~aire_nerfstudio.adaptation.importance.score`.
+
+    Returns:
+        Outputs ``[N, out]`` of the important part and of the unimportant part.
+    """
+    group = network.neuron_groups()[layer]
+    weak = torch.zeros(group.width, dtype=torch.bool, device=x.device)
+    outputs = network.layer_outputs(x)[layer] if criterion == "activation" else None
+    weak[weakest(score(group, criterion, outputs), count)] = True
+    name = f"layers.{layer + 1}.weight"
+    columns = group.outgoing.parameter
+    parts = [functional_call(network, {name: columns * ~gone}, (x,)) for gone in (weak, ~weak)]
+    return parts[0], parts[1]

@@ -1,0 +1,215 @@
+"""One fit of one picture, without nerfstudio around it: what the tables are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.adaptation.aire import AireConfig, AireState
+from aire_nerfstudio.adaptation.base import widths
+from aire_nerfstudio.adaptation.rigl import RigLStrategy
+from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
+from aire_nerfstudio.data.picture import Picture, half_extent, pixel_centres, read_picture
+from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+Progress = Callable[[int, int], None]
+CURVE_POINTS = 100
+PROBE_PIXELS = 8192
+
+
+@dataclass(frozen=True)
+class ImageFit:
+    """Everything that decides the outcome of a fit on a given machine."""
+
+    image: str
+    """Name of the picture file, without its folder."""
+    side: int | None = None
+    """Longer side in pixels to reduce the picture to, by area averaging; None: as it is."""
+    activation: Activation = "siren"
+    """Sine variant."""
+    widths: tuple[int, ...] = (512, 512, 512)
+    """Widths of the large network."""
+    epochs: int = 5000
+    """Passes over the training pixels."""
+    batch: int = 65_536
+    """Pixels a step."""
+    learning_rate: float = 5e-4
+    """Adam's, at the beginning."""
+    final_ratio: float = 0.1
+    """Learning rate at the end over that at the beginning; the decay between is exponential."""
+    omega: float = 30.0
+    """w0 of all layers."""
+    seed: int = 0
+    """Of initialisation and order; the split of the pixels is always the same."""
+    variant: Variant = "aire"
+    """Who decides about the network's size."""
+    adaptation: AireConfig = field(default_factory=AireConfig)
+    """AIRe's schedule, from which the other variants take their final size."""
+
+    def key(self) -> str:
+        """A name that is the same for the same settings and no others, 16 hexadecimal digits."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def reduce_picture(picture: Picture, side: int) -> Picture:
+    """The picture with its longer side reduced to ``side`` by area averaging, float32; unchanged where not longer."""
+    longer = max(picture.height, picture.width)
+    if side >= longer:
+        return picture
+    size = (max(1, round(picture.height * side / longer)), max(1, round(picture.width * side / longer)))
+    small = torch.nn.functional.adaptive_avg_pool2d(picture.floats().permute(2, 0, 1), size)
+    return Picture(small.permute(1, 2, 0).contiguous(), 1.0)
+
+
+def decibel(mean_square: float) -> float:
+    """PSNR in dB of a mean squared error of values in [0, 1]."""
+    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
+
+
+@dataclass
+class FittedImage:
+    """A finished fit: its figures as JSON, and the network."""
+
+    figures: dict[str, Any]
+    network: SineMLP
+    picture: Picture
+
+
+def fit_image(
+    fit: ImageFit, folder: Path, device: str = "cpu", progress: Progress | None = None, observers: Sequence[Any] = ()
+) -> FittedImage:
+    """Train one network on one picture.
+
+    Args:
+        fit: what to do.
+        folder: where the pictures are.
+        device: where to train.
+        progress: called with (step, steps) now and then.
+        observers: called as ``observer(step, network, reports)`` before each change is forgotten, for figures.
+
+    Returns:
+        ``figures``: ``psnr_test``, ``psnr_train`` and ``ssim`` at the end; ``psnr_test_before_removal`` and
+        ``..._after_removal`` around the pruning (same weights but for the removed neurons); ``parameters`` at the
+        beginning and end; ``widths``; ``seconds`` of training; ``curve``: (step, training PSNR of a batch);
+        ``events``.
+    """
+    picture = read_picture(folder / fit.image)
+    if fit.side is not None:
+        picture = reduce_picture(picture, fit.side)
+    train_pixels, test_pixels = split_pixels(picture.height * picture.width, 0.1, 0)
+    batches = PixelBatches(picture, train_pixels, fit.batch, fit.seed, device)
+    torch.manual_seed(fit.seed)
+    limit = LATTICE_LIMITS[2]
+    start = starting_widths(fit.variant, fit.adaptation, fit.widths, 2, limit)
+    network = SineMLP(2, start, picture.channels, fit.activation, fit.omega, fit.omega, detach_finer_scale=True)
+    network.to(device)
+    initial_parameters = network.num_parameters
+    total = fit.epochs * batches.steps_per_epoch
+    optimizer = torch.optim.Adam(network.parameters(), lr=fit.learning_rate, fused=device.startswith("cuda") or None)
+    strategy = make_strategy(fit.variant, fit.adaptation, fit.widths, 2, picture.channels, limit, fit.omega)
+    state = strategy.init_state(network.neuron_groups(), batches.steps_per_epoch, total)
+
+    def probe() -> list[Tensor]:
+        half = torch.tensor(half_extent(picture.height, picture.width), device=device)
+        points = (2 * torch.rand(PROBE_PIXELS, 2, device=device) - 1) * half
+        return network.layer_outputs(points)
+
+    figures: dict[str, Any] = {"events": [], "curve": []}
+    removal = state.schedule.prune_at if isinstance(state, AireState) else None
+    every = max(1, total // CURVE_POINTS)
+    seconds, begin = 0.0, time.perf_counter()
+    for step in range(total):
+        groups = network.neuron_groups()
+        if step == removal:
+            _pause(device)
+            seconds += time.perf_counter() - begin
+            figures["psnr_test_before_removal"] = score_pixels(network, picture, test_pixels, device)
+            begin = time.perf_counter()
+        reports = strategy.step(groups, [optimizer], state, step, (), probe)
+        for report in reports:
+            figures["events"].append([report.step, report.event, list(report.after)])
+            if report.event == "prune":
+                _pause(device)
+                seconds += time.perf_counter() - begin
+                figures["psnr_test_after_removal"] = score_pixels(network, picture, test_pixels, device)
+                begin = time.perf_counter()
+        for observer in observers:
+            observer(step, network, reports)
+        for group in optimizer.param_groups:
+            group["lr"] = fit.learning_rate * fit.final_ratio ** (step / total)
+        points, values = batches.batch(step)
+        optimizer.zero_grad()
+        data_loss = (network(points) - (2 * values - 1)).square().mean()
+        (data_loss + strategy.penalty(groups, state, step)).backward()
+        optimizer.step()
+        strategy.constrain(groups, [optimizer], state, step)
+        if step % every == 0 or step == total - 1:
+            figures["curve"].append([step, round(decibel(float(data_loss.detach()) / 4), 4)])
+            if progress is not None:
+                progress(step + 1, total)
+    _pause(device)
+    seconds += time.perf_counter() - begin
+    kept = network.num_parameters
+    if isinstance(strategy, RigLStrategy):
+        kept = strategy.parameters_kept(state, network.neuron_groups())
+    figures |= {
+        "psnr_test": score_pixels(network, picture, test_pixels, device),
+        "psnr_train": score_pixels(network, picture, train_pixels, device),
+        "ssim": structural_similarity(network, picture, device),
+        "parameters_start": initial_parameters,
+        "parameters": kept,
+        "widths": list(widths(network.neuron_groups())),
+        "steps": total,
+        "steps_per_epoch": batches.steps_per_epoch,
+        "seconds": round(seconds, 3),
+    }
+    return FittedImage(figures, network, picture)
+
+
+@torch.no_grad()
+def score_pixels(network: SineMLP, picture: Picture, pixels: Tensor, device: str, chunk: int = 1 << 16) -> float:
+    """PSNR in dB over some pixels, values clamped to [0, 1]."""
+    batches = PixelBatches(picture, pixels, chunk, 0, device)
+    total = 0.0
+    for step in range(batches.steps_per_epoch):
+        points, values = batches.batch(step)
+        got = (0.5 * (network(points) + 1)).clamp(0, 1)
+        total += float((got - values).square().sum(dtype=torch.float64))
+    return decibel(total / (len(pixels) * picture.channels))
+
+
+@torch.no_grad()
+def reconstruction(network: SineMLP, picture: Picture, device: str, chunk: int = 1 << 16) -> Tensor:
+    """The network's picture at the training resolution, ``[H, W, C]`` in [0, 1], on the CPU."""
+    index = torch.arange(picture.height * picture.width)
+    parts = [
+        (0.5 * (network(pixel_centres(part, picture.height, picture.width).to(device)) + 1)).clamp(0, 1).cpu()
+        for part in index.split(chunk)
+    ]
+    return torch.cat(parts).view(picture.height, picture.width, -1)
+
+
+def structural_similarity(network: SineMLP, picture: Picture, device: str) -> float:
+    """SSIM of the whole picture."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    a, b = (t.permute(2, 0, 1)[None] for t in (reconstruction(network, picture, device), picture.floats()))
+    return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
+
+
+def _pause(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()

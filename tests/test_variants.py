@@ -1,0 +1,161 @@
+"""The baselines behind the one contract: sizes, sparsity, lattice, resume."""
+
+import io
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_aire_strategy import one_step
+
+from aire_nerfstudio.adaptation import rigl, surgery
+from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.depgraph import group_norms
+from aire_nerfstudio.adaptation.schedule import ScheduleError
+from aire_nerfstudio.adaptation.variants import final_widths, make_strategy, starting_widths
+from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice, lattice_size
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+CONFIG = AireConfig(
+    unit="steps", densify_at=3, densify_count=4, decay_start=8, prune_at=20, prune_layers=(0, 1), prune_counts=(9, 2)
+)
+LARGE, SMALL, STEPS, LIMIT = (12, 8, 6), (7, 6, 6), 30, 2
+
+
+def _start(variant):
+    torch.manual_seed(1)
+    net = SineMLP(2, starting_widths(variant, CONFIG, LARGE, 2, LIMIT), 1, first_omega=5.0, hidden_omega=3.0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    strategy = make_strategy(variant, CONFIG, LARGE, 2, 1, LIMIT, 5.0)
+    return net, optimizer, strategy
+
+
+def _train(variant, stop_at=STEPS):
+    net, optimizer, strategy = _start(variant)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    for step in range(stop_at):
+        one_step(net, optimizer, strategy, state, step)
+    return net, optimizer, strategy, state
+
+
+@pytest.mark.parametrize("variant", ["aire", "small", "weight_decay", "no_decay", "depgraph", "zell"])
+def test_all_variants_end_at_one_size(variant):
+    assert final_widths(CONFIG, LARGE) == SMALL
+    net, optimizer, _, _ = _train(variant)
+    assert tuple(net.widths) == SMALL
+    assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in net.parameters())
+
+
+def test_large_stays():
+    assert tuple(_train("large")[0].widths) == LARGE
+
+
+@pytest.mark.parametrize("stop_at", [1, 10, 20, 25])
+@pytest.mark.parametrize("variant", ["large", "depgraph", "rigl", "zell"])
+def test_resume_equals_the_uninterrupted_run(variant, stop_at):
+    whole = _train(variant)[0]
+    net, optimizer, strategy, state = _train(variant, stop_at)
+    file, rng = io.BytesIO(), torch.get_rng_state()
+    torch.save({"net": net.state_dict(), "adam": optimizer.state_dict(), "state": state.to_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    net, optimizer, strategy = _start(variant)
+    for name, parameter in net.named_parameters():
+        surgery.resize_to(parameter, saved["net"][name].shape)
+    net.load_state_dict(saved["net"])
+    optimizer.load_state_dict(saved["adam"])
+    state = strategy.restore(saved["state"])
+    torch.set_rng_state(rng)
+    for step in range(stop_at, STEPS):
+        one_step(net, optimizer, strategy, state, step)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
+
+
+def test_rigl_keeps_the_small_networks_parameters_and_the_dead_at_zero():
+    small = SineMLP(2, SMALL, 1).num_parameters
+    net, optimizer, strategy = _start("rigl")
+    strategy = rigl.RigLStrategy(small, every=5)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    first = [mask.clone() for mask in state.masks]
+    for step in range(STEPS):
+        one_step(net, optimizer, strategy, state, step)
+        assert abs(strategy.parameters_kept(state, net.neuron_groups()) - small) <= 2  # one rounding a layer
+        for layer, mask in zip(net.layers, state.masks, strict=True):
+            assert (layer.weight[~mask] == 0).all()
+            assert (optimizer.state[layer.weight]["exp_avg"][~mask] == 0).all()
+    assert [int(m.sum()) for m in state.masks] == [int(m.sum()) for m in first]
+    assert any(not torch.equal(a, b) for a, b in zip(state.masks, first, strict=True))
+    assert tuple(net.widths) == LARGE
+
+
+def test_exchange_drops_the_smallest_and_grows_the_steepest():
+    weight = torch.tensor([[0.5, -0.1, 0.0], [0.0, 0.3, 0.0]], requires_grad=True)
+    weight.grad = torch.tensor([[9.0, 9.0, -1.0], [2.0, 9.0, 0.5]])
+    mask = torch.tensor([[True, True, False], [False, True, False]])
+    assert rigl.exchange(weight, mask, 0.4).tolist() == [[True, False, False], [True, True, False]]
+    assert torch.equal(rigl.exchange(weight, mask, 0.0), mask)
+    full = torch.ones_like(mask)
+    assert torch.equal(rigl.exchange(weight, full, 0.5), full)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), share=st.floats(0.05, 1.0), out=st.sampled_from([1, 3])
+)
+def test_erdos_renyi_densities_add_up(sizes, share, out):
+    shapes = [(b, a) for a, b in zip([2, *sizes], [*sizes, out], strict=True)]
+    total = sum(a * b for a, b in shapes)
+    densities = rigl.erdos_renyi(shapes, round(share * total))
+    assert all(0 <= d <= 1 for d in densities)
+    living = sum(d * a * b for d, (a, b) in zip(densities, shapes, strict=True))
+    assert living == pytest.approx(round(share * total), rel=1e-9, abs=1e-9)
+    free = [d * a * b / (a + b) for d, (a, b) in zip(densities, shapes, strict=True) if d < 1]
+    assert max(free, default=0) == pytest.approx(min(free, default=0))
+
+
+def test_depgraph_scores_are_the_norms_of_what_a_neuron_owns():
+    net = SineMLP(2, [7, 5, 4], 3)
+    groups = net.neuron_groups()
+    for group, score in zip(groups, group_norms(groups), strict=True):
+        own = group.weight.parameter.square().sum(1) + group.outgoing.parameter.square().sum(0)
+        assert torch.allclose(score / score.mean(), own / own.mean(), atol=1e-5)
+
+
+def test_the_lattice():
+    assert lattice_size(19, 2) == len(lattice(19, 2)) == 780
+    for limit, dims in ((3, 1), (2, 2), (2, 3)):
+        points = lattice(limit, dims)
+        assert len(points) == lattice_size(limit, dims)
+        assert len(torch.unique(points, dim=0)) == len(points)
+
+
+def test_zell_trains_no_frequency_and_keeps_the_contributing_ones():
+    net, _, _, _ = _train("zell", 19)
+    expected = lattice(LIMIT, 2) * math.pi / 5.0
+    assert torch.allclose(net.layers[0].weight, expected, atol=1e-6)
+    net, optimizer, strategy, state = _train("zell", 20)
+    contribution = net.layers[1].weight.detach().abs().sum(0)
+    kept = contribution.argsort(descending=True)[: SMALL[0]].sort().values
+    one_step(net, optimizer, strategy, state, 20)
+    assert torch.allclose(net.layers[0].weight, expected[kept], atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["depgraph", "zell"])
+def test_baselines_without_a_removal_are_refused(variant):
+    with pytest.raises(ScheduleError, match=f"variant {variant} removes"):
+        make_strategy(variant, AireConfig(densify_at=1, densify_count=2), LARGE, 2, 1, LIMIT, 5.0)
+
+
+def test_values_that_cannot_be_are_refused():
+    groups = SineMLP(2, [4], 1).neuron_groups()
+    for count in (3, 1000):
+        with pytest.raises(InputError, match=f"keep {count} parameters"):
+            rigl.RigLStrategy(count).init_state(groups, 1, 10)
+    with pytest.raises(InputError, match="exchanges every"):
+        rigl.RigLStrategy(9, every=0)
+    with pytest.raises(InputError, match="lattice_limit is 0"):
+        ZellStrategy(CONFIG, 0, 5.0)
+    with pytest.raises(InputError, match="a lattice up to 2 needs 15"):
+        make_strategy("zell", CONFIG, LARGE, 2, 1, 2, 5.0).init_state(groups, 1, 30)
