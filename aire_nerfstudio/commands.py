@@ -11,3 +11,11 @@ def export() -> None:
     from aire_nerfstudio.export import main
 
     main()
+
+
+def reproduce() -> None:
+    """``aire-reproduce``."""
+    warnings.filterwarnings("ignore", module="nerfstudio")
+    from aire_nerfstudio.reproduce.cli import main
+
+    main()

@@ -158,4 +158,4 @@ def test_values_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="lattice_limit is 0"):
         ZellStrategy(CONFIG, 0, 5.0)
     with pytest.raises(InputError, match="a lattice up to 2 needs 15"):
-        make_strategy("zell", CONFIG, LARGE, 2, 1, 2, 5.0).init_state(groups, 1, 30)
+        ZellStrategy(AireConfig(), 2, 5.0).init_state(groups, 1, 30)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from torch import Tensor
 from aire_nerfstudio.adaptation.aire import AireConfig, AireState
 from aire_nerfstudio.adaptation.base import widths
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
-from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
+from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, pixel_centres, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.reproduce.record import Recorder
 
 Progress = Callable[[int, int], None]
 CURVE_POINTS = 100
@@ -88,17 +89,24 @@ class FittedImage:
     picture: Picture
 
 
+def load_picture(fit: ImageFit, folder: Path) -> Picture:
+    """The picture that a fit is of, reduced if so asked."""
+    picture = read_picture(folder / fit.image)
+    return picture if fit.side is None else reduce_picture(picture, fit.side)
+
+
 def fit_image(
-    fit: ImageFit, folder: Path, device: str = "cpu", progress: Progress | None = None, observers: Sequence[Any] = ()
-) -> FittedImage:
+    fit: ImageFit, picture: Picture, device: str = "cpu", progress: Progress | None = None,
+    recorder: Recorder | None = None,
+) -> FittedImage:  # fmt: skip
     """Train one network on one picture.
 
     Args:
         fit: what to do.
-        folder: where the pictures are.
+        picture: what :func:`load_picture` gave.
         device: where to train.
         progress: called with (step, steps) now and then.
-        observers: called as ``observer(step, network, reports)`` before each change is forgotten, for figures.
+        recorder: keeps what figures need.
 
     Returns:
         ``figures``: ``psnr_test``, ``psnr_train`` and ``ssim`` at the end; ``psnr_test_before_removal`` and
@@ -106,9 +114,6 @@ def fit_image(
         beginning and end; ``widths``; ``seconds`` of training; ``curve``: (step, training PSNR of a batch);
         ``events``.
     """
-    picture = read_picture(folder / fit.image)
-    if fit.side is not None:
-        picture = reduce_picture(picture, fit.side)
     train_pixels, test_pixels = split_pixels(picture.height * picture.width, 0.1, 0)
     batches = PixelBatches(picture, train_pixels, fit.batch, fit.seed, device)
     torch.manual_seed(fit.seed)
@@ -129,14 +134,19 @@ def fit_image(
 
     figures: dict[str, Any] = {"events": [], "curve": []}
     removal = state.schedule.prune_at if isinstance(state, AireState) else None
+    choosing = state.schedule.decay_start if isinstance(state, AireState) else None
     every = max(1, total // CURVE_POINTS)
     seconds, begin = 0.0, time.perf_counter()
     for step in range(total):
         groups = network.neuron_groups()
-        if step == removal:
+        if step in (removal, choosing):
             _pause(device)
             seconds += time.perf_counter() - begin
-            figures["psnr_test_before_removal"] = score_pixels(network, picture, test_pixels, device)
+            if step == removal:
+                figures["psnr_test_before_removal"] = score_pixels(network, picture, test_pixels, device)
+            if recorder is not None:
+                event = "prune" if step == removal else "decay"
+                recorder.before(network, event, network.widths[0] - small_input(fit, network))
             begin = time.perf_counter()
         reports = strategy.step(groups, [optimizer], state, step, (), probe)
         for report in reports:
@@ -146,8 +156,8 @@ def fit_image(
                 seconds += time.perf_counter() - begin
                 figures["psnr_test_after_removal"] = score_pixels(network, picture, test_pixels, device)
                 begin = time.perf_counter()
-        for observer in observers:
-            observer(step, network, reports)
+        if recorder is not None and reports:
+            recorder.after(network, reports)
         for group in optimizer.param_groups:
             group["lr"] = fit.learning_rate * fit.final_ratio ** (step / total)
         points, values = batches.batch(step)
@@ -162,6 +172,8 @@ def fit_image(
                 progress(step + 1, total)
     _pause(device)
     seconds += time.perf_counter() - begin
+    if recorder is not None:
+        recorder.end(network)
     kept = network.num_parameters
     if isinstance(strategy, RigLStrategy):
         kept = strategy.parameters_kept(state, network.neuron_groups())
@@ -171,6 +183,8 @@ def fit_image(
         "ssim": structural_similarity(network, picture, device),
         "parameters_start": initial_parameters,
         "parameters": kept,
+        "reduction": round(100 * (1 - kept / initial_parameters), 2),
+        "inference_ms": inference_time(network, picture, device),
         "widths": list(widths(network.neuron_groups())),
         "steps": total,
         "steps_per_epoch": batches.steps_per_epoch,
@@ -208,6 +222,26 @@ def structural_similarity(network: SineMLP, picture: Picture, device: str) -> fl
 
     a, b = (t.permute(2, 0, 1)[None] for t in (reconstruction(network, picture, device), picture.floats()))
     return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
+
+
+def small_input(fit: ImageFit, network: SineMLP) -> int:
+    """Width of the input layer after the removal that is ahead, as far as the schedule tells."""
+    return min(final_widths(fit.adaptation, fit.widths)[0], network.widths[0])
+
+
+@torch.no_grad()
+def inference_time(network: SineMLP, picture: Picture, device: str, repeats: int = 9) -> float:
+    """Median time in milliseconds to evaluate the whole picture, coordinates ready on the device."""
+    points = pixel_centres(torch.arange(picture.height * picture.width), picture.height, picture.width).to(device)
+    times = []
+    for _ in range(repeats + 2):
+        _pause(device)
+        begin = time.perf_counter()
+        for part in points.split(1 << 16):
+            network(part)
+        _pause(device)
+        times.append(time.perf_counter() - begin)
+    return round(1e3 * sorted(times[2:])[repeats // 2], 4)
 
 
 def _pause(device: str) -> None:

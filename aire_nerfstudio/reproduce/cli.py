@@ -1,0 +1,125 @@
+"""``aire-reproduce``: run a table or figure of the paper and set it beside the paper's numbers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
+from aire_nerfstudio.reproduce.figures import draw
+from aire_nerfstudio.reproduce.report import measure, write_report
+from aire_nerfstudio.reproduce.runner import run_fits
+from aire_nerfstudio.reproduce.store import Store
+
+
+def parse_changes(texts: list[str]) -> tuple[tuple[str, object], ...]:
+    """``NAME=VALUE`` settings of AIRe's configuration as (name, value), sorted.
+
+    Raises:
+        InputError: not of that form, no such setting, or a value of another type.
+    """
+    known = {f.name: f for f in dataclasses.fields(AireConfig)}
+    changes: dict[str, object] = {}
+    for text in texts:
+        name, has_value, value = text.partition("=")
+        if not has_value or name not in known:
+            raise InputError(f"--set {text!r}: it must be NAME=VALUE with NAME one of {', '.join(known)}")
+        default: Any = known[name].default
+        try:
+            if name in ("prune_layers", "prune_counts"):
+                changes[name] = tuple(int(part) for part in value.split(",") if part)
+            elif isinstance(default, str):
+                changes[name] = value
+            elif isinstance(default, int):
+                changes[name] = int(value)
+            else:
+                changes[name] = None if value == "none" else float(value)
+        except ValueError as error:
+            raise InputError(f"--set {text!r}: {value!r} is no value of {name}") from error
+    return tuple(sorted(changes.items(), key=lambda item: item[0]))
+
+
+def choose_images(folder: Path, names: list[str] | None) -> tuple[str, ...]:
+    """File names in ``folder``: those that are named (with or without suffix), or all PNG files.
+
+    Raises:
+        InputError: no such folder or image, or none at all.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--data {folder} is no folder; give one with pictures (the paper's: 16 of DIV2K)")
+    present = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".png", ".tif", ".jpg", ".jpeg"))
+    if not present:
+        raise InputError(f"--data {folder} holds no PNG, TIFF or JPEG pictures")
+    if names is None:
+        return tuple(present)
+    chosen = []
+    for name in names:
+        matches = [file for file in present if name in (file, Path(file).stem)]
+        if not matches:
+            raise InputError(f"--images {name}: {folder} has no such picture; it has {', '.join(present)}")
+        chosen.append(matches[0])
+    return tuple(dict.fromkeys(chosen))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aire-reproduce", description=__doc__)
+    parser.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}, or all")
+    parser.add_argument(
+        "--budget", default="cpu", choices=sorted(BUDGETS),
+        help="smoke: seconds, only shows that it runs; cpu: minutes, 128 pixels and 128 neurons wide; paper",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, help="folder of pictures; without it scikit-image's astronaut")
+    parser.add_argument("--images", nargs="+", help="names of pictures in it; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the initialisation; default: 0")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), help="results; finished fits are not run again")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE",
+        help="settings of AIRe that differ from the paper's, e.g. decay=scheduled prune_at=40",
+    )  # fmt: skip
+    return parser
+
+
+@exit_on_bad_input
+def main(arguments: list[str] | None = None) -> None:
+    """Run, report, draw."""
+    given = _parser().parse_args(arguments)
+    names = list(EXPERIMENTS) if given.experiment == "all" else [given.experiment]
+    if given.data is None:
+        from aire_nerfstudio.data.image_views import ensure_default_picture
+
+        given.data = ensure_default_picture().parent
+        given.images = given.images or ["astronaut"]
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {given.device}: there is no CUDA device; use cpu")
+    jobs = (4 if given.device.startswith("cuda") else os.cpu_count() or 1) if given.jobs is None else given.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}; it must be at least 1")
+    choice = Choice(
+        BUDGETS[given.budget], choose_images(given.data, given.images), tuple(given.seeds), parse_changes(given.set)
+    )
+    console = Console()
+    store, results = Store(given.out / "fits"), given.out / given.budget
+    if choice.changes:
+        results = results / "-".join(f"{name}={value}" for name, value in choice.changes).replace(" ", "")
+    for experiment in [make_experiment(name, choice) for name in names]:
+        console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
+        run_fits(experiment.fits(), given.data, store, given.device, jobs, experiment.is_recorded, console)
+        page = write_report(experiment, choice, store, results, given.device)
+        console.print(Markdown(page.read_text()))
+        made = draw(experiment, measure(experiment, store), store, results)
+        console.print(f"wrote {page} (.json, .csv) and " + ", ".join(str(path) for path in made))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""A finished experiment as JSON, CSV and a Markdown table that sets it beside the paper's numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.reproduce.experiments import Cell, Choice, Experiment
+from aire_nerfstudio.reproduce.store import Store, machine
+
+# A measured value meets the paper's when it falls short of it by no more than it is printed with.
+ROUNDING = 0.005
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell and what was measured for it.
+
+    Attributes:
+        values: one a fit, in the order of the cell's fits.
+    """
+
+    cell: Cell
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over images and seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation, None of a single fit."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self) -> str:
+        """``mean +- std``, as few digits as make sense."""
+        digits = 0 if self.cell.metric == "parameters" else 2
+        spread = "" if self.spread is None else f" +- {self.spread:.{digits}f}"
+        return f"{self.mean:,.{digits}f}{spread}"
+
+
+def measure(experiment: Experiment, store: Store) -> list[Measured]:
+    """Read the figures of every cell.
+
+    Raises:
+        InputError: a fit has not been run, or lacks the figure.
+    """
+    measured = []
+    for cell in experiment.cells:
+        values = []
+        for fit in cell.fits:
+            figures = store.load(fit)
+            if figures is None or cell.metric not in figures:
+                raise InputError(f"{store.path(fit)} with {cell.metric} is not there; run the experiment first")
+            values.append(float(figures[cell.metric]))
+        measured.append(Measured(cell, tuple(values)))
+    return measured
+
+
+def verdict(difference: float) -> str:
+    """``met`` or ``short by x``, given ours minus the paper's in the direction that is better."""
+    return "met" if difference >= -ROUNDING else f"short by {-difference:.2f}"
+
+
+def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], device: str) -> str:
+    """The table, the gains and the settings, as a page."""
+    is_papers = choice.budget.name == "paper"
+    out = [f"# {experiment.title}", ""]
+    used = machine(device)
+    out += [
+        f"Budget **{choice.budget.name}** | {len(choice.images)} image(s): {', '.join(choice.images)} | seed(s) "
+        f"{', '.join(map(str, choice.seeds))} | {used['device']}, torch {used['torch']}",
+        "",
+    ]
+    if choice.changes:
+        out += ["AIRe with " + ", ".join(f"{name} = {value}" for name, value in choice.changes), ""]
+    columns = list(dict.fromkeys(m.cell.column for m in measured))
+    rows = list(dict.fromkeys(m.cell.row for m in measured))
+    found = {(m.cell.row, m.cell.column): m for m in measured}
+    has_paper = {
+        column: any(m.cell.paper is not None for m in measured if m.cell.column == column) for column in columns
+    }
+    head = [""]
+    for column in columns:
+        head += [column, f"paper: {column}"] if has_paper[column] else [column]
+    out += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        line = [row]
+        for column in columns:
+            entry = found.get((row, column))
+            line.append("" if entry is None else entry.text())
+            if has_paper[column]:
+                line.append("" if entry is None or entry.cell.paper is None else _beside(entry, is_papers))
+        out.append("| " + " | ".join(line) + " |")
+    if experiment.gains:
+        out += ["", "| difference | ours | paper | |", "|---|---|---|---|"]
+        for gain in experiment.gains:
+            a, b = found[gain.row, gain.column], found[gain.minus, gain.column]
+            pairs = [x - y for x, y in zip(a.values, b.values, strict=True)]
+            ours = statistics.fmean(pairs)
+            spread = f" +- {statistics.stdev(pairs):.2f}" if len(pairs) > 1 else ""
+            paper = "" if gain.paper is None else f"{gain.paper:+.2f}"
+            judged = "" if gain.paper is None else verdict(ours - gain.paper)
+            out.append(f"| {gain.row} - {gain.minus}, {gain.column} | {ours:+.2f}{spread} | {paper} | {judged} |")
+    if not is_papers:
+        out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
+    out += ["", *experiment.notes]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _beside(entry: Measured, is_papers: bool) -> str:
+    paper = entry.cell.paper
+    assert paper is not None
+    if not is_papers:
+        return f"{paper:g}"
+    sign = 1 if entry.cell.is_better == "higher" else -1
+    return f"{paper:g}, {verdict(sign * (entry.mean - paper))}"
+
+
+def as_json(experiment: Experiment, choice: Choice, measured: list[Measured], device: str) -> str:
+    """Every value, with the key of the fit it comes from."""
+    return json.dumps(
+        {
+            "experiment": experiment.name,
+            "budget": choice.budget.name,
+            "images": choice.images,
+            "seeds": choice.seeds,
+            "changes": dict(choice.changes),
+            "machine": machine(device),
+            "cells": [
+                {
+                    "row": m.cell.row,
+                    "column": m.cell.column,
+                    "metric": m.cell.metric,
+                    "mean": _finite(m.mean),
+                    "std": m.spread,
+                    "paper": m.cell.paper,
+                    "fits": {fit.key(): _finite(value) for fit, value in zip(m.cell.fits, m.values, strict=True)},
+                }
+                for m in measured
+            ],
+        },
+        indent=1,
+    )
+
+
+def as_csv(measured: list[Measured]) -> str:
+    """One line a fit and cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "column", "image", "seed", "value", "paper"])
+    for m in measured:
+        for fit, value in zip(m.cell.fits, m.values, strict=True):
+            writer.writerow([m.cell.row, m.cell.column, fit.image, fit.seed, value, m.cell.paper])
+    return file.getvalue()
+
+
+def write_report(experiment: Experiment, choice: Choice, store: Store, folder: Path, device: str) -> Path:
+    """Write ``NAME.md``, ``.json`` and ``.csv`` into ``folder``; returns the Markdown file."""
+    measured = measure(experiment, store)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{experiment.name}.md"
+    page.write_text(markdown(experiment, choice, measured, device))
+    page.with_suffix(".json").write_text(as_json(experiment, choice, measured, device))
+    page.with_suffix(".csv").write_text(as_csv(measured))
+    return page
+
+
+def _finite(value: float) -> Any:
+    return value if math.isfinite(value) else None
