@@ -40,7 +40,7 @@ def _train(variant, stop_at=STEPS):
     return net, optimizer, strategy, state
 
 
-@pytest.mark.parametrize("variant", ["aire", "small", "weight_decay", "no_decay", "depgraph", "zell"])
+@pytest.mark.parametrize("variant", ["aire", "aire_early", "small", "weight_decay", "no_decay", "depgraph", "zell"])
 def test_all_variants_end_at_one_size(variant):
     assert final_widths(CONFIG, LARGE) == SMALL
     net, optimizer, _, _ = _train(variant)

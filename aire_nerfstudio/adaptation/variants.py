@@ -18,7 +18,10 @@ from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice_size
 # In two dimensions the 780 frequencies of the paper; in more, as many as a layer can hold.
 LATTICE_LIMITS = {1: 511, 2: 19, 3: 4, 4: 2}
 
-Variant = Literal["aire", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"]
+# Found by ablation (docs/results.md): what is chosen early has the whole run to be made up for.
+EARLY = {"densify": 5.0, "decay": 10.0, "prune": 30.0}
+
+Variant = Literal["aire", "aire_early", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"]
 
 
 def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
@@ -29,6 +32,21 @@ def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
     densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
     schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
     return AireStrategy(config).planned_widths(large, schedule)
+
+
+def early(config: AireConfig) -> AireConfig:
+    """AIRe's configuration with its moments moved to the beginning of the run; what is never done stays so."""
+
+    def moment(value: float | None, at: float) -> float | None:
+        return None if value is None else at
+
+    return replace(
+        config,
+        unit="percent",
+        densify_at=moment(config.densify_at, EARLY["densify"]),
+        decay_start=moment(config.decay_start, EARLY["decay"]),
+        prune_at=moment(config.prune_at, EARLY["prune"]),
+    )
 
 
 def starting_widths(
@@ -69,6 +87,8 @@ def make_strategy(
         return FixedStrategy()
     if variant == "aire":
         return AireStrategy(config)
+    if variant == "aire_early":
+        return AireStrategy(early(config))
     if variant == "weight_decay":
         return AireStrategy(replace(config, decay="weight_decay"))
     if variant == "no_decay":
