@@ -33,8 +33,9 @@ class AdaptiveModelConfig(ModelConfig):
     """Settings that all adaptive models share."""
 
     variant: Variant = "aire"
-    """aire; aire_early, with all moments in the first third; its ablations weight_decay and no_decay; large: the starting network, never changed; small: the final size
-    from the start; and the baselines depgraph, rigl (sparse, not smaller) and zell (a lattice of frequencies)."""
+    """aire; aire_early, with all moments in the first third of the run; aire's ablations weight_decay and no_decay;
+    large: the starting network, never changed; small: the final size from the start; and the baselines depgraph, rigl
+    (sparse, not smaller) and zell (a lattice of frequencies)."""
     adaptation: AireConfig = field(default_factory=AireConfig)
     """When and how much the network changes."""
     lattice_limit: int | None = None
