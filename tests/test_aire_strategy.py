@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
-from aire_nerfstudio.adaptation.base import widths
+from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
 from aire_nerfstudio.fields.sine_mlp import SineMLP
@@ -27,7 +27,8 @@ Y = torch.sin(4 * X[:, :1]) * X[:, 1:]
 def one_step(net, optimizer, strategy, state, step, history=None):
     """One training step as every loop of this project does it."""
     groups = net.neuron_groups()
-    reports = strategy.step(groups, [optimizer], state, step, (), lambda: net.layer_outputs(X))
+    probe = Probe(lambda: net.layer_outputs(X), lambda: (X, Y - net(X).detach()))
+    reports = strategy.step(groups, [optimizer], state, step, (), probe)
     if history is not None:
         history.append(widths(groups))
     optimizer.zero_grad()
@@ -175,7 +176,7 @@ def test_shadows_change_alike():
 
 VARIATIONS = [
     {},
-    {"decay": "scheduled"},
+    {"decay": "scheduled", "densify_from": "residual"},
     {"decay": "proximal", "criterion": "activation"},
     {"decay": "none", "criterion": "taylor", "compensation": "least_squares"},
     {"decay": "weight_decay", "criterion": "l2", "compensation": "mean"},

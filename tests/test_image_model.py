@@ -128,6 +128,38 @@ def test_training_follows_the_paper_schedule(trained):
     assert "densify: 6 input neurons" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rigl", ["--pipeline.model.variant", "rigl"]),
+        ("zell", ["--pipeline.model.variant", "zell", "--pipeline.model.lattice-limit", "3"]),
+        (
+            "switches",
+            [
+                *("--pipeline.model.adaptation.densify-from", "residual"),
+                *("--pipeline.model.adaptation.decay", "scheduled", "--pipeline.model.adaptation.criterion", "taylor"),
+                *("--pipeline.model.adaptation.compensation", "least_squares"),
+            ],
+        ),
+    ],
+)
+def test_variants_and_switches_from_the_command_line(trained, name, options):
+    root, _, _ = trained
+    done = _run(
+        "ns-train", "aire-image-siren", "--data", "photo.png", "--max-num-iterations", "60", "--timestamp", "run",
+        "--experiment-name", name, "--vis", "tensorboard", "--logging.local-writer.enable", "False",
+        "--pipeline.model.widths", "24", "20", *options, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = root / "outputs" / name / "aire-image-siren" / "run" / "nerfstudio_models"
+    state = torch.load(next(folder.iterdir()), weights_only=True)["pipeline"]
+    assert state["_model.field.layers.0.weight"].shape == ((24 if name == "rigl" else 12), 2)
+    if name == "rigl":
+        assert int((state["_model.field.layers.1.weight"] == 0).sum()) > 100
+    else:
+        assert "by theorem 2 the removal changes no output" in done.stdout.replace("\n", " ") or name == "zell"
+
+
 def test_eval_render_and_export(trained):
     root, run, _ = trained
     config = run / "config.yml"

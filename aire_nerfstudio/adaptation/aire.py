@@ -24,6 +24,7 @@ from aire_nerfstudio.adaptation.decay import (
     soft_threshold,
     targeted_penalty,
 )
+from aire_nerfstudio.adaptation.frequencies import Densify, residual_frequencies
 from aire_nerfstudio.adaptation.importance import (
     Criterion,
     contribution,
@@ -52,6 +53,9 @@ class AireConfig:
     """How many input neurons are added; 0: densify_fraction decides."""
     densify_fraction: float = 0.0
     """Share of the input layer's width to add, in [0, 1]; used where densify_count is 0."""
+    densify_from: Densify = "harmonics"
+    """Which frequencies are added: twice the strongest (the paper's), or where the residual has most energy, up to
+    twice the largest there is."""
     decay_start: float | None = None
     """When the neurons to remove are chosen and their decay begins; None: nothing is ever removed."""
     prune_at: float | None = None
@@ -127,14 +131,16 @@ class AireStrategy:
 
     Args:
         config: the run's choices.
+        first_omega: the network's first ``w0``; only ``densify_from="residual"`` needs it.
 
     Raises:
         ScheduleError: a value out of range, found at construction or, where it depends on the network or the run, in
             :meth:`init_state`.
     """
 
-    def __init__(self, config: AireConfig) -> None:
+    def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
         self.config = config
+        self.first_omega = first_omega
         if not 0 <= config.densify_fraction <= 1:
             raise ScheduleError(f"densify_fraction is {config.densify_fraction}; it must lie in [0, 1]")
         if (config.densify_at is None) != (config.densify_count == 0 and config.densify_fraction == 0):
@@ -316,7 +322,7 @@ class AireStrategy:
         self, groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], probe: Probe | None
     ) -> list[Tensor]:
         """Scores of the neurons of some layers, one ``[n]`` each."""
-        outputs = probe() if probe is not None and self.config.criterion == "activation" else None
+        outputs = probe.outputs() if probe is not None and self.config.criterion == "activation" else None
         return [
             score(
                 groups[layer],
@@ -366,21 +372,33 @@ class AireStrategy:
     ) -> Report:
         before = widths(groups)
         count = self.densify_count(before[0])
-        (scores,) = self._scores(groups, state, [0], probe)
-        parents = strongest(scores, count)
         columns = groups[0].outgoing.parameter
         outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)
-        for twin, held_by in ((groups, optimizers), *((shadow, ()) for shadow in shadows)):
-            layer = twin[0]
-            surgery.grow(
-                layer,
-                weight=2 * layer.weight.parameter[parents],
-                bias=2 * layer.bias.parameter[parents],
-                outgoing=outgoing,
-                optimizers=held_by,
-            )
+        if self.config.densify_from == "residual":
+            rows, phases = self._rows_from_residual(groups[0], count, probe)
+            new = [(rows, phases)] * (1 + len(shadows))
+        else:
+            (scores,) = self._scores(groups, state, [0], probe)
+            parents = strongest(scores, count)
+            layers = [twin[0] for twin in (groups, *shadows)]
+            new = [(2 * g.weight.parameter[parents], 2 * g.bias.parameter[parents]) for g in layers]
+        for (weight, bias), twin, held_by in zip(
+            new, (groups, *shadows), (optimizers, *([()] * len(shadows))), strict=True
+        ):
+            surgery.grow(twin[0], weight=weight, bias=bias, outgoing=outgoing, optimizers=held_by)
         state.is_densified = True
         return Report(step, "densify", _per_layer(groups, {0: count}), before, widths(groups))
+
+    def _rows_from_residual(self, group: NeuronGroup, count: int, probe: Probe | None) -> tuple[Tensor, Tensor]:
+        """Incoming rows ``[count, d]`` and biases ``[count]`` of new input neurons."""
+        if probe is None or probe.residual is None:
+            raise ScheduleError(
+                "densify_from 'residual' needs the network's own residual, which this task lacks; use 'harmonics'"
+            )
+        weight = group.weight.parameter
+        limit = 2 * self.first_omega * weight.abs().amax(0)
+        frequencies, phases = residual_frequencies(*probe.residual(), limit, count)
+        return (frequencies / self.first_omega).to(weight), (phases / self.first_omega).to(weight)
 
     def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int, probe: Probe | None) -> Report:
         before = widths(groups)
@@ -422,7 +440,7 @@ class AireStrategy:
                     raise ScheduleError("compensation needs the layers' outputs over data, which this task lacks")
                 device = groups[layer].weight.parameter.device
                 # Anew for each layer: the ones before it have changed.
-                added = correction(groups[layer], targets.to(device), probe()[layer], self.config.compensation)
+                added = correction(groups[layer], targets.to(device), probe.outputs()[layer], self.config.compensation)
                 for twin in (groups, *shadows):
                     apply_correction(twin[layer], *added)
             surgery.prune(groups[layer], targets, optimizers)

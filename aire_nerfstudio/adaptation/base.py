@@ -11,8 +11,19 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
-# The adaptive layers' outputs over a sample of the training data, one ``[N, n]`` a group; draws anew at each call.
-Probe = Callable[[], list[Tensor]]
+
+@dataclass(frozen=True)
+class Probe:
+    """What a strategy may ask of the task; each call draws a new sample of the training data.
+
+    Attributes:
+        outputs: the adaptive layers' outputs, one ``[N, n]`` a group.
+        residual: points ``[N, d]`` and truth minus prediction there ``[N, C]``; None where the network's outputs have
+            no truth of their own (the density of a NeRF).
+    """
+
+    outputs: Callable[[], list[Tensor]]
+    residual: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)

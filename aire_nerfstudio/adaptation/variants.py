@@ -86,13 +86,13 @@ def make_strategy(
     if variant in ("large", "small"):
         return FixedStrategy()
     if variant == "aire":
-        return AireStrategy(config)
+        return AireStrategy(config, first_omega)
     if variant == "aire_early":
-        return AireStrategy(early(config))
+        return AireStrategy(early(config), first_omega)
     if variant == "weight_decay":
-        return AireStrategy(replace(config, decay="weight_decay"))
+        return AireStrategy(replace(config, decay="weight_decay"), first_omega)
     if variant == "no_decay":
-        return AireStrategy(replace(config, decay="none"))
+        return AireStrategy(replace(config, decay="none"), first_omega)
     small = final_widths(config, large)
     if variant == "rigl":
         sizes = (dims, *small, out_features)

@@ -40,18 +40,17 @@ class ZellStrategy(AireStrategy):
     """
 
     def __init__(self, config: AireConfig, limit: int, first_omega: float) -> None:
-        super().__init__(config)
+        super().__init__(config, first_omega)
         if limit < 1:
             raise InputError(f"lattice_limit is {limit}; it must be at least 1")
         self._limit = limit
-        self._first_omega = first_omega
 
     @torch.no_grad()
     def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
         """As AIRe's; the input layer takes the lattice's frequencies."""
         state = super().init_state(groups, steps_per_epoch, total_steps)
         weight = groups[0].weight.parameter
-        frequencies = lattice(self._limit, weight.shape[1]) * (math.pi / self._first_omega)
+        frequencies = lattice(self._limit, weight.shape[1]) * (math.pi / self.first_omega)
         if len(frequencies) != len(weight):
             raise InputError(
                 f"the input layer has {len(weight)} neurons; a lattice up to {self._limit} needs {len(frequencies)}"
@@ -64,6 +63,6 @@ class ZellStrategy(AireStrategy):
         """Frequencies stay on the lattice."""
         super().constrain(groups, optimizers, state, step)
         weight = groups[0].weight.parameter
-        unit = math.pi / self._first_omega
+        unit = math.pi / self.first_omega
         # A step moves a frequency by far less than half a lattice spacing, so rounding brings back the old one.
         weight.copy_((weight / unit).round() * unit)

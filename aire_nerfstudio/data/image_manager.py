@@ -56,7 +56,9 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
         self._train = PixelBatches(picture, train, config.train_num_rays_per_batch, seed, device)
         scored = test if len(test) else train
         self._test = PixelBatches(picture, scored, config.eval_num_rays_per_batch, seed, device)
+        # What the model may ask for beyond the pictures themselves.
         self.train_dataset.metadata["steps_per_epoch"] = self._train.steps_per_epoch
+        self.train_dataset.metadata["training_batch"] = self._train.batch
 
     def create_train_dataset(self) -> ImageViewsDataset:
         """Views for the viewer and for rendering."""

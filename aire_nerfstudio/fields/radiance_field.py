@@ -11,7 +11,6 @@ from nerfstudio.field_components.field_heads import FieldHeadNames
 from nerfstudio.fields.base_field import Field
 from torch import Tensor
 
-from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import Affine, SineMLP
 
@@ -82,10 +81,6 @@ class SineRadianceField(Field):
 
         self.density_net = network(3, density_widths, 1 + n_features)
         self.colour_net = network(n_features + 3, colour_widths, 3)
-
-    def neuron_groups(self) -> list[NeuronGroup]:
-        """The density network's sine layers: the ones that adapt."""
-        return self.density_net.neuron_groups("density")
 
     def widths(self) -> dict[str, list[int]]:
         """Current widths of both networks."""

@@ -16,11 +16,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation import surgery
-from aire_nerfstudio.adaptation.aire import AireConfig
-from aire_nerfstudio.adaptation.base import Report, Strategy
+from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
+from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
+from aire_nerfstudio.analysis.stability import pruning_bound
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 
 STATE_VERSION = 2
@@ -50,7 +52,7 @@ class AdaptiveModel(Model):
     """Base of the models whose network changes size.
 
     A subclass makes ``self.field`` in :meth:`populate_modules`, calls :meth:`start_adaptation`, and gives
-    :meth:`adaptive_groups` and :meth:`steps_per_epoch`.
+    :meth:`adaptive_network` and :meth:`steps_per_epoch`.
     """
 
     config: AdaptiveModelConfig
@@ -58,14 +60,16 @@ class AdaptiveModel(Model):
 
     # --- to be given by the task -----------------------------------------------------------------------------------
 
-    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
-        """The layers that adapt, input first, of ``field`` (the live one or its average)."""
-        raise TypeError(f"{type(self).__name__} must define adaptive_groups")
+    def adaptive_network(self, field: nn.Module) -> SineMLP:
+        """The network that adapts, of ``field`` (the live one or its average)."""
+        raise TypeError(f"{type(self).__name__} must define adaptive_network")
 
-    @property
-    def first_omega(self) -> float:
-        """``w0`` of the adaptive network's first layer."""
-        raise TypeError(f"{type(self).__name__} must define first_omega")
+    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
+        """Its layers, input first."""
+        return self.adaptive_network(field).neuron_groups(self.network_name)
+
+    network_name = "network"
+    """What its layers are called in messages."""
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps that make an epoch of this task."""
@@ -75,8 +79,8 @@ class AdaptiveModel(Model):
         """Settings that change the function but no shape; a checkpoint of others is refused."""
         return {}
 
-    def probe(self) -> list[Tensor]:
-        """Outputs of the live field's adaptive layers over a sample of the training data, one ``[N, n]`` each."""
+    def probe(self) -> Probe:
+        """What the strategy may ask of the live field and the training data."""
         raise TypeError(f"{type(self).__name__} must define probe")
 
     def on_change(self, report: Report) -> None:
@@ -97,7 +101,7 @@ class AdaptiveModel(Model):
             self._dims,
             self.adaptive_groups(self.field)[-1].next_bias.numel(),
             self._lattice_limit,
-            self.first_omega,
+            self.adaptive_network(self.field).first_omega,
         )
         self._adaptation_state: Any = None
         self._saved_state: dict[str, Any] | None = None
@@ -178,7 +182,8 @@ class AdaptiveModel(Model):
             self._saved_state = None
         groups = self.adaptive_groups(self.field)
         self._optimizers = optimizers
-        changes = self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins(), self.probe)
+        self._announce_removal(step)
+        changes = self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins(), self.probe())
         for report in changes:
             self._log(report)
             self.on_change(report)
@@ -208,6 +213,19 @@ class AdaptiveModel(Model):
             table.add_row(f"{planned.step:,}", planned.event, after, "")
         table.add_row(f"{total_steps:,}", "end", "", "")
         CONSOLE.print(table)
+
+    def _announce_removal(self, step: int) -> None:
+        """Say what theorem 2 allows a removal to change, before it is done."""
+        state, network = self._adaptation_state, self.adaptive_network(self.field)
+        if not isinstance(state, AireState) or state.is_pruned or step != state.schedule.prune_at:
+            return
+        if network.activation != "siren" or not state.targets:
+            return
+        layers = cast(AireStrategy, self._strategy).config.prune_layers
+        bound = pruning_bound(network, dict(zip(layers, state.targets, strict=True)))
+        CONSOLE.log(
+            f"step {step:,}: by theorem 2 the removal changes no output of the network by more than {bound:.3g}"
+        )
 
     def _step_shown(self) -> int:
         return 0 if self._saved_state is None else int(self._saved_state["step"]) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -13,10 +14,10 @@ from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.data.image_views import meet_plane
 from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
@@ -98,6 +99,7 @@ class ImageModel(AdaptiveModel):
         except ValueError as error:
             raise InputError(str(error)) from error
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self._training_batch: Callable[[int], tuple[Tensor, Tensor]] | None = metadata.get("training_batch")
         self.start_adaptation()
 
     @property
@@ -110,20 +112,27 @@ class ImageModel(AdaptiveModel):
         """Channels of the picture, alpha included."""
         return self._channels
 
-    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
-        """All sine layers."""
-        return cast(SineMLP, field).neuron_groups("image")
+    network_name = "image"
 
-    def probe(self) -> list[Tensor]:
-        """At random points of the picture."""
-        half = torch.tensor(half_extent(self._height, self._width), device=self.device)
-        points = (2 * torch.rand(PROBE_POINTS, 2, device=self.device) - 1) * half
-        return self.field.layer_outputs(points)
+    def adaptive_network(self, field: nn.Module) -> SineMLP:
+        """The whole field."""
+        return cast(SineMLP, field)
 
-    @property
-    def first_omega(self) -> float:
-        """``w0`` of the first layer."""
-        return self.config.first_omega
+    def probe(self) -> Probe:
+        """Outputs at random points of the picture; the residual is that of the step's training batch."""
+
+        def outputs() -> list[Tensor]:
+            half = torch.tensor(half_extent(self._height, self._width), device=self.device)
+            points = (2 * torch.rand(PROBE_POINTS, 2, device=self.device) - 1) * half
+            return self.field.layer_outputs(points)
+
+        return Probe(outputs, None if self._training_batch is None else self._residual)
+
+    @torch.no_grad()
+    def _residual(self) -> tuple[Tensor, Tensor]:
+        assert self._training_batch is not None
+        points, values = self._training_batch(self._step)
+        return points, values - 0.5 * (self.field(points) + 1)
 
     def steps_per_epoch(self) -> int:
         """``ceil(training pixels / batch)``."""

@@ -14,12 +14,12 @@ from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire import AireConfig
-from aire_nerfstudio.adaptation.base import Report
+from aire_nerfstudio.adaptation.base import Probe, Report
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics, psnr
 from aire_nerfstudio.ops.ray_marching import (
@@ -124,18 +124,15 @@ class NerfModel(AdaptiveModel):
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
 
-    def adaptive_groups(self, field: nn.Module) -> list[NeuronGroup]:
-        """The density network's layers."""
-        return cast(SineRadianceField, field).neuron_groups()
+    network_name = "density"
 
-    def probe(self) -> list[Tensor]:
+    def adaptive_network(self, field: nn.Module) -> SineMLP:
+        """The density network."""
+        return cast(SineRadianceField, field).density_net
+
+    def probe(self) -> Probe:
         """At random points of occupied space: elsewhere the density network is hardly ever asked."""
-        return self.field.density_net.layer_outputs(self.grid.occupied_points(PROBE_POINTS))
-
-    @property
-    def first_omega(self) -> float:
-        """``w0`` of the first layer."""
-        return self.config.first_omega
+        return Probe(lambda: self.field.density_net.layer_outputs(self.grid.occupied_points(PROBE_POINTS)))
 
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""

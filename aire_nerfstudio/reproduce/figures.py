@@ -82,7 +82,7 @@ def around_the_removal(arrays: Mapping[str, np.ndarray], title: str) -> plt.Figu
         if n_new:
             ax.plot([], [], "s", color="#d9730d", label="added by densification")
             ax.legend(fontsize=8)
-    axes[0, 3].set_axis_off()
+    _image(axes[0, 3], arrays.get("truth"), "truth")
     for row, event, words in ((1, "decay", "as the decay begins"), (2, "prune", "before the removal")):
         for column, part in enumerate(("important", "unimportant")):
             name = f"{part}_before_{event}"

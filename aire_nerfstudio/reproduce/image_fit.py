@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.adaptation.aire import AireConfig, AireState
-from aire_nerfstudio.adaptation.base import widths
+from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, pixel_centres, read_picture
@@ -127,11 +127,17 @@ def fit_image(
     strategy = make_strategy(fit.variant, fit.adaptation, fit.widths, 2, picture.channels, limit, fit.omega)
     state = strategy.init_state(network.neuron_groups(), batches.steps_per_epoch, total)
 
-    def probe() -> list[Tensor]:
-        half = torch.tensor(half_extent(picture.height, picture.width), device=device)
-        points = (2 * torch.rand(PROBE_PIXELS, 2, device=device) - 1) * half
-        return network.layer_outputs(points)
+    half = torch.tensor(half_extent(picture.height, picture.width), device=device)
 
+    def outputs() -> list[Tensor]:
+        return network.layer_outputs((2 * torch.rand(PROBE_PIXELS, 2, device=device) - 1) * half)
+
+    @torch.no_grad()
+    def residual() -> tuple[Tensor, Tensor]:
+        points, values = batches.batch(step)
+        return points, values - 0.5 * (network(points) + 1)
+
+    probe = Probe(outputs, residual)
     figures: dict[str, Any] = {"events": [], "curve": []}
     removal = state.schedule.prune_at if isinstance(state, AireState) else None
     choosing = state.schedule.decay_start if isinstance(state, AireState) else None
