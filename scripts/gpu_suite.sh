@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the paper's NeRF protocol (37,500 steps, 182 wide, 4,096 rays) for large, small and AIRe.
-# Usage: bash scripts/gpu_suite.sh SCENE_FOLDER OUTPUT_FOLDER [STEPS]; ns-train must be on the PATH. Finished runs are kept.
+# What only a GPU can show: the paper's NeRF protocol (37,500 steps, 182 wide, 4,096 rays) for large, small and AIRe,
+# and, where a folder of pictures is given, its image tables (512 x 512, 512 wide, 5,000 epochs).
+# Usage: bash scripts/gpu_suite.sh SCENE_FOLDER OUTPUT_FOLDER [STEPS] [PICTURE_FOLDER [NAMES...]]
+# ns-train must be on the PATH. Finished runs are kept.
 set -euo pipefail
-[ $# -ge 2 ] || { echo "usage: $0 SCENE_FOLDER OUTPUT_FOLDER [STEPS]" >&2; exit 2; }
+[ $# -ge 2 ] || { echo "usage: $0 SCENE_FOLDER OUTPUT_FOLDER [STEPS] [PICTURE_FOLDER [NAMES...]]" >&2; exit 2; }
 scene="$1" out="$2" steps="${3:-37500}"
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
     || { echo "error: no CUDA device; this suite measures one (CPU: scripts/lego_cpu.sh)" >&2; exit 1; }
 mkdir -p "$out"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/device.txt"
+
+# Most telling first; a call that is cut off goes on where it was.
+if [ $# -ge 4 ]; then
+    pictures="$4"; shift 4
+    for table in images-table3 images-table2 images-figure5 images-table9; do
+        aire-reproduce "$table" --budget paper --data "$pictures" ${1:+--images "$@"} --jobs 4 --out "$out/images"
+    done
+fi
 
 # Step overhead of nerfstudio's trainer at the paper's size.
 python scripts/bench_overhead.py --rays 4096 --width 182 | tee "$out/overhead.txt"
