@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
+from aire_nerfstudio.adaptation.budget import choose_for_budget
 from aire_nerfstudio.adaptation.compensation import Compensation, apply_correction, correction
 from aire_nerfstudio.adaptation.decay import (
     Decay,
@@ -66,6 +67,9 @@ class AireConfig:
     """Share of each of these layers to choose, in (0, 1), of the width at decay_start."""
     prune_counts: tuple[int, ...] | None = None
     """Numbers of neurons to choose, one a layer of prune_layers; overrides prune_fraction."""
+    target_parameters: int | None = None
+    """Parameters that the adaptive network may have in the end; layers and numbers then follow from the contributions,
+    and prune_layers, prune_fraction and prune_counts are not used. Four bytes each. None: no such limit."""
     prune_rule: Literal["all", "threshold"] = "all"
     """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
     epsilon: float = 0.01
@@ -85,7 +89,7 @@ class AireConfig:
 
 @dataclass
 class AireState:
-    """Where a run stands. ``targets[i]`` are the chosen neurons of layer ``config.prune_layers[i]``.
+    """Where a run stands. ``targets[i]`` are the chosen neurons of layer ``layers[i]``.
 
     ``caps[i]`` are their contributions when chosen; ``saliency`` are running scores, one ``[n]`` a layer.
     """
@@ -94,6 +98,7 @@ class AireState:
     is_densified: bool = False
     is_decaying: bool = False
     is_pruned: bool = False
+    layers: tuple[int, ...] = ()
     targets: list[Tensor] = field(default_factory=list)
     caps: list[Tensor] = field(default_factory=list)
     saliency: list[Tensor] = field(default_factory=list)
@@ -110,6 +115,7 @@ class AireState:
             "is_densified": self.is_densified,
             "is_decaying": self.is_decaying,
             "is_pruned": self.is_pruned,
+            "layers": list(self.layers),
             "targets": [t.cpu() for t in self.targets],
             "caps": [t.cpu() for t in self.caps],
             "saliency": [t.cpu() for t in self.saliency],
@@ -121,6 +127,7 @@ class AireState:
         self.is_densified = bool(saved["is_densified"])
         self.is_decaying = bool(saved["is_decaying"])
         self.is_pruned = bool(saved["is_pruned"])
+        self.layers = tuple(saved["layers"])
         self.targets = [t.clone() for t in saved["targets"]]
         self.caps = [t.clone() for t in saved["caps"]]
         self.saliency = [t.clone() for t in saved["saliency"]]
@@ -152,6 +159,11 @@ class AireStrategy:
             raise ScheduleError(f"densify_count is {config.densify_count}; it must be 0 or more")
         if len(set(config.prune_layers)) != len(config.prune_layers):
             raise ScheduleError(f"prune_layers {config.prune_layers} names a layer twice")
+        if config.target_parameters is not None and (config.target_parameters < 1 or config.decay_start is None):
+            raise ScheduleError(
+                f"target_parameters is {config.target_parameters}; it must be at least 1, and decay_start and prune_at "
+                "must say when"
+            )
         if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
             raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
         if config.decay_start is not None:
@@ -204,10 +216,12 @@ class AireStrategy:
             rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
         if schedule.prune_at is not None and not state.is_pruned:
             at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
+            if config.target_parameters is not None:
+                at_most = f" to {config.target_parameters:,} parameters{at_most}"
             rows.append((schedule.prune_at, f"prune{at_most}"))
         events = [PlannedEvent(at, event) for at, event in sorted(rows)]
         is_fresh = not (state.is_densified or state.is_decaying or state.is_pruned)
-        if events and is_fresh:
+        if events and is_fresh and config.target_parameters is None:
             events[-1] = PlannedEvent(events[-1].step, events[-1].event, self.planned_widths(start, schedule))
         return events
 
@@ -234,7 +248,7 @@ class AireStrategy:
 
         if schedule.densify_at is not None and schedule.densifies_first:
             densify()
-        if schedule.decay_start is not None:
+        if schedule.decay_start is not None and self.config.target_parameters is None:
             for position, layer in enumerate(self.config.prune_layers):
                 if not 0 <= layer < len(now):
                     raise ScheduleError(
@@ -300,7 +314,7 @@ class AireStrategy:
             cap_contribution(groups, targets, {layer: (1 - alpha) * cap for layer, cap in caps.items()})
 
     def _targets(self, state: AireState, device: torch.device) -> dict[int, Tensor]:
-        return {layer: chosen.to(device) for layer, chosen in zip(self.config.prune_layers, state.targets, strict=True)}
+        return {layer: chosen.to(device) for layer, chosen in zip(state.layers, state.targets, strict=True)}
 
     @staticmethod
     def _is_soon(schedule: Schedule, step: int) -> bool:
@@ -402,19 +416,27 @@ class AireStrategy:
 
     def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int, probe: Probe | None) -> Report:
         before = widths(groups)
-        layers = self.config.prune_layers
-        scores = self._scores(groups, state, layers, probe)
-        state.targets = [
-            weakest(scores[position], self._amount(position, before[layer], layer)).cpu()
-            for position, layer in enumerate(layers)
-        ]
+        if self.config.target_parameters is None:
+            layers = self.config.prune_layers
+            scores = self._scores(groups, state, layers, probe)
+            state.targets = [
+                weakest(scores[position], self._amount(position, before[layer], layer)).cpu()
+                for position, layer in enumerate(layers)
+            ]
+        else:
+            layers = tuple(range(len(groups)))
+            scores = self._scores(groups, state, layers, probe)
+            n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
+            _, chosen = choose_for_budget(scores, n_in, n_out, self.config.target_parameters)
+            state.targets = [indices.cpu() for indices in chosen]
+        state.layers = tuple(layers)
         state.caps = [
             contribution(groups[layer])[chosen.to(scores[0].device)].detach().cpu()
             for layer, chosen in zip(layers, state.targets, strict=True)
         ]
         state.is_decaying = True
-        chosen = {layer: len(t) for layer, t in zip(self.config.prune_layers, state.targets, strict=True)}
-        return Report(step, "decay", _per_layer(groups, chosen), before, before)
+        counts = {layer: len(t) for layer, t in zip(state.layers, state.targets, strict=True)}
+        return Report(step, "decay", _per_layer(groups, counts), before, before)
 
     def _prune(
         self,
@@ -429,12 +451,12 @@ class AireStrategy:
         removed: dict[int, int] = {}
         doomed: list[Tensor] = []
         # All layers are judged on the network as it is before any of them shrinks.
-        for layer, targets in zip(self.config.prune_layers, state.targets, strict=True):
+        for layer, targets in zip(state.layers, state.targets, strict=True):
             if self.config.prune_rule == "threshold":
                 scores = contribution(groups[layer]).cpu()[targets]
                 targets = targets[scores <= self.config.epsilon]
             doomed.append(targets)
-        for layer, targets in zip(self.config.prune_layers, doomed, strict=True):
+        for layer, targets in zip(state.layers, doomed, strict=True):
             if self.config.compensation != "none":
                 if probe is None:
                     raise ScheduleError("compensation needs the layers' outputs over data, which this task lacks")

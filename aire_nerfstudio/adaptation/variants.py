@@ -26,6 +26,11 @@ Variant = Literal["aire", "aire_early", "large", "small", "weight_decay", "no_de
 
 def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
     """Widths that AIRe's schedule leads to from ``large``; with ``prune_rule="threshold"`` the least they can be."""
+    if config.target_parameters is not None:
+        raise ScheduleError(
+            f"target_parameters {config.target_parameters} lets the contributions decide the widths, so none can be "
+            "foretold; give the small network and the baselines prune_layers and prune_counts instead"
+        )
     # The order of events matters for shares only; a run of any length has the same one.
     moments = [config.densify_at, config.decay_start, config.prune_at]
     ranked = sorted({m for m in moments if m is not None})

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation import surgery
-from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireConfig, AireState
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.analysis.stability import pruning_bound
@@ -221,8 +221,7 @@ class AdaptiveModel(Model):
             return
         if network.activation != "siren" or not state.targets:
             return
-        layers = cast(AireStrategy, self._strategy).config.prune_layers
-        bound = pruning_bound(network, dict(zip(layers, state.targets, strict=True)))
+        bound = pruning_bound(network, dict(zip(state.layers, state.targets, strict=True)))
         CONSOLE.log(
             f"step {step:,}: by theorem 2 the removal changes no output of the network by more than {bound:.3g}"
         )

@@ -232,6 +232,8 @@ def structural_similarity(network: SineMLP, picture: Picture, device: str) -> fl
 
 def small_input(fit: ImageFit, network: SineMLP) -> int:
     """Width of the input layer after the removal that is ahead, as far as the schedule tells."""
+    if fit.adaptation.target_parameters is not None:
+        return network.widths[0]
     return min(final_widths(fit.adaptation, fit.widths)[0], network.widths[0])
 
 
