@@ -43,13 +43,23 @@ class ExportImage:
         if not self.load_config.is_file():
             raise InputError(f"--load-config {self.load_config} does not exist; give a run's config.yml")
         suffix = self.output_path.suffix.lower()
-        if suffix not in Image.registered_extensions():
-            raise InputError(f"--output-path {self.output_path}: no format is known for {suffix!r}; use e.g. .png")
+        Image.init()
+        if Image.registered_extensions().get(suffix) not in Image.SAVE:
+            raise InputError(f"--output-path {self.output_path}: no format to write is known for {suffix!r}; use .png")
+        folder = next(parent for parent in self.output_path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise InputError(f"--output-path {self.output_path}: {folder} is no folder that can be written to")
         if self.bits == 16 and suffix not in FORMATS_OF_16_BITS:
             raise InputError(f"--bits 16 with {suffix!r}; 16 bits go into {', '.join(FORMATS_OF_16_BITS)}")
         if not 0 < self.scale < float("inf"):
             raise InputError(f"--scale is {self.scale}; it must be positive")
-        _, pipeline, _, _ = eval_setup(self.load_config, test_mode="inference")
+        try:
+            _, pipeline, _, _ = eval_setup(self.load_config, test_mode="inference")
+        except Exception as error:
+            raise InputError(
+                f"--load-config {self.load_config} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+                "give the config.yml of a run, with its checkpoints beside it"
+            ) from error
         model: Any = pipeline.model
         if not isinstance(model, ImageModel):
             raise InputError(f"{self.load_config} is a run of {type(model).__name__}; `image` exports aire-image runs")
@@ -90,7 +100,9 @@ def render_picture(model: ImageModel, height: int, width: int) -> Tensor:
         rows = min(rows_at_once, height - top)
         index = torch.arange(top * samples * fine_width, (top + rows) * samples * fine_width)
         points = pixel_centres(index, height * samples, fine_width) * stretch
-        values = model.values(points.to(model.device)).cpu().clamp(0, 1)
+        # A single row may hold more samples than fit at once.
+        parts = [model.values(part.to(model.device)).cpu().clamp(0, 1) for part in points.split(SAMPLES_AT_ONCE)]
+        values = torch.cat(parts)
         out[top : top + rows] = values.view(rows, samples, width, samples, -1).mean(dim=(1, 3))
     return out
 
@@ -112,20 +124,22 @@ def write_picture(values: Tensor, path: Path, bits: int) -> None:
         values = torch.cat([colour, alpha], dim=-1)
     peak, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
     array = (values * peak).round().numpy().astype(dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    unfinished = ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+        os.close(handle)
         if bits == 16:
             _write_16_bits(array, unfinished)
         else:
             Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(unfinished)
         Path(unfinished).chmod(0o644)
         Path(unfinished).replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error}); choose another format") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        if unfinished:
+            Path(unfinished).unlink(missing_ok=True)
 
 
 def _write_16_bits(array: np.ndarray, path: str) -> None:
@@ -136,6 +150,10 @@ def _write_16_bits(array: np.ndarray, path: str) -> None:
     order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[array.shape[-1]]
     if not cv2.imwrite(path, array if order is None else cv2.cvtColor(array, order)):
         raise OSError("OpenCV refused")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 @exit_on_bad_input

@@ -71,6 +71,9 @@ def test_what_cannot_be_is_refused():
         AireStrategy(replace(CONFIG, target_parameters=0))
     with pytest.raises(ScheduleError, match="target_parameters is 50"):
         AireStrategy(AireConfig(target_parameters=50))
+    hopeless = AireStrategy(replace(CONFIG, target_parameters=5))
+    with pytest.raises(ScheduleError, match="already takes"):  # before the run, not in its middle
+        hopeless.init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, 60)
     limited = replace(CONFIG, target_parameters=50)
     with pytest.raises(ScheduleError, match="none can be foretold"):
         starting_widths("small", limited, (8, 8), 2, 2)

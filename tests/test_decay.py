@@ -171,3 +171,22 @@ def test_nothing_removed_nothing_added(net, how):
     columns, bias = correction(net.neuron_groups()[0], none, net.layer_outputs(X)[0], how)
     assert not columns.any()
     assert not bias.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay": "sheduled"}, "decay is 'sheduled'; choose one of targeted"),
+        ({"compensation": "x"}, "choose one of none, mean"),
+        ({"unit": "epoch"}, "choose one of steps"),
+    ],
+)
+def test_misspelt_choices_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        AireStrategy(replace(CONFIG, **changes))
+
+
+def test_taylor_needs_a_step_before_its_first_decision():
+    strategy = AireStrategy(replace(CONFIG, criterion="taylor", densify_at=0))
+    with pytest.raises(InputError, match="decide later than step 0"):
+        strategy.init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, 60)

@@ -22,7 +22,7 @@ def _no_weights(monkeypatch):
 
 @pytest.mark.usefixtures("_no_weights")
 def test_offline_lpips_is_left_out_with_one_warning(capsys):
-    image = torch.rand(24, 17, 3)
+    image = torch.rand(40, 33, 3)
     first, second = (image_metrics.image_metrics(image, image * 0.9) for _ in range(2))
     assert first == second
     assert set(first) == {"psnr", "ssim"}
@@ -37,3 +37,9 @@ def test_psnr_and_ssim():
     assert image_metrics.image_metrics(image, image)["ssim"] == pytest.approx(1)
     assert math.isinf(image_metrics.image_metrics(image, image)["psnr"])
     assert metrics["ssim"] < 1
+
+
+@pytest.mark.parametrize(("side", "names"), [(5, {"psnr"}), (6, {"psnr", "ssim"}), (30, {"psnr", "ssim"})])
+def test_small_pictures_get_the_scores_that_exist_for_them(side, names):
+    image = torch.rand(side, 40, 3)
+    assert set(image_metrics.image_metrics(image, image * 0.9)) == names

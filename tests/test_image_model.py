@@ -189,7 +189,9 @@ def test_eval_render_and_export(trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output-path", "a.xyz"], "no format is known"),
+        (["--output-path", "a.xyz"], "no format to write is known"),
+        (["--output-path", "a.psd"], "no format to write is known"),
+        (["--output-path", "photo.png/a.png"], "is no folder that can be written to"),
         (["--output-path", "a.jpg", "--bits", "16"], "16 bits go into"),
         (["--output-path", "a.png", "--scale", "0"], "must be positive"),
     ],
@@ -201,6 +203,14 @@ def test_bad_exports_write_nothing(trained, options, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (root / options[1]).exists()
+
+
+def test_exporting_what_is_no_run_ends_in_one_line(tmp_path):
+    (tmp_path / "config.yml").write_text("a: [")
+    done = _run("aire-export", "image", "--load-config", "config.yml", "--output-path", "a.png", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "config.yml cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_bad_picture_ends_in_one_line_and_no_file(tmp_path):

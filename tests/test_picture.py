@@ -40,6 +40,28 @@ def test_sixteen_bits_are_kept(tmp_path, suffix, channels):
     assert np.array_equal(picture.values.numpy(), values)
 
 
+def test_big_endian_sixteen_bits(tmp_path):
+    values = _random(H, W, dtype=np.uint16)
+    Image.frombytes("I;16B", (W, H), values.astype(">u2").tobytes()).save(tmp_path / "a.tif")
+    assert np.array_equal(read_picture(tmp_path / "a.tif").values[..., 0].numpy(), values)
+
+
+def test_a_cameras_preview_is_no_animation(tmp_path):
+    image, preview = (Image.fromarray(_random(16, 16, 3, seed=i)) for i in range(2))
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[preview])
+    with Image.open(tmp_path / "a.jpg") as saved:
+        assert saved.n_frames == 2
+        expected = np.asarray(saved.convert("RGB"))
+    assert np.array_equal(read_picture(tmp_path / "a.jpg").values.numpy(), expected)
+
+
+def test_size_is_judged_by_memory_not_by_pillow(tmp_path, monkeypatch):
+    _save(tmp_path / "a.png", _random(30, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert read_picture(tmp_path / "a.png").height == 30
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_colours_are_multiplied_by_alpha(tmp_path, dtype):
     top = np.iinfo(dtype).max

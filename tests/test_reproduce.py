@@ -19,7 +19,7 @@ from aire_nerfstudio.reproduce.cli import main, parse_changes
 from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
 from aire_nerfstudio.reproduce.image_fit import ImageFit, decibel, fit_image, reduce_picture, score_pixels
 from aire_nerfstudio.reproduce.record import Recorder
-from aire_nerfstudio.reproduce.report import markdown, measure, verdict
+from aire_nerfstudio.reproduce.report import markdown, measure, spread, verdict
 from aire_nerfstudio.reproduce.store import Store
 
 SCHEDULE = AireConfig(
@@ -51,7 +51,7 @@ def test_an_adaptive_fit(picture):
         decibel(float((end - picture.floats()).square().mean())), abs=0.02
     )
     assert len(recorder.arrays["contributions_densify"]) == len(recorder.arrays["contributions_prune"]) == 20
-    assert recorder.arrays["n_new"] == 4
+    assert recorder.arrays["new_prune"] == 4
 
 
 def test_a_fit_is_a_function_of_its_settings(picture):
@@ -163,15 +163,32 @@ def test_finished_fits_are_not_run_again(finished, monkeypatch, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (root / "out" / "fits").iterdir()}
 
 
+def test_another_picture_of_the_same_name_is_another_fit(finished, tmp_path):
+    root, _ = finished
+    fit = make_experiment("images-figure10", Choice(BUDGETS["smoke"], ("a.png",))).fits()[0]
+    stored = Store(root / "out" / "fits", root / "data", "cpu")
+    assert stored.is_finished(fit, is_recorded=True)
+    assert not stored.is_finished(fit, is_alone=True)  # two ran at a time
+    (tmp_path / "a.png").write_bytes((root / "data" / "b.png").read_bytes())
+    assert not Store(root / "out" / "fits", tmp_path, "cpu").is_finished(fit)
+    assert Store(root / "out" / "fits", root / "data", "cuda:1").key(fit) != stored.key(fit)
+
+
+def test_a_diverged_fit_has_no_spread():
+    assert spread([1.0, float("nan")]) is None
+    assert spread([1.0]) is None
+    assert spread([1.0, 3.0]) == pytest.approx(2**0.5)
+
+
 def test_a_missing_or_damaged_fit_is_no_number(finished, tmp_path):
     root, _ = finished
     choice = Choice(BUDGETS["smoke"], ("a.png", "b.png"))
     experiment = make_experiment("images-figure10", choice)
     with pytest.raises(InputError, match="run the experiment first"):
-        measure(experiment, Store(tmp_path))
-    store = Store(tmp_path)
+        measure(experiment, Store(tmp_path, root / "data", "cpu"))
+    store = Store(tmp_path, root / "data", "cpu")
     for fit in experiment.fits():
-        store.path(fit).write_text((root / "out" / "fits" / f"{fit.key()}.json").read_text()[:-40])
+        store.path(fit).write_text((root / "out" / "fits" / f"{store.key(fit)}.json").read_text()[:-40])
     with pytest.raises(InputError, match="is damaged"):
         measure(experiment, store)
 
@@ -180,10 +197,10 @@ def test_verdicts_only_where_they_mean_something(finished):
     root, _ = finished
     choice = Choice(BUDGETS["smoke"], ("a.png", "b.png"))
     experiment = make_experiment("images-figure10", choice)
-    measured = measure(experiment, Store(root / "out" / "fits"))
-    rough = markdown(experiment, choice, measured, "cpu")
+    measured = measure(experiment, Store(root / "out" / "fits", root / "data", "cpu"))
+    rough = markdown(experiment, choice, measured, ["a machine"])
     assert "| 38.12 |" in rough
-    papers = markdown(experiment, replace(choice, budget=BUDGETS["paper"]), measured, "cpu")
+    papers = markdown(experiment, replace(choice, budget=BUDGETS["paper"]), measured, ["a machine"])
     after = next(m for m in measured if m.cell.column == "after removal" and m.cell.row == "TWD")
     assert f"| 38.12, short by {38.12 - after.mean:.2f} |" in papers
     assert verdict(0.0) == verdict(-0.004) == "met"
@@ -198,6 +215,7 @@ def test_verdicts_only_where_they_mean_something(finished):
         (["images-table3", "--jobs", "0"], "--jobs is 0"),
         (["images-table3", "--set", "decai=none"], "must be NAME=VALUE"),
         (["images-table3", "--set", "prune_at=soon"], "no value of prune_at"),
+        (["images-table3", "--set", "decay=sheduled"], "choose one of targeted"),
     ],
 )
 def test_bad_requests_end_in_one_line(finished, tmp_path, arguments, message):
@@ -218,6 +236,11 @@ def test_bad_data_is_found_before_any_fit(tmp_path):
 
 
 def test_changes_are_typed():
-    changes = dict(parse_changes(["decay=scheduled", "prune_at=40", "prune_layers=0,1", "densify_at=none"]))
-    assert changes == {"decay": "scheduled", "prune_at": 40.0, "prune_layers": (0, 1), "densify_at": None}
+    changes = dict(
+        parse_changes(["decay=none", "prune_at=40", "prune_layers=0,1", "densify_at=none", "target_parameters=90"])
+    )
+    assert changes == {
+        "decay": "none", "prune_at": 40.0, "prune_layers": (0, 1), "densify_at": None, "target_parameters": 90,
+    }  # fmt: skip
+    assert isinstance(changes["target_parameters"], int)
     replace(SCHEDULE, **changes)

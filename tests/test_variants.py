@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import pytest
 import torch
@@ -90,6 +91,19 @@ def test_rigl_keeps_the_small_networks_parameters_and_the_dead_at_zero():
     assert tuple(net.widths) == LARGE
 
 
+def test_grown_connections_start_at_zero():
+    net, optimizer, _ = _start("rigl")
+    strategy = rigl.RigLStrategy(SineMLP(2, SMALL, 1).num_parameters, every=5)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    for step in range(6):
+        old = [mask.clone() for mask in state.masks]
+        one_step(net, optimizer, strategy, state, step)
+    grown = [new & ~was for new, was in zip(state.masks, old, strict=True)]
+    assert any(mask.any() for mask in grown)
+    for layer, mask in zip(net.layers, grown, strict=True):
+        assert (layer.weight[mask] == 0).all()
+
+
 def test_exchange_drops_the_smallest_and_grows_the_steepest():
     weight = torch.tensor([[0.5, -0.1, 0.0], [0.0, 0.3, 0.0]], requires_grad=True)
     weight.grad = torch.tensor([[9.0, 9.0, -1.0], [2.0, 9.0, 0.5]])
@@ -146,6 +160,12 @@ def test_zell_trains_no_frequency_and_keeps_the_contributing_ones():
 def test_baselines_without_a_removal_are_refused(variant):
     with pytest.raises(ScheduleError, match=f"variant {variant} removes"):
         make_strategy(variant, AireConfig(densify_at=1, densify_count=2), LARGE, 2, 1, LIMIT, 5.0)
+
+
+def test_depgraph_without_its_package_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(InputError, match="pip install torch-pruning"):
+        _start("depgraph")
 
 
 def test_values_that_cannot_be_are_refused():

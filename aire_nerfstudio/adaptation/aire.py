@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -40,6 +40,15 @@ from aire_nerfstudio.fields.neurons import NeuronGroup
 NEW_COLUMN_BOUND = 1e-4
 # How many steps before a decision the Taylor scores are averaged over.
 SALIENCY_STEPS = 100
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "unit": get_args(ScheduleUnit),
+    "densify_from": get_args(Densify),
+    "criterion": get_args(Criterion),
+    "decay": get_args(Decay),
+    "compensation": get_args(Compensation),
+    "prune_rule": ("all", "threshold"),
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,9 @@ class AireStrategy:
                 f"densify_at {config.densify_at} and densify_count {config.densify_count} (or densify_fraction "
                 f"{config.densify_fraction}) go together; give both or neither"
             )
+        for name, kinds in _CHOICES.items():
+            if getattr(config, name) not in kinds:
+                raise ScheduleError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(kinds)}")
         if config.densify_count < 0:
             raise ScheduleError(f"densify_count is {config.densify_count}; it must be 0 or more")
         if len(set(config.prune_layers)) != len(config.prune_layers):
@@ -197,7 +209,15 @@ class AireStrategy:
             decay_start=moment(config.decay_start),
             prune_at=moment(config.prune_at),
         )
-        self.planned_widths(widths(groups), schedule)
+        planned = self.planned_widths(widths(groups), schedule)
+        decisions = (schedule.densify_at, schedule.decay_start)
+        if config.criterion == "taylor" and 0 in decisions:
+            raise ScheduleError(
+                "the criterion 'taylor' needs gradients from before a decision; decide later than step 0"
+            )
+        if config.target_parameters is not None:
+            n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
+            choose_for_budget([torch.zeros(width) for width in planned], n_in, n_out, config.target_parameters)
         return AireState(schedule=schedule)
 
     def restore(self, saved: dict[str, Any]) -> AireState:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
+
+
+def _torch_pruning() -> Any:
+    try:
+        return importlib.import_module("torch_pruning")
+    except ImportError as error:
+        raise InputError("the variant depgraph needs the package torch-pruning; pip install torch-pruning") from error
 
 
 class _Sine(nn.Module):
@@ -28,10 +36,7 @@ def group_norms(groups: Sequence[NeuronGroup]) -> list[Tensor]:
     Raises:
         InputError: torch-pruning is not installed.
     """
-    try:
-        import torch_pruning
-    except ImportError as error:
-        raise InputError("the variant depgraph needs the package torch-pruning; pip install torch-pruning") from error
+    torch_pruning = _torch_pruning()
     linears = [_linear(group.weight.parameter, group.bias.parameter) for group in groups]
     linears.append(_linear(groups[-1].outgoing.parameter, groups[-1].next_bias))
     layers: list[nn.Module] = [linears[0]]
@@ -59,7 +64,15 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class DepGraphStrategy(AireStrategy):
-    """Prunes once, at ``prune_at``, what :func:`group_norms` finds weakest; nothing is added or pressed before."""
+    """Prunes once, at ``prune_at``, what :func:`group_norms` finds weakest; nothing is added or pressed before.
+
+    Raises:
+        InputError: torch-pruning is not installed.
+    """
+
+    def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
+        super().__init__(config, first_omega)
+        _torch_pruning()
 
     def _scores(
         self, groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], probe: Probe | None

@@ -115,12 +115,14 @@ class RigLStrategy:
         """Exchange connections when due; dead ones are 0 and have no momentum."""
         weights = _weights(groups)
         state.masks = [mask.to(weights[0].device) for mask in state.masks]
+        for weight, mask in zip(weights, state.masks, strict=True):
+            surgery.mask(weight, mask, optimizers)
         until = 0.75 * state.total
         if step > 0 and step % self._every == 0 and step < until:
             share = self._share / 2 * (1 + math.cos(math.pi * step / until))
             state.masks = [exchange(w, mask, share) for w, mask in zip(weights, state.masks, strict=True)]
-        for weight, mask in zip(weights, state.masks, strict=True):
-            surgery.mask(weight, mask, optimizers)
+            for weight, mask in zip(weights, state.masks, strict=True):
+                surgery.mask(weight, mask, optimizers)
 
     def parameters_kept(self, state: RigLState, groups: Sequence[NeuronGroup]) -> int:
         """Living weights and all biases."""

@@ -94,12 +94,17 @@ def read_picture(path: Path) -> Picture:
         with warnings.catch_warnings():
             # Size is judged below, against the memory there is.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
     except Exception as error:
         raise InputError(f"{path} is no picture that Pillow can open ({type(error).__name__}); convert it") from error
     with image:
         width, height = image.size
-        frames = getattr(image, "n_frames", 1)
+        # A camera's MPO holds a preview beside the picture, which comes first.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise InputError(f"{path} has {frames} frames; a still picture is needed, save one frame of it")
         if min(width, height) < SMALLEST_SIDE or width * height < FEWEST_PIXELS:
@@ -114,7 +119,10 @@ def read_picture(path: Path) -> Picture:
             raise
         except Exception as error:
             raise InputError(f"{path} cannot be decoded ({error}); replace the file") from error
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        except Exception:  # malformed metadata harm no pixel
+            orientation = 1
     return _as_picture(_upright(values, orientation), path)
 
 
@@ -183,7 +191,7 @@ def _as_picture(values: np.ndarray, path: Path) -> Picture:
             raise InputError(f"{path} has float values from {values.min():g} to {values.max():g}; rescale it to [0, 1]")
         peak = 1.0
     else:
-        if values.dtype == np.uint16:
+        if values.dtype.itemsize == 2:
             values = np.ascontiguousarray(values.astype(np.uint16))  # native byte order
         peak = float(np.iinfo(values.dtype).max)
     if has_alpha(values.shape[-1]):

@@ -60,7 +60,10 @@ class PixelBatches:
         self._peak = picture.peak
         self._indices = indices.to(device)
         # Gathered once: the pixels that train, side by side.
-        self._values = picture.values.reshape(-1, picture.channels)[indices].to(device)
+        values = picture.values.reshape(-1, picture.channels)[indices]
+        # CUDA cannot index uint16; its bits can be gathered as int16.
+        self._is_deep = values.dtype == torch.uint16
+        self._values = (values.view(torch.int16) if self._is_deep else values).to(device)
         self._batch_size = min(batch_size, len(indices))
         self._seed = seed
         self._epoch = -1
@@ -94,4 +97,7 @@ class PixelBatches:
         return self._at(self._order[position * self._batch_size : (position + 1) * self._batch_size])
 
     def _at(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
-        return pixel_centres(self._indices[which], *self._size), to_unit(self._values[which], self._peak)
+        values = self._values[which]
+        if self._is_deep:
+            values = values.to(torch.int32) & 0xFFFF
+        return pixel_centres(self._indices[which], *self._size), to_unit(values, self._peak)

@@ -172,6 +172,12 @@ class AdaptiveModel(Model):
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
         else:
             self._adaptation_state = self._strategy.restore(saved["strategy"])
+        adaptation = self.config.adaptation
+        if adaptation.densify_from == "residual" and adaptation.densify_at is not None and not self.probe().residual:
+            raise InputError(
+                f"densify_from is 'residual', which a {type(self).__name__} cannot give: its adaptive network has no "
+                "truth of its own; use 'harmonics'"
+            )
         self._print_plan(total_steps)
 
     def _before_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -219,7 +225,8 @@ class AdaptiveModel(Model):
         state, network = self._adaptation_state, self.adaptive_network(self.field)
         if not isinstance(state, AireState) or state.is_pruned or step != state.schedule.prune_at:
             return
-        if network.activation != "siren" or not state.targets:
+        is_changed_otherwise = self.config.adaptation.compensation != "none"
+        if network.activation != "siren" or not state.targets or is_changed_otherwise:
             return
         bound = pruning_bound(network, dict(zip(state.layers, state.targets, strict=True)))
         CONSOLE.log(

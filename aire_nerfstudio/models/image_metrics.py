@@ -11,6 +11,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchmetrics.functional import structural_similarity_index_measure
 
+# Half of SSIM's window of 11 must fit; AlexNet's last pooling must have something to pool.
+SMALLEST_FOR_SSIM, SMALLEST_FOR_LPIPS = 6, 31
+
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images with values in [0, 1], any shape, ``[]``."""
@@ -45,15 +48,16 @@ def image_metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
         truth: ``[H, W, 3]`` in [0, 1].
 
     Returns:
-        ``psnr`` in dB, ``ssim``, and ``lpips`` where its weights can be had.
+        ``psnr`` in dB, ``ssim`` where both sides have 6 pixels or more, and ``lpips`` where they have 31 and its
+        weights can be had.
     """
     a = prediction.moveaxis(-1, 0)[None].clamp(0, 1)
     b = truth.moveaxis(-1, 0)[None].to(a)
-    metrics = {
-        "psnr": float(psnr(a, b)),
-        "ssim": float(structural_similarity_index_measure(a, b, data_range=1.0)),  # type: ignore[arg-type]
-    }
-    lpips = _lpips()
+    metrics = {"psnr": float(psnr(a, b))}
+    shorter = min(a.shape[-2:])
+    if shorter >= SMALLEST_FOR_SSIM:
+        metrics["ssim"] = float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
+    lpips = _lpips() if shorter >= SMALLEST_FOR_LPIPS else None
     if lpips is not None:
         metrics["lpips"] = float(lpips(a.cpu(), b.cpu()))
     return metrics

@@ -90,6 +90,11 @@ class AdaptiveTrainer(Trainer):
             CONSOLE.log(f"Saving config to: {path}")
             path.write_text(self._config_text, "utf8")
 
+    @exit_on_bad_input
+    def train(self) -> None:
+        """See nerfstudio; what can only be judged while training ends in one line, too."""
+        super().train()
+
     def eval_iteration(self, step: int) -> None:
         """As nerfstudio's, but without effect on the random numbers that training draws.
 
@@ -142,7 +147,8 @@ class AdaptiveTrainer(Trainer):
             return
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        unfinished = path.with_suffix(".part")
+        # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
+        unfinished = self.base_dir / f"{path.stem}.part"
         torch.save(
             {
                 "step": step,

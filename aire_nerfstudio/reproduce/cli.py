@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
+import typing
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,24 +26,28 @@ def parse_changes(texts: list[str]) -> tuple[tuple[str, object], ...]:
     Raises:
         InputError: not of that form, no such setting, or a value of another type.
     """
-    known = {f.name: f for f in dataclasses.fields(AireConfig)}
+    known = typing.get_type_hints(AireConfig)
     changes: dict[str, object] = {}
     for text in texts:
         name, has_value, value = text.partition("=")
         if not has_value or name not in known:
             raise InputError(f"--set {text!r}: it must be NAME=VALUE with NAME one of {', '.join(known)}")
-        default: Any = known[name].default
+        kinds = (known[name], *typing.get_args(known[name]))
         try:
-            if name in ("prune_layers", "prune_counts"):
+            if value in kinds or (value == "none" and type(None) in kinds):
+                changes[name] = value if value in kinds else None
+            elif name in ("prune_layers", "prune_counts"):
                 changes[name] = tuple(int(part) for part in value.split(",") if part)
-            elif isinstance(default, str):
-                changes[name] = value
-            elif isinstance(default, int):
+            elif int in kinds:
                 changes[name] = int(value)
+            elif float in kinds:
+                changes[name] = float(value)
             else:
-                changes[name] = None if value == "none" else float(value)
+                raise ValueError
         except ValueError as error:
-            raise InputError(f"--set {text!r}: {value!r} is no value of {name}") from error
+            choices = ", ".join(str(kind) for kind in kinds[1:] if isinstance(kind, str))
+            hint = f"; choose one of {choices}" if choices else ""
+            raise InputError(f"--set {text!r}: {value!r} is no value of {name}{hint}") from error
     return tuple(sorted(changes.items(), key=lambda item: item[0]))
 
 
@@ -109,16 +112,26 @@ def main(arguments: list[str] | None = None) -> None:
         BUDGETS[given.budget], choose_images(given.data, given.images), tuple(given.seeds), parse_changes(given.set)
     )
     console = Console()
-    store, results = Store(given.out / "fits"), given.out / given.budget
+    store, results = Store(given.out / "fits", given.data, given.device), given.out / given.budget
     if choice.changes:
         results = results / "-".join(f"{name}={value}" for name, value in choice.changes).replace(" ", "")
+    failures: list[str] = []
     for experiment in [make_experiment(name, choice) for name in names]:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
-        run_fits(experiment.fits(), given.data, store, given.device, jobs, experiment.is_recorded, console)
-        page = write_report(experiment, choice, store, results, given.device)
+        try:
+            run_fits(
+                experiment.fits(), given.data, store, given.device, jobs, console, experiment.is_recorded,
+                experiment.is_timed,
+            )  # fmt: skip
+        except InputError as error:
+            failures.append(f"{experiment.name}: {error}")
+            continue
+        page = write_report(experiment, choice, store, results)
         console.print(Markdown(page.read_text()))
         made = draw(experiment, measure(experiment, store), store, results)
         console.print(f"wrote {page} (.json, .csv) and " + ", ".join(str(path) for path in made))
+    if failures:
+        raise InputError("; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,6 @@ def around_the_removal(arrays: Mapping[str, np.ndarray], title: str) -> plt.Figu
     """Contributions, the split into strong and weak neurons, spectra around the removal, and the final error."""
     figure, axes = plt.subplots(3, 4, figsize=(13, 9.4), layout="constrained")
     figure.suptitle(title)
-    n_new = int(arrays.get("n_new", 0))
     for ax, event, words in (
         (axes[0, 0], "densify", "at the densification"), (axes[0, 1], "decay", "when the decay begins"),
         (axes[0, 2], "prune", "before the removal"),
@@ -74,6 +73,7 @@ def around_the_removal(arrays: Mapping[str, np.ndarray], title: str) -> plt.Figu
             ax.set_axis_off()
             continue
         values = np.asarray(arrays[name], dtype=np.float64)
+        n_new = int(arrays[f"new_{event}"])
         is_new = np.arange(len(values)) >= len(values) - n_new
         order = np.argsort(-values)
         places = np.arange(len(values))

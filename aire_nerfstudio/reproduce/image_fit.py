@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aire_nerfstudio.adaptation.aire import AireConfig, AireState
 from aire_nerfstudio.adaptation.base import Probe, widths
+from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, pixel_centres, read_picture
@@ -27,6 +28,8 @@ from aire_nerfstudio.reproduce.record import Recorder
 
 Progress = Callable[[int, int], None]
 CURVE_POINTS = 100
+# Half of SSIM's window must fit.
+SMALLEST_FOR_SSIM = 6
 PROBE_PIXELS = 8192
 
 
@@ -186,10 +189,10 @@ def fit_image(
     figures |= {
         "psnr_test": score_pixels(network, picture, test_pixels, device),
         "psnr_train": score_pixels(network, picture, train_pixels, device),
-        "ssim": structural_similarity(network, picture, device),
+        "ssim": structural_similarity(network, picture, device),  # NaN of a picture too small for it
         "parameters_start": initial_parameters,
         "parameters": kept,
-        "reduction": round(100 * (1 - kept / initial_parameters), 2),
+        "reduction": round(100 * (1 - kept / count_parameters(2, fit.widths, picture.channels)), 2),
         "inference_ms": inference_time(network, picture, device),
         "widths": list(widths(network.neuron_groups())),
         "steps": total,
@@ -223,9 +226,11 @@ def reconstruction(network: SineMLP, picture: Picture, device: str, chunk: int =
 
 
 def structural_similarity(network: SineMLP, picture: Picture, device: str) -> float:
-    """SSIM of the whole picture."""
+    """SSIM of the whole picture; NaN where a side has fewer than 6 pixels."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
+    if min(picture.height, picture.width) < SMALLEST_FOR_SSIM:
+        return math.nan
     a, b = (t.permute(2, 0, 1)[None] for t in (reconstruction(network, picture, device), picture.floats()))
     return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
 
@@ -254,4 +259,4 @@ def inference_time(network: SineMLP, picture: Picture, device: str, repeats: int
 
 def _pause(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +25,13 @@ class Recorder:
     """
 
     def __init__(self, picture: Picture, device: str) -> None:
-        self._picture, self._device = picture, device
+        self._picture, self._device, self._n_new = picture, device, 0
         self.arrays: dict[str, np.ndarray] = {"truth": picture.floats().numpy()}
 
     def before(self, network: SineMLP, event: str, count: int) -> None:
         """Just before an event (``decay`` or ``prune``) on ``count`` neurons of the input layer."""
         self.arrays[f"contributions_{event}"] = contribution(network.neuron_groups()[0]).detach().cpu().numpy()
+        self.arrays[f"new_{event}"] = np.array(self._n_new)
         self.arrays[f"picture_before_{event}"] = self._picture_of(network)
         if count:
             important, rest = self._parts(network, count)
@@ -41,7 +43,8 @@ class Recorder:
         for report in reports:
             if report.event == "densify":
                 self.arrays["contributions_densify"] = contribution(network.neuron_groups()[0]).detach().cpu().numpy()
-                self.arrays["n_new"] = np.array(report.counts[0])
+                self._n_new = report.counts[0]
+                self.arrays["new_densify"] = np.array(self._n_new)
             elif report.event == "prune":
                 self.arrays["picture_after_prune"] = self._picture_of(network)
 
@@ -52,8 +55,10 @@ class Recorder:
     def save(self, path: Path) -> None:
         """Write an ``.npz``."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
+        unfinished = path.with_suffix(f".{os.getpid()}.part")
+        with unfinished.open("wb") as file:
             np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
+        unfinished.replace(path)
 
     @torch.no_grad()
     def _picture_of(self, network: SineMLP) -> np.ndarray:

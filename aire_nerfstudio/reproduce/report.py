@@ -7,13 +7,14 @@ import io
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.reproduce.experiments import Cell, Choice, Experiment
-from aire_nerfstudio.reproduce.store import Store, machine
+from aire_nerfstudio.reproduce.store import Store
 
 # A measured value meets the paper's when it falls short of it by no more than it is printed with.
 ROUNDING = 0.005
@@ -37,14 +38,19 @@ class Measured:
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation, None of a single fit."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Sample standard deviation, None of a single fit or where a value is not finite."""
+        return spread(self.values)
 
     def text(self) -> str:
         """``mean +- std``, as few digits as make sense."""
         digits = 0 if self.cell.metric == "parameters" else 2
-        spread = "" if self.spread is None else f" +- {self.spread:.{digits}f}"
-        return f"{self.mean:,.{digits}f}{spread}"
+        around = "" if self.spread is None else f" +- {self.spread:.{digits}f}"
+        return f"{self.mean:,.{digits}f}{around}"
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation, None of fewer than two values or where one is not finite."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def measure(experiment: Experiment, store: Store) -> list[Measured]:
@@ -70,14 +76,13 @@ def verdict(difference: float) -> str:
     return "met" if difference >= -ROUNDING else f"short by {-difference:.2f}"
 
 
-def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], device: str) -> str:
-    """The table, the gains and the settings, as a page."""
+def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], machines: Sequence[str]) -> str:
+    """The table, the gains and the settings, as a page; ``machines``: what the fits ran on."""
     is_papers = choice.budget.name == "paper"
     out = [f"# {experiment.title}", ""]
-    used = machine(device)
     out += [
         f"Budget **{choice.budget.name}** | {len(choice.images)} image(s): {', '.join(choice.images)} | seed(s) "
-        f"{', '.join(map(str, choice.seeds))} | {used['device']}, torch {used['torch']}",
+        f"{', '.join(map(str, choice.seeds))} | {'; '.join(machines)}",
         "",
     ]
     if choice.changes:
@@ -106,10 +111,11 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], d
             a, b = found[gain.row, gain.column], found[gain.minus, gain.column]
             pairs = [x - y for x, y in zip(a.values, b.values, strict=True)]
             ours = statistics.fmean(pairs)
-            spread = f" +- {statistics.stdev(pairs):.2f}" if len(pairs) > 1 else ""
+            deviation = spread(pairs)
+            around = "" if deviation is None else f" +- {deviation:.2f}"
             paper = "" if gain.paper is None else f"{gain.paper:+.2f}"
             judged = "" if gain.paper is None else verdict(ours - gain.paper)
-            out.append(f"| {gain.row} - {gain.minus}, {gain.column} | {ours:+.2f}{spread} | {paper} | {judged} |")
+            out.append(f"| {gain.row} - {gain.minus}, {gain.column} | {ours:+.2f}{around} | {paper} | {judged} |")
     if not is_papers:
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
     out += ["", *experiment.notes]
@@ -125,7 +131,9 @@ def _beside(entry: Measured, is_papers: bool) -> str:
     return f"{paper:g}, {verdict(sign * (entry.mean - paper))}"
 
 
-def as_json(experiment: Experiment, choice: Choice, measured: list[Measured], device: str) -> str:
+def as_json(
+    experiment: Experiment, choice: Choice, measured: list[Measured], machines: Sequence[str], store: Store
+) -> str:
     """Every value, with the key of the fit it comes from."""
     return json.dumps(
         {
@@ -134,7 +142,7 @@ def as_json(experiment: Experiment, choice: Choice, measured: list[Measured], de
             "images": choice.images,
             "seeds": choice.seeds,
             "changes": dict(choice.changes),
-            "machine": machine(device),
+            "machines": list(machines),
             "cells": [
                 {
                     "row": m.cell.row,
@@ -143,7 +151,7 @@ def as_json(experiment: Experiment, choice: Choice, measured: list[Measured], de
                     "mean": _finite(m.mean),
                     "std": m.spread,
                     "paper": m.cell.paper,
-                    "fits": {fit.key(): _finite(value) for fit, value in zip(m.cell.fits, m.values, strict=True)},
+                    "fits": {store.key(fit): _finite(value) for fit, value in zip(m.cell.fits, m.values, strict=True)},
                 }
                 for m in measured
             ],
@@ -163,13 +171,14 @@ def as_csv(measured: list[Measured]) -> str:
     return file.getvalue()
 
 
-def write_report(experiment: Experiment, choice: Choice, store: Store, folder: Path, device: str) -> Path:
+def write_report(experiment: Experiment, choice: Choice, store: Store, folder: Path) -> Path:
     """Write ``NAME.md``, ``.json`` and ``.csv`` into ``folder``; returns the Markdown file."""
     measured = measure(experiment, store)
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{experiment.name}.md"
-    page.write_text(markdown(experiment, choice, measured, device))
-    page.with_suffix(".json").write_text(as_json(experiment, choice, measured, device))
+    machines = sorted({store.machine_of(fit) for fit in experiment.fits()})
+    page.write_text(markdown(experiment, choice, measured, machines))
+    page.with_suffix(".json").write_text(as_json(experiment, choice, measured, machines, store))
     page.with_suffix(".csv").write_text(as_csv(measured))
     return page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -26,8 +27,9 @@ _messages: Any = None
 
 
 def run_fits(
-    fits: Sequence[ImageFit], images: Path, store: Store, device: str, jobs: int, is_recorded: bool, console: Console
-) -> None:
+    fits: Sequence[ImageFit], images: Path, store: Store, device: str, jobs: int, console: Console,
+    is_recorded: bool = False, is_timed: bool = False,
+) -> None:  # fmt: skip
     """Run what the store does not hold yet.
 
     A finished fit is kept at once, so an interrupted call loses only those under way.
@@ -38,16 +40,18 @@ def run_fits(
         store: where finished fits go.
         device: ``cpu``, ``cuda``...
         jobs: fits at a time, each in a process of its own; on a GPU they share it.
-        is_recorded: keep the arrays for figures, too.
         console: for the bar.
+        is_recorded: keep the arrays for figures, too.
+        is_timed: run one at a time, and again those that were not.
 
     Raises:
         InputError: a picture is missing or bad (found before any fit begins), or a fit failed (the others are
             finished first).
     """
-    missing = [fit for fit in fits if store.load(fit) is None or (is_recorded and not store.record_path(fit).is_file())]
-    for name in sorted({fit.image for fit in missing}):
+    jobs = 1 if is_timed else jobs
+    for name in sorted({fit.image for fit in fits}):
         read_picture(images / name)
+    missing = [fit for fit in fits if not store.is_finished(fit, is_recorded, is_timed)]
     console.print(f"{len(fits)} fits, {len(fits) - len(missing)} of them finished before, {jobs} at a time on {device}")
     if not missing:
         return
@@ -64,14 +68,17 @@ def run_fits(
     with (
         Progress(*columns, console=console) as progress,
         ProcessPoolExecutor(jobs, context, _start_worker, (messages, threads)) as pool,
+        contextlib.ExitStack() as cleanup,
     ):
         # Work is counted in fits, each fit by its share of the whole cost, so that the time left is not misled.
         scale = len(missing) / sum(_cost(fit) for fit in missing)
         bar = progress.add_task("fits", total=len(missing))
         shares = {fit.key(): 0.0 for fit in missing}
         weights = {fit.key(): _cost(fit) * scale for fit in missing}
-        work = {pool.submit(_run_one, fit, images, store, device, is_recorded): fit for fit in missing}
+        work = {pool.submit(_run_one, fit, images, store, device, jobs, is_recorded): fit for fit in missing}
         pending = set(work)
+        # Without this an interrupt would wait for every fit of the queue.
+        cleanup.callback(_stop, pool)
         while pending:
             try:
                 key, share = messages.get(timeout=0.5)
@@ -86,6 +93,7 @@ def run_fits(
                 if error is not None:
                     failures.append(f"{fit.image} {fit.variant} {fit.activation} seed {fit.seed}: {error}")
             progress.update(bar, completed=sum(weights[key] * share for key, share in shares.items()))
+        cleanup.pop_all()
     if failures:
         raise InputError(f"{len(failures)} of {len(missing)} fits failed; the first: {failures[0]}")
 
@@ -97,13 +105,20 @@ def _cost(fit: ImageFit) -> float:
     return fit.epochs * (fit.side or 512) ** 2 * weights
 
 
+def _stop(pool: ProcessPoolExecutor) -> None:
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+
+
 def _start_worker(messages: Any, threads: int) -> None:
     global _messages
     _messages = messages
     torch.set_num_threads(threads)
 
 
-def _run_one(fit: ImageFit, images: Path, store: Store, device: str, is_recorded: bool) -> None:
+def _run_one(fit: ImageFit, images: Path, store: Store, device: str, jobs: int, is_recorded: bool) -> None:
     if device == "cpu":
         keep_freed_memory()
     picture = load_picture(fit, images)
@@ -112,4 +127,4 @@ def _run_one(fit: ImageFit, images: Path, store: Store, device: str, is_recorded
     done = fit_image(fit, picture, device, lambda step, total: _messages.put((key, step / total)), recorder)
     if recorder is not None:
         recorder.save(store.record_path(fit))
-    store.save(fit, done.figures, device)
+    store.save(fit, done.figures, jobs)

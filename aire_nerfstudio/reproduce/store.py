@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -18,22 +19,32 @@ from aire_nerfstudio.reproduce.image_fit import ImageFit
 
 
 class Store:
-    """A folder of finished fits.
+    """A folder of finished fits; a fit is the same if its settings, its picture's bytes and the kind of device are.
 
     Args:
         folder: made when the first fit is saved.
+        images: folder of the pictures.
+        device: where fits run: ``cpu``, ``cuda``, ``cuda:1``...
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, images: Path, device: str) -> None:
+        self._folder, self._images, self._device = folder, images, device
+        self._digests: dict[str, str] = {}
+
+    def key(self, fit: ImageFit) -> str:
+        """The name of a fit's files, 16 hexadecimal digits."""
+        if fit.image not in self._digests:
+            self._digests[fit.image] = hashlib.sha256((self._images / fit.image).read_bytes()).hexdigest()
+        text = f"{fit.key()} {self._digests[fit.image]} {self._device.split(':')[0]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self, fit: ImageFit) -> Path:
         """Where the fit's figures are, or will be."""
-        return self._folder / f"{fit.key()}.json"
+        return self._folder / f"{self.key(fit)}.json"
 
     def record_path(self, fit: ImageFit) -> Path:
         """Where the arrays for figures are, or will be."""
-        return self._folder / f"{fit.key()}.npz"
+        return self._folder / f"{self.key(fit)}.npz"
 
     def load(self, fit: ImageFit) -> dict[str, Any] | None:
         """A finished fit's figures, None where it is still to be run.
@@ -41,21 +52,38 @@ class Store:
         Raises:
             InputError: the file is damaged.
         """
+        entry = self._entry(fit)
+        return None if entry is None else entry["figures"]
+
+    def machine_of(self, fit: ImageFit) -> str:
+        """What a finished fit ran on, in words."""
+        entry = self._entry(fit)
+        return "" if entry is None else f"{entry['machine']['device']}, torch {entry['machine']['torch']}"
+
+    def is_finished(self, fit: ImageFit, is_recorded: bool = False, is_alone: bool = False) -> bool:
+        """Whether nothing is left to do: with its arrays, and having run alone, where these are wanted."""
+        entry = self._entry(fit)
+        if entry is None or (is_recorded and not self.record_path(fit).is_file()):
+            return False
+        return not is_alone or entry["machine"]["jobs"] == 1
+
+    def _entry(self, fit: ImageFit) -> dict[str, Any] | None:
         path = self.path(fit)
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())["figures"]
+            entry = json.loads(path.read_text())
+            return {"figures": dict(entry["figures"]), "machine": dict(entry["machine"])}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to run the fit again") from error
 
-    def save(self, fit: ImageFit, figures: dict[str, Any], device: str) -> None:
-        """Keep a finished fit; the file appears only when whole."""
+    def save(self, fit: ImageFit, figures: dict[str, Any], jobs: int) -> None:
+        """Keep a finished fit, which ran beside ``jobs - 1`` others; the file appears only when whole."""
         self._folder.mkdir(parents=True, exist_ok=True)
         entry = {
             "fit": dataclasses.asdict(fit),
             "figures": figures,
-            "machine": machine(device),
+            "machine": {**machine(self._device), "jobs": jobs},
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         unfinished = self.path(fit).with_suffix(f".{os.getpid()}.part")
@@ -65,7 +93,7 @@ class Store:
 
 def machine(device: str) -> dict[str, str]:
     """What the fits ran on."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
 
 
