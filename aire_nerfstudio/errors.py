@@ -14,6 +14,11 @@ class InputError(ValueError):
     """Input that cannot be used; the message names the value, the rule and the fix, in one line."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, at most 160 characters; its type's name where it has none."""
+    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+
+
 def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
     """Turn :class:`InputError` into a one-line exit with status 1.
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from aire_nerfstudio.data.picture import half_extent, has_alpha, pixel_centres, shrink_factor
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.image import ImageModel
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
@@ -57,7 +57,7 @@ class ExportImage:
             _, pipeline, _, _ = eval_setup(self.load_config, test_mode="inference")
         except Exception as error:
             raise InputError(
-                f"--load-config {self.load_config} cannot be loaded ({type(error).__name__}: {_first_line(error)}); "
+                f"--load-config {self.load_config} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
                 "give the config.yml of a run, with its checkpoints beside it"
             ) from error
         model: Any = pipeline.model
@@ -150,10 +150,6 @@ def _write_16_bits(array: np.ndarray, path: str) -> None:
     order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[array.shape[-1]]
     if not cv2.imwrite(path, array if order is None else cv2.cvtColor(array, order)):
         raise OSError("OpenCV refused")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 @exit_on_bad_input

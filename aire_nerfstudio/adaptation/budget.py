@@ -8,8 +8,6 @@ from torch import Tensor
 
 from aire_nerfstudio.adaptation.schedule import ScheduleError
 
-BYTES_A_PARAMETER = 4
-
 
 def count_parameters(in_features: int, widths: Sequence[int], out_features: int) -> int:
     """Weights and biases of a network of sine layers with an affine one behind them."""

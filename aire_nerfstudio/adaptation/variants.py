@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Literal
 
 from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
 from aire_nerfstudio.adaptation.base import Strategy
+from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
 from aire_nerfstudio.adaptation.none import FixedStrategy
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
@@ -100,8 +100,7 @@ def make_strategy(
         return AireStrategy(replace(config, decay="none"), first_omega)
     small = final_widths(config, large)
     if variant == "rigl":
-        sizes = (dims, *small, out_features)
-        return RigLStrategy(sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes)))
+        return RigLStrategy(count_parameters(dims, small, out_features))
     start = starting_widths(variant, config, large, dims, lattice_limit)
     lost = {layer: before - after for layer, (before, after) in enumerate(zip(start, small, strict=True))}
     if config.prune_at is None or min(lost.values()) < 0 or not any(lost.values()):

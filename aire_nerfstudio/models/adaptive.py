@@ -58,6 +58,10 @@ class AdaptiveModel(Model):
     config: AdaptiveModelConfig
     field: nn.Module
 
+    @exit_on_bad_input
+    def __init__(self, config: AdaptiveModelConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+
     # --- to be given by the task -----------------------------------------------------------------------------------
 
     def adaptive_network(self, field: nn.Module) -> SineMLP:
@@ -77,7 +81,12 @@ class AdaptiveModel(Model):
 
     def fixed_settings(self) -> dict[str, Any]:
         """Settings that change the function but no shape; a checkpoint of others is refused."""
-        return {}
+        network = self.adaptive_network(self.field)
+        return {
+            "activation": network.activation,
+            "first_omega": network.first_omega,
+            "hidden_omega": network.hidden_omega,
+        }
 
     def probe(self) -> Probe:
         """What the strategy may ask of the live field and the training data."""
@@ -139,6 +148,11 @@ class AdaptiveModel(Model):
             return torch.zeros((), device=self.device)
         return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)
 
+    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """One group, ``fields``."""
+        return {"fields": list(self.field.parameters())}
+
+    @exit_on_bad_input
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
         """Adaptation before each step, weight average after it."""
         optimizers = attributes.optimizers

@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from aire_nerfstudio.adaptation.aire import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.data.image_views import meet_plane
 from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
@@ -72,10 +71,6 @@ class ImageModel(AdaptiveModel):
 
     config: ImageModelConfig
     field: SineMLP
-
-    @exit_on_bad_input
-    def __init__(self, config: ImageModelConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
 
     def populate_modules(self) -> None:
         """Make the network."""
@@ -139,24 +134,9 @@ class ImageModel(AdaptiveModel):
         return self._steps_per_epoch
 
     def fixed_settings(self) -> dict[str, Any]:
-        """The activation, its frequencies, and the picture's aspect and channels."""
-        config = self.config
-        return {
-            "activation": config.activation,
-            "first_omega": config.first_omega,
-            "hidden_omega": config.hidden_omega,
-            "channels": self._channels,
-            "aspect": round(self._width / self._height, 6),
-        }
-
-    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """One group, ``fields``."""
-        return {"fields": list(self.field.parameters())}
-
-    @exit_on_bad_input
-    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list:
-        """Adaptation."""
-        return super().get_training_callbacks(attributes)
+        """Those of the network, and the picture's aspect and channels."""
+        aspect = round(self._width / self._height, 6)
+        return {**super().fixed_settings(), "channels": self._channels, "aspect": aspect}
 
     def values(self, coordinates: Tensor) -> Tensor:
         """The picture at ``coordinates [N, 2]``: ``[N, C]``, in [0, 1] where the fit is good, never clamped."""
@@ -214,17 +194,14 @@ class ImageModel(AdaptiveModel):
         background = BACKGROUNDS[self.config.background_color]
         truth, is_test = batch["image"].to(self.device), batch["is_test"].to(self.device)
         seen, rgb = over_background(truth, background), outputs["rgb"].to(self.device)
-        error = rgb - seen
-        if has_alpha(self._channels):
-            error = torch.cat([error, outputs["accumulation"].to(self.device) - truth[..., -1:]], dim=-1)
         metrics = image_metrics(rgb, seen)
-        metrics["psnr"] = _decibel(error[is_test])
+        scored, wanted = rgb, seen
+        if has_alpha(self._channels):
+            scored = torch.cat([rgb, outputs["accumulation"].to(self.device)], dim=-1)
+            wanted = torch.cat([seen, truth[..., -1:]], dim=-1)
+        metrics["psnr"] = float(psnr(scored[is_test], wanted[is_test]))
         if not is_test.all():
-            metrics["psnr_train"] = _decibel(error[~is_test])
+            metrics["psnr_train"] = float(psnr(scored[~is_test], wanted[~is_test]))
         difference = (10 * (rgb - seen)).abs().mean(-1, keepdim=True).clamp(0, 1)
         images = {"img": torch.cat([seen, rgb], dim=1), "difference_x10": colormaps.apply_colormap(difference)}
         return metrics, images
-
-
-def _decibel(error: Tensor) -> float:
-    return float(-10 * torch.log10(error.square().mean()))

@@ -8,14 +8,13 @@ from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.fields.sine_layers import Activation
@@ -88,10 +87,6 @@ class NerfModel(AdaptiveModel):
     field: SineRadianceField
     aabb: Tensor
 
-    @exit_on_bad_input
-    def __init__(self, config: NerfModelConfig, **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-
     def populate_modules(self) -> None:
         """Make field, grid and renderer."""
         super().populate_modules()
@@ -138,28 +133,10 @@ class NerfModel(AdaptiveModel):
         """One step a training view, as torch-ngp counts."""
         return self.num_train_data
 
-    def fixed_settings(self) -> dict[str, Any]:
-        """The activation and its frequencies."""
-        config = self.config
-        return {
-            "activation": config.activation,
-            "first_omega": config.first_omega,
-            "hidden_omega": config.hidden_omega,
-        }
-
     def on_change(self, report: Report) -> None:
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":
             self.grid.update(self.field.density, everywhere=True)
-
-    def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """One group, ``fields``."""
-        return {"fields": list(self.field.parameters())}
-
-    @exit_on_bad_input
-    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list:
-        """Adaptation, then the grid."""
-        return super().get_training_callbacks(attributes)
 
     def _before_step(self, step: int, optimizers: Any) -> None:
         super()._before_step(step, optimizers)

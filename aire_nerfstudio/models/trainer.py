@@ -18,7 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -183,7 +183,7 @@ def check_checkpoint(path: Path, expected: set[str]) -> None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError) as error:
-        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({_first_line(error)})") from error
+        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({first_line(error)})") from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f"checkpoint {path} holds more than plain data and is not loaded; it was written by another method or is "
@@ -199,7 +199,3 @@ def check_checkpoint(path: Path, expected: set[str]) -> None:
             f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"
             f"{f' (e.g. {extra[0]})' if extra else ''}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
