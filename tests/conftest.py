@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+# Networks here are tiny: a second thread would only wait, and for long where the machine has other work.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 

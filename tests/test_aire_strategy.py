@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
@@ -32,9 +33,10 @@ def one_step(net, optimizer, strategy, state, step, history=None):
     if history is not None:
         history.append(widths(groups))
     optimizer.zero_grad()
-    ((net(X) - Y).square().mean() + strategy.penalty(groups, state, step)).backward()
+    error = (net(X) - Y).square().mean()
+    (error + strategy.penalty(groups, state, step)).backward()
     optimizer.step()
-    strategy.constrain(groups, [optimizer], state, step)
+    strategy.constrain(groups, [optimizer], state, step, error.detach() / 4)
     return reports
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_aire_strategy import CONFIG, train
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.budget import choose_for_budget, count_parameters
 from aire_nerfstudio.adaptation.schedule import ScheduleError
 from aire_nerfstudio.adaptation.variants import make_strategy, starting_widths

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.adaptation.frequencies import SEPARATION, residual_frequencies
 from aire_nerfstudio.adaptation.schedule import ScheduleError

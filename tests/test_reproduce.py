@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.data.picture import Picture
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce import runner
 from aire_nerfstudio.reproduce.cli import main, parse_changes
+from aire_nerfstudio.reproduce.evaluate import decibel, score_pixels
 from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
-from aire_nerfstudio.reproduce.image_fit import ImageFit, decibel, fit_image, reduce_picture, score_pixels
+from aire_nerfstudio.reproduce.image_fit import ImageFit, fit_image, reduce_picture
 from aire_nerfstudio.reproduce.record import Recorder
 from aire_nerfstudio.reproduce.report import markdown, measure, spread, verdict
 from aire_nerfstudio.reproduce.store import Store

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_aire_strategy import one_step
 
 from aire_nerfstudio.adaptation import rigl, surgery
-from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.depgraph import group_norms
 from aire_nerfstudio.adaptation.schedule import ScheduleError
 from aire_nerfstudio.adaptation.variants import final_widths, make_strategy, starting_widths

@@ -8,92 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
 from aire_nerfstudio.adaptation.budget import choose_for_budget
-from aire_nerfstudio.adaptation.compensation import Compensation, apply_correction, correction
-from aire_nerfstudio.adaptation.decay import (
-    Decay,
-    cap_contribution,
-    plain_penalty,
-    soft_threshold,
-    targeted_penalty,
-)
-from aire_nerfstudio.adaptation.frequencies import Densify, residual_frequencies
-from aire_nerfstudio.adaptation.importance import (
-    Criterion,
-    contribution,
-    score,
-    strongest,
-    taylor_saliency,
-    weakest,
-)
-from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, ScheduleUnit, to_steps
+from aire_nerfstudio.adaptation.compensation import apply_correction, correction
+from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, soft_threshold, targeted_penalty
+from aire_nerfstudio.adaptation.frequencies import residual_frequencies
+from aire_nerfstudio.adaptation.importance import contribution, score, strongest, taylor_saliency, weakest
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 NEW_COLUMN_BOUND = 1e-4
 # How many steps before a decision the Taylor scores are averaged over.
 SALIENCY_STEPS = 100
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "unit": get_args(ScheduleUnit),
-    "densify_from": get_args(Densify),
-    "criterion": get_args(Criterion),
-    "decay": get_args(Decay),
-    "compensation": get_args(Compensation),
-    "prune_rule": ("all", "threshold"),
-}
-
-
-@dataclass(frozen=True)
-class AireConfig:
-    """When and how much the network adapts. Moments are counted in ``unit``."""
-
-    unit: ScheduleUnit = "percent"
-    """What the moments below count: optimizer steps, epochs, or percent of the run."""
-    densify_at: float | None = None
-    """When input neurons are added; None: never."""
-    densify_count: int = 0
-    """How many input neurons are added; 0: densify_fraction decides."""
-    densify_fraction: float = 0.0
-    """Share of the input layer's width to add, in [0, 1]; used where densify_count is 0."""
-    densify_from: Densify = "harmonics"
-    """Which frequencies are added: twice the strongest (the paper's), or where the residual has most energy, up to
-    twice the largest there is."""
-    decay_start: float | None = None
-    """When the neurons to remove are chosen and their decay begins; None: nothing is ever removed."""
-    prune_at: float | None = None
-    """When the chosen neurons are removed."""
-    prune_layers: tuple[int, ...] = (0, 1)
-    """Sine layers that lose neurons; 0 is the input layer."""
-    prune_fraction: float = 0.5
-    """Share of each of these layers to choose, in (0, 1), of the width at decay_start."""
-    prune_counts: tuple[int, ...] | None = None
-    """Numbers of neurons to choose, one a layer of prune_layers; overrides prune_fraction."""
-    target_parameters: int | None = None
-    """Parameters that the adaptive network may have in the end; layers and numbers then follow from the contributions,
-    and prune_layers, prune_fraction and prune_counts are not used. Four bytes each. None: no such limit."""
-    prune_rule: Literal["all", "threshold"] = "all"
-    """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
-    epsilon: float = 0.01
-    """Threshold on the L1 norm of a neuron's outgoing column (w0 not folded in)."""
-    criterion: Criterion = "l1"
-    """What decides which neurons are strong and weak: l1 or l2 norm of the outgoing column, activation, taylor."""
-    decay: Decay = "targeted"
-    """The decay stage: the paper's L1 term in the loss on the chosen columns (targeted), the same as a proximal step
-    outside Adam, a cap on their norm that falls linearly to 0 (scheduled), L2 on all weights, or none."""
-    decay_weight: float = 1.0
-    """Factor of the targeted and proximal decay; the paper's alpha rises from 0 to 1, times this."""
-    compensation: Compensation = "none"
-    """On removal: nothing, the mean output goes into the next bias, or the next layer is refitted to the data."""
-    plain_weight_decay: float = 1e-4
-    """Factor of the plain weight decay, when chosen."""
 
 
 @dataclass
@@ -111,6 +45,11 @@ class AireState:
     targets: list[Tensor] = field(default_factory=list)
     caps: list[Tensor] = field(default_factory=list)
     saliency: list[Tensor] = field(default_factory=list)
+
+    @property
+    def removal_at(self) -> int | None:
+        """The step before which the chosen neurons go, if that is still to come."""
+        return None if self.is_pruned else self.schedule.prune_at
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain Python values only."""
@@ -157,35 +96,7 @@ class AireStrategy:
     def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
         self.config = config
         self.first_omega = first_omega
-        if not 0 <= config.densify_fraction <= 1:
-            raise ScheduleError(f"densify_fraction is {config.densify_fraction}; it must lie in [0, 1]")
-        if (config.densify_at is None) != (config.densify_count == 0 and config.densify_fraction == 0):
-            raise ScheduleError(
-                f"densify_at {config.densify_at} and densify_count {config.densify_count} (or densify_fraction "
-                f"{config.densify_fraction}) go together; give both or neither"
-            )
-        for name, kinds in _CHOICES.items():
-            if getattr(config, name) not in kinds:
-                raise ScheduleError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(kinds)}")
-        if config.densify_count < 0:
-            raise ScheduleError(f"densify_count is {config.densify_count}; it must be 0 or more")
-        if len(set(config.prune_layers)) != len(config.prune_layers):
-            raise ScheduleError(f"prune_layers {config.prune_layers} names a layer twice")
-        if config.target_parameters is not None and (config.target_parameters < 1 or config.decay_start is None):
-            raise ScheduleError(
-                f"target_parameters is {config.target_parameters}; it must be at least 1, and decay_start and prune_at "
-                "must say when"
-            )
-        if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
-            raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
-        if config.decay_start is not None:
-            if not config.prune_layers:
-                raise ScheduleError("decay_start is set but prune_layers is empty; name at least one layer")
-            if config.prune_counts is not None and len(config.prune_counts) != len(config.prune_layers):
-                raise ScheduleError(
-                    f"prune_counts {config.prune_counts} must have one number for each of the layers "
-                    f"{config.prune_layers}"
-                )
+        check(config)
 
     def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
         """Resolve the schedule to steps and check it against the network and the run.
@@ -215,9 +126,8 @@ class AireStrategy:
             raise ScheduleError(
                 "the criterion 'taylor' needs gradients from before a decision; decide later than step 0"
             )
-        if config.target_parameters is not None:
-            n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
-            choose_for_budget([torch.zeros(width) for width in planned], n_in, n_out, config.target_parameters)
+        if config.most_parameters is not None:
+            choose_for_budget([torch.zeros(width) for width in planned], *_ends(groups), config.most_parameters)
         return AireState(schedule=schedule)
 
     def restore(self, saved: dict[str, Any]) -> AireState:
@@ -236,12 +146,12 @@ class AireStrategy:
             rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
         if schedule.prune_at is not None and not state.is_pruned:
             at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
-            if config.target_parameters is not None:
-                at_most = f" to {config.target_parameters:,} parameters{at_most}"
+            if config.most_parameters is not None:
+                at_most = f" to {config.most_parameters:,} parameters{at_most}"
             rows.append((schedule.prune_at, f"prune{at_most}"))
         events = [PlannedEvent(at, event) for at, event in sorted(rows)]
         is_fresh = not (state.is_densified or state.is_decaying or state.is_pruned)
-        if events and is_fresh and config.target_parameters is None:
+        if events and is_fresh and not config.has_target:
             events[-1] = PlannedEvent(events[-1].step, events[-1].event, self.planned_widths(start, schedule))
         return events
 
@@ -268,7 +178,7 @@ class AireStrategy:
 
         if schedule.densify_at is not None and schedule.densifies_first:
             densify()
-        if schedule.decay_start is not None and self.config.target_parameters is None:
+        if schedule.decay_start is not None and not self.config.has_target:
             for position, layer in enumerate(self.config.prune_layers):
                 if not 0 <= layer < len(now):
                     raise ScheduleError(
@@ -308,37 +218,54 @@ class AireStrategy:
             return zero
         if self.config.decay == "weight_decay":
             return self.config.plain_weight_decay * plain_penalty(groups)
-        alpha = self.config.decay_weight * state.schedule.decay_weight(step)
+        alpha = self.config.decay_weight * self._progress(state, step)
         if self.config.decay != "targeted" or alpha == 0:
             return zero
         return alpha * targeted_penalty(groups, self._targets(state, zero.device))
 
     def constrain(
-        self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: AireState, step: int
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        error: Tensor | None = None,
     ) -> None:
         """After an optimizer step: the proximal or scheduled decay, and the scores that need gradients."""
-        if self.config.criterion == "taylor" and self._is_soon(state.schedule, step):
+        if self.config.criterion == "taylor" and self._is_soon(state, step):
             self._follow_saliency(groups, state)
         if not state.is_decaying or state.is_pruned or self.config.decay not in ("proximal", "scheduled"):
             return
+        if self.config.decay == "scheduled":
+            self._cap(groups, state, step)
+            return
+        strength = self.config.decay_weight * self._progress(state, step + 1)
+        soft_threshold(groups, self._targets(state, groups[0].weight.parameter.device), strength, optimizers)
+
+    def _cap(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> None:
+        """Keep the chosen columns' norms below a line that falls to 0 with the stage's last step."""
         targets = self._targets(state, groups[0].weight.parameter.device)
+        left = 1 - self._progress(state, step + 1)
+        caps = dict(zip(targets, state.caps, strict=True))
+        cap_contribution(groups, targets, {layer: left * cap for layer, cap in caps.items()})
+
+    def shortfall(self, state: AireState) -> str | None:
+        """Nothing is promised that could be missed."""
+        return None
+
+    def _progress(self, state: AireState, step: int) -> float:
+        """How much of the decay stage is over before ``step``: 0 at its start, 1 at the removal."""
         schedule = state.schedule
         assert schedule.decay_start is not None
         assert schedule.prune_at is not None
-        # One step on: after the stage's last step the scheduled norm is 0, and the pruning changes nothing.
-        alpha = (step + 1 - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
-        if self.config.decay == "proximal":
-            soft_threshold(groups, targets, alpha * self.config.decay_weight, optimizers)
-        else:
-            caps = dict(zip(targets, state.caps, strict=True))
-            cap_contribution(groups, targets, {layer: (1 - alpha) * cap for layer, cap in caps.items()})
+        return (step - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
 
     def _targets(self, state: AireState, device: torch.device) -> dict[int, Tensor]:
         return {layer: chosen.to(device) for layer, chosen in zip(state.layers, state.targets, strict=True)}
 
     @staticmethod
-    def _is_soon(schedule: Schedule, step: int) -> bool:
-        decisions = (schedule.densify_at, schedule.decay_start)
+    def _is_soon(state: AireState, step: int) -> bool:
+        decisions = (state.schedule.densify_at, state.schedule.decay_start)
         return any(at is not None and at - SALIENCY_STEPS <= step < at for at in decisions)
 
     @staticmethod
@@ -436,27 +363,36 @@ class AireStrategy:
 
     def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int, probe: Probe | None) -> Report:
         before = widths(groups)
-        if self.config.target_parameters is None:
+        if self.config.most_parameters is None:
             layers = self.config.prune_layers
             scores = self._scores(groups, state, layers, probe)
-            state.targets = [
-                weakest(scores[position], self._amount(position, before[layer], layer)).cpu()
+            chosen = [
+                weakest(scores[position], self._amount(position, before[layer], layer))
                 for position, layer in enumerate(layers)
             ]
+            self._aim(groups, state, layers, chosen)
         else:
-            layers = tuple(range(len(groups)))
-            scores = self._scores(groups, state, layers, probe)
-            n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
-            _, chosen = choose_for_budget(scores, n_in, n_out, self.config.target_parameters)
-            state.targets = [indices.cpu() for indices in chosen]
-        state.layers = tuple(layers)
-        state.caps = [
-            contribution(groups[layer])[chosen.to(scores[0].device)].detach().cpu()
-            for layer, chosen in zip(layers, state.targets, strict=True)
-        ]
-        state.is_decaying = True
+            self._choose_for_size(groups, state, probe, self.config.most_parameters)
         counts = {layer: len(t) for layer, t in zip(state.layers, state.targets, strict=True)}
         return Report(step, "decay", _per_layer(groups, counts), before, before)
+
+    def _choose_for_size(
+        self, groups: Sequence[NeuronGroup], state: AireState, probe: Probe | None, parameters: int
+    ) -> None:
+        """Choose from all layers, so that at most ``parameters`` remain."""
+        layers = range(len(groups))
+        scores = self._scores(groups, state, layers, probe)
+        _, chosen = choose_for_budget(scores, *_ends(groups), parameters)
+        self._aim(groups, state, layers, chosen)
+
+    @staticmethod
+    def _aim(groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], chosen: Sequence[Tensor]) -> None:
+        """From now on these neurons decay."""
+        state.layers, state.targets = tuple(layers), [indices.cpu() for indices in chosen]
+        state.caps = [
+            contribution(groups[layer])[indices].detach().cpu() for layer, indices in zip(layers, chosen, strict=True)
+        ]
+        state.is_decaying = True
 
     def _prune(
         self,
@@ -492,6 +428,11 @@ class AireStrategy:
         state.targets, state.caps = [], []
         state.is_pruned = True
         return Report(step, "prune", _per_layer(groups, removed), before, widths(groups))
+
+
+def _ends(groups: Sequence[NeuronGroup]) -> tuple[int, int]:
+    """Inputs and outputs of the network."""
+    return groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
 
 
 def _per_layer(groups: Sequence[NeuronGroup], counts: dict[int, int]) -> tuple[int, ...]:

@@ -97,8 +97,22 @@ class Strategy(Protocol):
         """Make the changes due before the optimizer step ``step``; ``shadows`` (weight averages) change alike."""
         ...
 
-    def constrain(self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: Any, step: int) -> None:
-        """After the optimizer step ``step``, gradients still there: bring the weights back to what is allowed."""
+    def constrain(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: Any,
+        step: int,
+        error: Tensor | None = None,
+    ) -> None:
+        """After the optimizer step ``step``, gradients still there: bring the weights back to what is allowed.
+
+        ``error``: mean squared error of the step's batch, values in [0, 1], detached ``[]``; None where unknown.
+        """
+        ...
+
+    def shortfall(self, state: Any) -> str | None:
+        """What was asked of the run and is not reached at its end, in one line; None: all is well."""
         ...
 
 

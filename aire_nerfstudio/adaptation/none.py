@@ -57,6 +57,15 @@ class FixedStrategy:
         return []
 
     def constrain(
-        self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: EmptyState, step: int
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: EmptyState,
+        step: int,
+        error: Tensor | None = None,
     ) -> None:
         """No constraint."""
+
+    def shortfall(self, state: Any) -> str | None:
+        """Nothing is promised that could be missed."""
+        return None

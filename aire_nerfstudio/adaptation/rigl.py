@@ -110,7 +110,12 @@ class RigLStrategy:
 
     @torch.no_grad()
     def constrain(
-        self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: RigLState, step: int
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: RigLState,
+        step: int,
+        error: Tensor | None = None,
     ) -> None:
         """Exchange connections when due; dead ones are 0 and have no momentum."""
         weights = _weights(groups)
@@ -123,6 +128,10 @@ class RigLStrategy:
             state.masks = [exchange(w, mask, share) for w, mask in zip(weights, state.masks, strict=True)]
             for weight, mask in zip(weights, state.masks, strict=True):
                 surgery.mask(weight, mask, optimizers)
+
+    def shortfall(self, state: Any) -> str | None:
+        """Nothing is promised that could be missed."""
+        return None
 
     def parameters_kept(self, state: RigLState, groups: Sequence[NeuronGroup]) -> int:
         """Living weights and all biases."""

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Strategy
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
 from aire_nerfstudio.adaptation.none import FixedStrategy
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
+from aire_nerfstudio.adaptation.target_psnr import TargetPsnrStrategy
 from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice_size
 
 # In two dimensions the 780 frequencies of the paper; in more, as many as a layer can hold.
@@ -20,16 +22,19 @@ LATTICE_LIMITS = {1: 511, 2: 19, 3: 4, 4: 2}
 
 # Found by ablation (docs/results.md): what is chosen early has the whole run to be made up for.
 EARLY = {"densify": 5.0, "decay": 10.0, "prune": 30.0}
+# A PSNR is reached late in a run, so neurons must be allowed to go late.
+EARLY_ROUNDS_END = 90.0
 
 Variant = Literal["aire", "aire_early", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"]
 
 
 def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
     """Widths that AIRe's schedule leads to from ``large``; with ``prune_rule="threshold"`` the least they can be."""
-    if config.target_parameters is not None:
+    if config.has_target:
         raise ScheduleError(
-            f"target_parameters {config.target_parameters} lets the contributions decide the widths, so none can be "
-            "foretold; give the small network and the baselines prune_layers and prune_counts instead"
+            "a target (parameters, bytes or PSNR) lets the contributions decide the widths, so none can be foretold; "
+            "give the small network and the baselines prune_layers and prune_counts instead, or train the variant "
+            "large with the widths that a run with the target ended at"
         )
     # The order of events matters for shares only; a run of any length has the same one.
     moments = [config.densify_at, config.decay_start, config.prune_at]
@@ -40,7 +45,10 @@ def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
 
 
 def early(config: AireConfig) -> AireConfig:
-    """AIRe's configuration with its moments moved to the beginning of the run; what is never done stays so."""
+    """AIRe's configuration with its moments moved to the beginning of the run; what is never done stays so.
+
+    With a target PSNR neurons go from the same early moment on, but until 90 % of the run.
+    """
 
     def moment(value: float | None, at: float) -> float | None:
         return None if value is None else at
@@ -50,7 +58,7 @@ def early(config: AireConfig) -> AireConfig:
         unit="percent",
         densify_at=moment(config.densify_at, EARLY["densify"]),
         decay_start=moment(config.decay_start, EARLY["decay"]),
-        prune_at=moment(config.prune_at, EARLY["prune"]),
+        prune_at=moment(config.prune_at, EARLY["prune"] if config.target_psnr is None else EARLY_ROUNDS_END),
     )
 
 
@@ -91,13 +99,13 @@ def make_strategy(
     if variant in ("large", "small"):
         return FixedStrategy()
     if variant == "aire":
-        return AireStrategy(config, first_omega)
+        return _aire(config, first_omega)
     if variant == "aire_early":
-        return AireStrategy(early(config), first_omega)
+        return _aire(early(config), first_omega)
     if variant == "weight_decay":
-        return AireStrategy(replace(config, decay="weight_decay"), first_omega)
+        return _aire(replace(config, decay="weight_decay"), first_omega)
     if variant == "no_decay":
-        return AireStrategy(replace(config, decay="none"), first_omega)
+        return _aire(replace(config, decay="none"), first_omega)
     small = final_widths(config, large)
     if variant == "rigl":
         return RigLStrategy(count_parameters(dims, small, out_features))
@@ -122,3 +130,8 @@ def make_strategy(
     if variant == "depgraph":
         return DepGraphStrategy(once)
     return ZellStrategy(once, lattice_limit, first_omega)
+
+
+def _aire(config: AireConfig, first_omega: float) -> AireStrategy:
+    kind = AireStrategy if config.target_psnr is None else TargetPsnrStrategy
+    return kind(config, first_omega)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -59,9 +60,16 @@ class ZellStrategy(AireStrategy):
         return state
 
     @torch.no_grad()
-    def constrain(self, groups: Sequence[NeuronGroup], optimizers: Sequence[Optimizer], state: Any, step: int) -> None:
+    def constrain(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: Any,
+        step: int,
+        error: Tensor | None = None,
+    ) -> None:
         """Frequencies stay on the lattice."""
-        super().constrain(groups, optimizers, state, step)
+        super().constrain(groups, optimizers, state, step, error)
         weight = groups[0].weight.parameter
         unit = math.pi / self.first_omega
         # A step moves a frequency by far less than half a lattice spacing, so rounding brings back the old one.

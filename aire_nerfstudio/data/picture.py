@@ -18,6 +18,8 @@ from aire_nerfstudio.errors import InputError
 
 SMALLEST_SIDE = 2
 FEWEST_PIXELS = 20
+# Half of SSIM's window of 11 must fit.
+SMALLEST_FOR_SSIM = 6
 EXIF_ORIENTATION = 274
 # A pixel's share while a run evaluates: colour, accumulation, depth, normals and truth as float32, and its split.
 BYTES_PER_PIXEL_IN_USE = 80

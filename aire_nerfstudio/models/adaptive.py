@@ -16,7 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation import surgery
-from aire_nerfstudio.adaptation.aire import AireConfig, AireState
+from aire_nerfstudio.adaptation.aire import AireState
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.analysis.stability import pruning_bound
@@ -117,6 +118,7 @@ class AdaptiveModel(Model):
         self._history: list[dict[str, Any]] = []
         self._step = 0
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
+        self._batch_error: Tensor | None = None
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
@@ -142,19 +144,13 @@ class AdaptiveModel(Model):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def adaptation_penalty(self) -> Tensor:
-        """The strategy's regulariser at the present step, ``[]``."""
-        if self._adaptation_state is None:
-            return torch.zeros((), device=self.device)
-        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)
-
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         """One group, ``fields``."""
         return {"fields": list(self.field.parameters())}
 
     @exit_on_bad_input
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
-        """Adaptation before each step, weight average after it."""
+        """Adaptation before each step, weight average after it, a last word after the run."""
         optimizers = attributes.optimizers
         trainer = cast(Any, attributes.trainer)
         if optimizers is None or trainer is None:
@@ -167,6 +163,7 @@ class AdaptiveModel(Model):
         return [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], before),
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._after_run),
         ]
 
     def _prepare(self, total_steps: int) -> None:
@@ -210,7 +207,8 @@ class AdaptiveModel(Model):
 
     @torch.no_grad()
     def _after_step(self, step: int) -> None:
-        self._strategy.constrain(self.adaptive_groups(self.field), self._optimizers, self._adaptation_state, step)
+        groups, error = self.adaptive_groups(self.field), self._batch_error
+        self._strategy.constrain(groups, self._optimizers, self._adaptation_state, step, error)
         if self.field_average is None or (step + 1) % self._ema_every:
             return
         # Early on the average follows quickly, as torch_ema does, so that it does not drag the initial weights along.
@@ -218,6 +216,27 @@ class AdaptiveModel(Model):
         decay = min(self.config.ema_decay, (1 + updates) / (10 + updates))
         for mean, live in zip(self.field_average.parameters(), self.field.parameters(), strict=True):
             mean.lerp_(live, 1 - decay)
+
+    def _after_run(self, step: int) -> None:
+        """By now the last checkpoint is on disk.
+
+        Raises:
+            InputError: a target was asked for and is not reached.
+        """
+        missed = self._strategy.shortfall(self._adaptation_state)
+        if missed is not None:
+            raise InputError(f"{missed}. The network as it is was saved")
+
+    def adaptation_loss(self, error: Tensor) -> Tensor:
+        """The strategy's regulariser at the present step, ``[]``.
+
+        Args:
+            error: mean squared error of the batch, values in [0, 1], ``[]``; kept for the strategy.
+        """
+        self._batch_error = error.detach()
+        if self._adaptation_state is None:
+            return torch.zeros((), device=self.device)
+        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)
 
     # --- what a person sees ----------------------------------------------------------------------------------------
 
@@ -237,7 +256,7 @@ class AdaptiveModel(Model):
     def _announce_removal(self, step: int) -> None:
         """Say what theorem 2 allows a removal to change, before it is done."""
         state, network = self._adaptation_state, self.adaptive_network(self.field)
-        if not isinstance(state, AireState) or state.is_pruned or step != state.schedule.prune_at:
+        if not isinstance(state, AireState) or step != state.removal_at:
             return
         is_changed_otherwise = self.config.adaptation.compensation != "none"
         if network.activation != "siren" or not state.targets or is_changed_otherwise:

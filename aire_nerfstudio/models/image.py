@@ -12,7 +12,7 @@ from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
-from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.data.image_views import meet_plane
 from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background
@@ -173,9 +173,10 @@ class ImageModel(AdaptiveModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Mean squared error in the network's units, where black is -1 and white 1, and the adaptation's penalty."""
-        loss = {"image_loss": 4 * (outputs["values"] - batch["image"]).square().mean()}
+        error = (outputs["values"] - batch["image"]).square().mean()
+        loss = {"image_loss": 4 * error}
         if self.training:
-            loss["adaptation_loss"] = self.adaptation_penalty()
+            loss["adaptation_loss"] = self.adaptation_loss(error)
         return loss
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,8 +11,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchmetrics.functional import structural_similarity_index_measure
 
-# Half of SSIM's window of 11 must fit; AlexNet's last pooling must have something to pool.
-SMALLEST_FOR_SSIM, SMALLEST_FOR_LPIPS = 6, 31
+from aire_nerfstudio.data.picture import SMALLEST_FOR_SSIM
+
+# AlexNet's last pooling must have something to pool.
+SMALLEST_FOR_LPIPS = 31
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
-from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
@@ -257,7 +257,7 @@ class NerfModel(AdaptiveModel):
         rgb, truth = self._with_truth(outputs, batch["image"])
         loss = {"rgb_loss": (rgb - truth).square().mean()}
         if self.training:
-            loss["adaptation_loss"] = self.adaptation_penalty()
+            loss["adaptation_loss"] = self.adaptation_loss(loss["rgb_loss"])
         return loss
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:

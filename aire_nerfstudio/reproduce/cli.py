@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from aire_nerfstudio.adaptation.aire import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
 from aire_nerfstudio.reproduce.figures import draw

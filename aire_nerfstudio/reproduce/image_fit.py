@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,21 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.adaptation.aire import AireConfig, AireState
+from aire_nerfstudio.adaptation.aire import AireState
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
-from aire_nerfstudio.data.picture import Picture, half_extent, pixel_centres, read_picture
+from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.reproduce.evaluate import (
+    decibel,
+    inference_time,
+    score_pixels,
+    structural_similarity,
+    wait_for,
+)
 from aire_nerfstudio.reproduce.record import Recorder
 
 Progress = Callable[[int, int], None]
 CURVE_POINTS = 100
-# Half of SSIM's window must fit.
-SMALLEST_FOR_SSIM = 6
 PROBE_PIXELS = 8192
 
 
@@ -64,7 +69,10 @@ class ImageFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others, 16 hexadecimal digits."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        settings = dataclasses.asdict(self)
+        # A switch that is added later, and off, leaves old keys as they are.
+        settings["adaptation"] = {name: value for name, value in settings["adaptation"].items() if value is not None}
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -76,11 +84,6 @@ def reduce_picture(picture: Picture, side: int) -> Picture:
     size = (max(1, round(picture.height * side / longer)), max(1, round(picture.width * side / longer)))
     small = torch.nn.functional.adaptive_avg_pool2d(picture.floats().permute(2, 0, 1), size)
     return Picture(small.permute(1, 2, 0).contiguous(), 1.0)
-
-
-def decibel(mean_square: float) -> float:
-    """PSNR in dB of a mean squared error of values in [0, 1]."""
-    return math.inf if mean_square == 0 else -10 * math.log10(mean_square)
 
 
 @dataclass
@@ -149,7 +152,7 @@ def fit_image(
     for step in range(total):
         groups = network.neuron_groups()
         if step in (removal, choosing):
-            _pause(device)
+            wait_for(device)
             seconds += time.perf_counter() - begin
             if step == removal:
                 figures["psnr_test_before_removal"] = score_pixels(network, picture, test_pixels, device)
@@ -161,7 +164,7 @@ def fit_image(
         for report in reports:
             figures["events"].append([report.step, report.event, list(report.after)])
             if report.event == "prune":
-                _pause(device)
+                wait_for(device)
                 seconds += time.perf_counter() - begin
                 figures["psnr_test_after_removal"] = score_pixels(network, picture, test_pixels, device)
                 begin = time.perf_counter()
@@ -174,12 +177,12 @@ def fit_image(
         data_loss = (network(points) - (2 * values - 1)).square().mean()
         (data_loss + strategy.penalty(groups, state, step)).backward()
         optimizer.step()
-        strategy.constrain(groups, [optimizer], state, step)
+        strategy.constrain(groups, [optimizer], state, step, data_loss.detach() / 4)
         if step % every == 0 or step == total - 1:
             figures["curve"].append([step, round(decibel(float(data_loss.detach()) / 4), 4)])
             if progress is not None:
                 progress(step + 1, total)
-    _pause(device)
+    wait_for(device)
     seconds += time.perf_counter() - begin
     if recorder is not None:
         recorder.end(network)
@@ -202,61 +205,8 @@ def fit_image(
     return FittedImage(figures, network, picture)
 
 
-@torch.no_grad()
-def score_pixels(network: SineMLP, picture: Picture, pixels: Tensor, device: str, chunk: int = 1 << 16) -> float:
-    """PSNR in dB over some pixels, values clamped to [0, 1]."""
-    batches = PixelBatches(picture, pixels, chunk, 0, device)
-    total = 0.0
-    for step in range(batches.steps_per_epoch):
-        points, values = batches.batch(step)
-        got = (0.5 * (network(points) + 1)).clamp(0, 1)
-        total += float((got - values).square().sum(dtype=torch.float64))
-    return decibel(total / (len(pixels) * picture.channels))
-
-
-@torch.no_grad()
-def reconstruction(network: SineMLP, picture: Picture, device: str, chunk: int = 1 << 16) -> Tensor:
-    """The network's picture at the training resolution, ``[H, W, C]`` in [0, 1], on the CPU."""
-    index = torch.arange(picture.height * picture.width)
-    parts = [
-        (0.5 * (network(pixel_centres(part, picture.height, picture.width).to(device)) + 1)).clamp(0, 1).cpu()
-        for part in index.split(chunk)
-    ]
-    return torch.cat(parts).view(picture.height, picture.width, -1)
-
-
-def structural_similarity(network: SineMLP, picture: Picture, device: str) -> float:
-    """SSIM of the whole picture; NaN where a side has fewer than 6 pixels."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    if min(picture.height, picture.width) < SMALLEST_FOR_SSIM:
-        return math.nan
-    a, b = (t.permute(2, 0, 1)[None] for t in (reconstruction(network, picture, device), picture.floats()))
-    return float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
-
-
 def small_input(fit: ImageFit, network: SineMLP) -> int:
     """Width of the input layer after the removal that is ahead, as far as the schedule tells."""
-    if fit.adaptation.target_parameters is not None:
+    if fit.adaptation.has_target:
         return network.widths[0]
     return min(final_widths(fit.adaptation, fit.widths)[0], network.widths[0])
-
-
-@torch.no_grad()
-def inference_time(network: SineMLP, picture: Picture, device: str, repeats: int = 9) -> float:
-    """Median time in milliseconds to evaluate the whole picture, coordinates ready on the device."""
-    points = pixel_centres(torch.arange(picture.height * picture.width), picture.height, picture.width).to(device)
-    times = []
-    for _ in range(repeats + 2):
-        _pause(device)
-        begin = time.perf_counter()
-        for part in points.split(1 << 16):
-            network(part)
-        _pause(device)
-        times.append(time.perf_counter() - begin)
-    return round(1e3 * sorted(times[2:])[repeats // 2], 4)
-
-
-def _pause(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)

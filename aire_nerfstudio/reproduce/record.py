@@ -12,8 +12,9 @@ import torch
 from aire_nerfstudio.adaptation.base import Report
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.analysis.split import split_outputs
-from aire_nerfstudio.data.picture import Picture, pixel_centres
+from aire_nerfstudio.data.picture import Picture
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.reproduce.evaluate import reconstruction, whole_picture
 
 
 class Recorder:
@@ -60,24 +61,12 @@ class Recorder:
             np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
         unfinished.replace(path)
 
-    @torch.no_grad()
     def _picture_of(self, network: SineMLP) -> np.ndarray:
-        return np.concatenate([self._shape(network(points)) for points in self._points()]).reshape(self._size())
+        return reconstruction(network, self._picture, self._device).numpy().astype(np.float16)
 
     def _parts(self, network: SineMLP, count: int) -> tuple[np.ndarray, np.ndarray]:
-        parts = [split_outputs(network, points, 0, count) for points in self._points()]
-        first, second = (np.concatenate([self._shape(p[i]) for p in parts]).reshape(self._size()) for i in (0, 1))
-        return first, second
+        def both(points: torch.Tensor) -> torch.Tensor:
+            return torch.cat(split_outputs(network, points, 0, count), dim=-1)
 
-    def _points(self):
-        picture = self._picture
-        index = torch.arange(picture.height * picture.width)
-        for part in index.split(1 << 16):
-            yield pixel_centres(part, picture.height, picture.width).to(self._device)
-
-    @staticmethod
-    def _shape(values: torch.Tensor) -> np.ndarray:
-        return (0.5 * (values + 1)).clamp(0, 1).cpu().numpy().astype(np.float16)
-
-    def _size(self) -> tuple[int, int, int]:
-        return self._picture.height, self._picture.width, self._picture.channels
+        important, rest = whole_picture(self._picture, self._device, both).chunk(2, dim=-1)
+        return important.numpy().astype(np.float16), rest.numpy().astype(np.float16)

@@ -1,0 +1,143 @@
+"""The target PSNR: kept in the end, sizes follow it, what cannot be reached costs nothing."""
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from test_aire_strategy import CONFIG, X, Y, one_step
+
+from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.schedule import ScheduleError
+from aire_nerfstudio.adaptation.target_psnr import TargetPsnrStrategy
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+STEPS, SIZES = 600, (20, 18, 14)
+CONFIG_PSNR = AireConfig(unit="percent", densify_at=5, densify_count=4, decay_start=20, prune_at=90, target_psnr=30.0)
+
+
+def start(config):
+    torch.manual_seed(1)
+    net = SineMLP(2, SIZES, 1, first_omega=5.0, hidden_omega=5.0)
+    return net, torch.optim.Adam(net.parameters(), lr=2e-3), TargetPsnrStrategy(config)
+
+
+def train(config, stop_at=STEPS):
+    net, optimizer, strategy = start(config)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    reports = [r for step in range(stop_at) for r in one_step(net, optimizer, strategy, state, step)]
+    return net, optimizer, strategy, state, reports
+
+
+def psnr(net):
+    return -10 * math.log10(float((net(X) - Y).detach().square().mean()) / 4)
+
+
+def test_the_target_is_kept_and_a_lower_one_takes_fewer_neurons():
+    sizes = []
+    for target in (15.0, 35.0, 60.0):
+        net, optimizer, strategy, state, reports = train(replace(CONFIG_PSNR, target_psnr=target))
+        assert psnr(net) >= target - 0.1
+        assert strategy.shortfall(state) is None
+        assert {r.event for r in reports} == {"densify", "prune"}
+        prunes = [r for r in reports if r.event == "prune"]
+        assert all(0.2 * STEPS <= r.step <= 0.9 * STEPS and sum(r.counts) > 0 for r in prunes)
+        assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in net.parameters())
+        sizes.append(net.num_parameters)
+    assert sizes[0] < sizes[1] < sizes[2] < SineMLP(2, SIZES, 1).num_parameters
+
+
+def test_the_removed_neurons_have_decayed():
+    net, optimizer, strategy = start(CONFIG_PSNR)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    changes = []
+    for step in range(STEPS):
+        before = net(X).detach() if step == state.removal_at else None
+        groups = net.neuron_groups()
+        strategy.step(groups, [optimizer], state, step)
+        if before is not None:
+            changes.append(float((net(X) - before).abs().max()))
+        optimizer.zero_grad()
+        error = (net(X) - Y).square().mean()
+        (error + strategy.penalty(groups, state, step)).backward()
+        optimizer.step()
+        strategy.constrain(groups, [optimizer], state, step, error.detach() / 4)
+    assert len(changes) >= 2
+    assert max(changes) < 0.01
+
+
+def test_out_of_reach_removes_nothing_and_says_so():
+    net, _, strategy, state, reports = train(replace(CONFIG_PSNR, target_psnr=120.0))
+    assert [r.event for r in reports] == ["densify"]
+    assert tuple(net.widths) == (24, 18, 14)
+    message = strategy.shortfall(state)
+    assert message is not None
+    assert "target_psnr is 120 dB" in message
+    assert f"{psnr(net):.0f}" in message
+    assert "nothing was removed" in message
+
+
+def test_an_idle_target_shrinks_to_one_neuron_a_layer_at_most():
+    config = replace(CONFIG_PSNR, target_psnr=1.0)
+    net, _, strategy, state, _ = train(config)
+    assert min(net.widths) >= 1
+    assert net.num_parameters < 40
+    assert strategy.shortfall(state) is None
+
+
+@pytest.mark.parametrize("stop_at", [1, 119, 130, 200, 590])
+def test_resume_equals_the_uninterrupted_run(stop_at):
+    whole = train(CONFIG_PSNR)[0]
+    net, optimizer, strategy, state, _ = train(CONFIG_PSNR, stop_at)
+    file, rng = io.BytesIO(), torch.get_rng_state()
+    torch.save({"net": net.state_dict(), "adam": optimizer.state_dict(), "state": state.to_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    net, optimizer, strategy = start(CONFIG_PSNR)
+    for name, parameter in net.named_parameters():
+        surgery.resize_to(parameter, saved["net"][name].shape)
+    net.load_state_dict(saved["net"])
+    optimizer.load_state_dict(saved["adam"])
+    state = strategy.restore(saved["state"])
+    torch.set_rng_state(rng)
+    for step in range(stop_at, STEPS):
+        one_step(net, optimizer, strategy, state, step)
+    assert net.widths == whole.widths
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_psnr": 0.0}, "target_psnr is 0.0; it must be finite and at least 1"),
+        ({"target_psnr": math.nan}, "target_psnr is nan"),
+        ({"target_psnr": math.inf}, "target_psnr is inf"),
+        ({"target_parameters": 100}, "target_parameters and target_psnr exclude each other"),
+        ({"target_bytes": 100}, "target_bytes and target_psnr exclude each other"),
+        ({"target_psnr": None, "target_bytes": 3}, "target_bytes is 3; it must be finite and at least 4"),
+        ({"decay_start": None, "prune_at": None}, "nothing is ever removed; set decay_start and prune_at"),
+        ({"prune_rule": "threshold"}, "use prune_rule 'all'"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    with pytest.raises(ScheduleError, match=message):
+        TargetPsnrStrategy(replace(CONFIG_PSNR, **change))
+
+
+def test_rounds_need_room():
+    groups = SineMLP(2, SIZES, 1).neuron_groups()
+    with pytest.raises(ScheduleError, match="leave at least 2 steps"):
+        TargetPsnrStrategy(replace(CONFIG_PSNR, unit="steps", decay_start=20, prune_at=21)).init_state(groups, 1, 99)
+    with pytest.raises(ScheduleError, match="must not come after decay_start"):
+        TargetPsnrStrategy(replace(CONFIG_PSNR, densify_at=95)).init_state(groups, 1, STEPS)
+
+
+def test_bytes_are_four_a_parameter():
+    from test_aire_strategy import train as train_aire
+
+    config = replace(CONFIG, prune_counts=None, target_parameters=90)
+    by_bytes = train_aire(replace(config, target_parameters=None, target_bytes=363))[0]
+    assert by_bytes.widths == train_aire(config)[0].widths
+    assert by_bytes.num_parameters <= 90
