@@ -58,6 +58,9 @@ class AireConfig:
     target_psnr: float | None = None
     """PSNR in dB of the training batches that the result must keep: between decay_start and prune_at neurons go in
     rounds, from whatever layer, as long as it is reached. None: no such limit."""
+    rounds: int = 1
+    """In how many rounds neurons go to reach target_parameters or target_bytes; each looks at the contributions anew.
+    1: all at once, at prune_at. target_psnr takes as many as it needs."""
     prune_rule: Literal["all", "threshold"] = "all"
     """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
     epsilon: float = 0.01
@@ -114,8 +117,12 @@ def check(config: AireConfig) -> None:
             raise ScheduleError(f"{name} is {value}; it must be finite and at least {LEAST[name]}")
         if config.decay_start is None:
             raise ScheduleError(f"{name} is {value}, but nothing is ever removed; set decay_start and prune_at")
-    if config.target_psnr is not None and config.prune_rule != "all":
-        raise ScheduleError("target_psnr removes all that it chooses; use prune_rule 'all'")
+    if config.rounds < 1 or (config.rounds > 1 and config.most_parameters is None):
+        raise ScheduleError(
+            f"rounds is {config.rounds}; it must be at least 1, and more than 1 need target_parameters or target_bytes"
+        )
+    if (config.rounds > 1 or config.target_psnr is not None) and config.prune_rule != "all":
+        raise ScheduleError("rounds (and target_psnr) remove all that they choose; use prune_rule 'all'")
     if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
         raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
     if config.decay_start is not None:

@@ -13,6 +13,7 @@ from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
 from aire_nerfstudio.adaptation.none import FixedStrategy
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
+from aire_nerfstudio.adaptation.rounds import TargetSizeStrategy
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.adaptation.target_psnr import TargetPsnrStrategy
 from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice_size
@@ -133,5 +134,6 @@ def make_strategy(
 
 
 def _aire(config: AireConfig, first_omega: float) -> AireStrategy:
-    kind = AireStrategy if config.target_psnr is None else TargetPsnrStrategy
-    return kind(config, first_omega)
+    if config.target_psnr is not None:
+        return TargetPsnrStrategy(config, first_omega)
+    return (AireStrategy if config.rounds == 1 else TargetSizeStrategy)(config, first_omega)

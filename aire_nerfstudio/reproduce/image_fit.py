@@ -19,6 +19,7 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
+from aire_nerfstudio.adaptation.rounds import RoundsState
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
@@ -145,8 +146,9 @@ def fit_image(
 
     probe = Probe(outputs, residual)
     figures: dict[str, Any] = {"events": [], "curve": []}
-    removal = state.schedule.prune_at if isinstance(state, AireState) else None
-    choosing = state.schedule.decay_start if isinstance(state, AireState) else None
+    # Rounds have many of both.
+    is_once = isinstance(state, AireState) and not isinstance(state, RoundsState)
+    removal, choosing = (state.schedule.prune_at, state.schedule.decay_start) if is_once else (None, None)
     every = max(1, total // CURVE_POINTS)
     seconds, begin = 0.0, time.perf_counter()
     for step in range(total):

@@ -1,6 +1,7 @@
-"""The target PSNR: kept in the end, sizes follow it, what cannot be reached costs nothing."""
+"""Removal in rounds, to a size or a PSNR: kept in the end, nothing lost at a removal, resumed to the bit."""
 
 import io
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,18 +11,24 @@ from test_aire_strategy import CONFIG, X, Y, one_step
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.schedule import ScheduleError
-from aire_nerfstudio.adaptation.target_psnr import TargetPsnrStrategy
+from aire_nerfstudio.adaptation.variants import make_strategy
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 
 STEPS, SIZES = 600, (20, 18, 14)
 CONFIG_PSNR = AireConfig(unit="percent", densify_at=5, densify_count=4, decay_start=20, prune_at=90, target_psnr=30.0)
+CONFIG_SIZE = replace(CONFIG_PSNR, target_psnr=None, target_parameters=250, rounds=5)
 
 
 def start(config):
     torch.manual_seed(1)
     net = SineMLP(2, SIZES, 1, first_omega=5.0, hidden_omega=5.0)
-    return net, torch.optim.Adam(net.parameters(), lr=2e-3), TargetPsnrStrategy(config)
+    return net, torch.optim.Adam(net.parameters(), lr=2e-3), strategy_of(config)
+
+
+def strategy_of(config):
+    return make_strategy("aire", config, SIZES, 2, 1, 2, 5.0)
 
 
 def train(config, stop_at=STEPS):
@@ -49,8 +56,9 @@ def test_the_target_is_kept_and_a_lower_one_takes_fewer_neurons():
     assert sizes[0] < sizes[1] < sizes[2] < SineMLP(2, SIZES, 1).num_parameters
 
 
-def test_the_removed_neurons_have_decayed():
-    net, optimizer, strategy = start(CONFIG_PSNR)
+@pytest.mark.parametrize("config", [CONFIG_PSNR, CONFIG_SIZE], ids=["psnr", "size"])
+def test_the_removed_neurons_have_decayed(config):
+    net, optimizer, strategy = start(config)
     state = strategy.init_state(net.neuron_groups(), 1, STEPS)
     changes = []
     for step in range(STEPS):
@@ -87,15 +95,16 @@ def test_an_idle_target_shrinks_to_one_neuron_a_layer_at_most():
     assert strategy.shortfall(state) is None
 
 
+@pytest.mark.parametrize("config", [CONFIG_PSNR, CONFIG_SIZE], ids=["psnr", "size"])
 @pytest.mark.parametrize("stop_at", [1, 119, 130, 200, 590])
-def test_resume_equals_the_uninterrupted_run(stop_at):
-    whole = train(CONFIG_PSNR)[0]
-    net, optimizer, strategy, state, _ = train(CONFIG_PSNR, stop_at)
+def test_resume_equals_the_uninterrupted_run(stop_at, config):
+    whole = train(config)[0]
+    net, optimizer, strategy, state, _ = train(config, stop_at)
     file, rng = io.BytesIO(), torch.get_rng_state()
     torch.save({"net": net.state_dict(), "adam": optimizer.state_dict(), "state": state.to_dict()}, file)
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    net, optimizer, strategy = start(CONFIG_PSNR)
+    net, optimizer, strategy = start(config)
     for name, parameter in net.named_parameters():
         surgery.resize_to(parameter, saved["net"][name].shape)
     net.load_state_dict(saved["net"])
@@ -119,19 +128,40 @@ def test_resume_equals_the_uninterrupted_run(stop_at):
         ({"target_psnr": None, "target_bytes": 3}, "target_bytes is 3; it must be finite and at least 4"),
         ({"decay_start": None, "prune_at": None}, "nothing is ever removed; set decay_start and prune_at"),
         ({"prune_rule": "threshold"}, "use prune_rule 'all'"),
+        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
+        ({"rounds": 3, "target_psnr": None}, "more than 1 need target_parameters or target_bytes"),
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
     with pytest.raises(ScheduleError, match=message):
-        TargetPsnrStrategy(replace(CONFIG_PSNR, **change))
+        strategy_of(replace(CONFIG_PSNR, **change))
+
+
+def test_so_many_rounds_reach_the_size_by_equal_shares():
+    net, _, _, _, reports = train(CONFIG_SIZE)
+    prunes = [r for r in reports if r.event == "prune"]
+    assert [r.step for r in prunes] == [162, 246, 330, 414, 498]  # the window is 420 steps: rounds of 84
+    sizes = [count_parameters(2, r.before, 1) for r in prunes] + [net.num_parameters]
+    assert sizes[0] == count_parameters(2, (24, 18, 14), 1)
+    assert 235 < sizes[-1] <= 250
+    ratio = (250 / sizes[0]) ** (1 / 5)
+    assert all(b / a == pytest.approx(ratio, abs=0.05) for a, b in itertools.pairwise(sizes))
 
 
 def test_rounds_need_room():
     groups = SineMLP(2, SIZES, 1).neuron_groups()
-    with pytest.raises(ScheduleError, match="leave at least 2 steps"):
-        TargetPsnrStrategy(replace(CONFIG_PSNR, unit="steps", decay_start=20, prune_at=21)).init_state(groups, 1, 99)
-    with pytest.raises(ScheduleError, match="must not come after decay_start"):
-        TargetPsnrStrategy(replace(CONFIG_PSNR, densify_at=95)).init_state(groups, 1, STEPS)
+    for config in (CONFIG_PSNR, replace(CONFIG_SIZE, rounds=2)):
+        with pytest.raises(ScheduleError, match="takes at least 2 steps"):
+            strategy_of(replace(config, unit="steps", decay_start=20, prune_at=21)).init_state(groups, 1, 99)
+        with pytest.raises(ScheduleError, match="must not come after decay_start"):
+            strategy_of(replace(config, densify_at=95)).init_state(groups, 1, STEPS)
+
+
+def test_a_task_without_errors_cannot_have_a_target_psnr():
+    net, optimizer, strategy = start(CONFIG_PSNR)
+    state = strategy.init_state(net.neuron_groups(), 1, STEPS)
+    with pytest.raises(ScheduleError, match="does not give"):
+        strategy.constrain(net.neuron_groups(), [optimizer], state, 0)
 
 
 def test_bytes_are_four_a_parameter():

@@ -1,0 +1,202 @@
+"""Removal in rounds: a few neurons decay and go, the network recovers, the contributions are looked at anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
+from aire_nerfstudio.adaptation.budget import count_parameters
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
+from aire_nerfstudio.fields.neurons import NeuronGroup
+
+
+@dataclass
+class RoundsState(AireState):
+    """Beside AIRe's: where the rounds stand.
+
+    ``targets`` are those of the round under way; ``is_pruned`` stays False, since the next round may follow.
+    """
+
+    next_round: int = 0
+    round_start: int = 0
+    round_removal: int | None = None
+
+    @property
+    def removal_at(self) -> int | None:
+        """The step before which the neurons of the round under way go."""
+        return self.round_removal if self.is_decaying else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values only."""
+        rounds = {name: getattr(self, name) for name in ("next_round", "round_start", "round_removal")}
+        return {**super().to_dict(), **rounds}
+
+    def load_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what :meth:`to_dict` gave."""
+        super().load_dict(saved)
+        self.next_round, self.round_start = int(saved["next_round"]), int(saved["round_start"])
+        self.round_removal = saved["round_removal"]
+
+
+class RoundsStrategy(AireStrategy):
+    """Densifies as AIRe does; between ``decay_start`` and ``prune_at`` neurons go from all layers, in rounds.
+
+    Half of a round is decay, at whose end the neurons chosen at its beginning go; the other half is recovery. Beside
+    the configured decay, the chosen columns' norms are kept below a line that falls to 0: Adam moves a weight by its
+    learning rate a step, which may be too little for so short a decay.
+
+    A subclass says how long a round is and what size it aims at.
+    """
+
+    def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
+        """As AIRe's; neurons must be added before the first round, and a round takes two steps at least."""
+        schedule = super().init_state(groups, steps_per_epoch, total_steps).schedule
+        start, _ = self._window(schedule)
+        if schedule.densify_at is not None and not schedule.densifies_first:
+            raise ScheduleError(
+                f"densify_at is step {schedule.densify_at}; with rounds it must not come after decay_start, step "
+                f"{start}"
+            )
+        if self._round_length(schedule) < 2:
+            raise ScheduleError(
+                f"decay_start is step {start} and prune_at step {schedule.prune_at}; every round between them takes at "
+                "least 2 steps, so move them apart or ask for fewer rounds"
+            )
+        state = self._new_state(schedule)
+        state.next_round = start
+        return state
+
+    def restore(self, saved: dict[str, Any]) -> AireState:
+        """The state that a checkpoint holds; its schedule replaces the configured one."""
+        state = self._new_state(Schedule(total=1))
+        state.load_dict(saved)
+        return state
+
+    def plan(self, state: AireState, start: Sequence[int]) -> list[PlannedEvent]:
+        """Densification, and the first and last moment of the rounds."""
+        schedule = state.schedule
+        rows = []
+        if schedule.densify_at is not None and not state.is_densified:
+            rows.append(PlannedEvent(schedule.densify_at, f"densify: {self.densify_count(start[0])} input neurons"))
+        begin, end = self._window(schedule)
+        rows.append(PlannedEvent(begin, f"from here, neurons go in rounds {self._aim_in_words()}"))
+        rows.append(PlannedEvent(end, "none go from here"))
+        return rows
+
+    @torch.no_grad()
+    def step(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
+    ) -> list[Report]:
+        """Make the changes due before the optimizer step ``step``; see :class:`base.Strategy`."""
+        assert isinstance(state, RoundsState)
+        schedule, reports = state.schedule, []
+        if schedule.densify_at is not None and step >= schedule.densify_at and not state.is_densified:
+            reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
+        if state.is_decaying and state.round_removal is not None and step >= state.round_removal:
+            reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
+            state.is_decaying = state.is_pruned = False
+        length = self._round_length(schedule)
+        if state.next_round <= step and step + length // 2 <= self._window(schedule)[1] and not state.is_decaying:
+            self._begin_round(groups, state, step, probe)
+            state.next_round = step + length
+        return reports
+
+    def constrain(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        error: Tensor | None = None,
+    ) -> None:
+        """After an optimizer step: what AIRe does, and the line that the chosen columns' norms stay below."""
+        super().constrain(groups, optimizers, state, step, error)
+        if state.is_decaying and self.config.decay in ("targeted", "proximal"):
+            self._cap(groups, state, step)
+
+    # --- to be given by a subclass -----------------------------------------------------------------------------------
+
+    def _new_state(self, schedule: Schedule) -> RoundsState:
+        return RoundsState(schedule)
+
+    def _round_length(self, schedule: Schedule) -> int:
+        """Steps of a round."""
+        raise NotImplementedError
+
+    def _next_size(self, state: RoundsState, step: int, size: int) -> int | None:
+        """Parameters to come down to in the round that begins before ``step``, from ``size``; None: no removal."""
+        raise NotImplementedError
+
+    def _is_granted(self, state: RoundsState, freed: float) -> bool:
+        """Whether the round may free this share of the parameters, once the neurons are chosen."""
+        return True
+
+    def _aim_in_words(self) -> str:
+        raise NotImplementedError
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _window(schedule: Schedule) -> tuple[int, int]:
+        assert schedule.decay_start is not None
+        assert schedule.prune_at is not None
+        return schedule.decay_start, schedule.prune_at
+
+    def _begin_round(self, groups: Sequence[NeuronGroup], state: RoundsState, step: int, probe: Probe | None) -> None:
+        now = widths(groups)
+        n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
+        size = count_parameters(n_in, now, n_out)
+        wanted = self._next_size(state, step, size)
+        if wanted is None or wanted >= size or max(now) == 1:
+            return
+        least = count_parameters(n_in, [1] * len(now), n_out)
+        self._choose_for_size(groups, state, probe, max(least, wanted))
+        left = [width - len(chosen) for width, chosen in zip(now, state.targets, strict=True)]
+        if not self._is_granted(state, 1 - count_parameters(n_in, left, n_out) / size):
+            state.is_decaying, state.targets, state.caps = False, [], []
+            return
+        state.round_start, state.round_removal = step, step + self._round_length(state.schedule) // 2
+
+    def _progress(self, state: AireState, step: int) -> float:
+        assert isinstance(state, RoundsState)
+        assert state.round_removal is not None
+        return (step - state.round_start) / (state.round_removal - state.round_start)
+
+    @staticmethod
+    def _is_soon(state: AireState, step: int) -> bool:
+        # Rounds begin all along the stage.
+        schedule = state.schedule
+        assert schedule.prune_at is not None
+        return step < schedule.prune_at
+
+
+class TargetSizeStrategy(RoundsStrategy):
+    """So many rounds, each freeing the same share of the parameters, to ``target_parameters`` or ``target_bytes``."""
+
+    def _round_length(self, schedule: Schedule) -> int:
+        start, end = self._window(schedule)
+        return (end - start) // self.config.rounds
+
+    def _next_size(self, state: RoundsState, step: int, size: int) -> int | None:
+        start, _ = self._window(state.schedule)
+        # Counted by the clock, so that a resumed run has as many.
+        done = round((step - start) / self._round_length(state.schedule))
+        rounds_left, target = max(1, self.config.rounds - done), self.config.most_parameters
+        assert target is not None
+        return round(size * (target / size) ** (1 / rounds_left)) if rounds_left > 1 else target
+
+    def _aim_in_words(self) -> str:
+        return f"({self.config.rounds}) to {self.config.most_parameters:,} parameters"
