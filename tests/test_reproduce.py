@@ -18,7 +18,7 @@ from aire_nerfstudio.reproduce import runner
 from aire_nerfstudio.reproduce.cli import main, parse_changes
 from aire_nerfstudio.reproduce.evaluate import decibel, score_pixels
 from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
-from aire_nerfstudio.reproduce.image_fit import ImageFit, fit_image, reduce_picture
+from aire_nerfstudio.reproduce.image_fit import ImageFit, crop_picture, fit_image, load_picture, reduce_picture
 from aire_nerfstudio.reproduce.record import Recorder
 from aire_nerfstudio.reproduce.report import markdown, measure, spread, verdict
 from aire_nerfstudio.reproduce.store import Store
@@ -86,6 +86,18 @@ def test_reducing_averages_areas(picture):
     assert small.values.shape == (6, 4, 3)
     assert torch.allclose(small.values, even.values.view(6, 2, 4, 2, 3).mean((1, 3)), atol=1e-6)
     assert reduce_picture(picture, 17) is picture
+
+
+def test_a_crop_is_the_middle_as_stored(tmp_path):
+    values = torch.arange(7 * 10 * 3, dtype=torch.uint8).view(7, 10, 3)
+    middle = crop_picture(Picture(values, 255.0), 4)
+    assert torch.equal(middle.values, values[1:5, 3:7])
+    assert middle.values.dtype == torch.uint8
+    assert torch.equal(crop_picture(Picture(values, 255.0), 8).values, values[:, 1:9])  # less high than that
+    Image.fromarray(values.numpy()).save(tmp_path / "a.png")
+    fit = ImageFit(image="a.png", crop=6, side=3)
+    assert load_picture(fit, tmp_path).floats().shape == (3, 3, 3)
+    assert ImageFit(image="a.png", crop=6).key() != ImageFit(image="a.png").key()
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))

@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from test_aire_strategy import one_step
 
 from aire_nerfstudio.adaptation import rigl, surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import group_norms
 from aire_nerfstudio.adaptation.schedule import ScheduleError
-from aire_nerfstudio.adaptation.variants import final_widths, make_strategy, starting_widths
+from aire_nerfstudio.adaptation.variants import final_widths, in_rounds, make_strategy, starting_widths
 from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice, lattice_size
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
@@ -47,6 +49,28 @@ def test_all_variants_end_at_one_size(variant):
     net, optimizer, _, _ = _train(variant)
     assert tuple(net.widths) == SMALL
     assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in net.parameters())
+
+
+def test_rounds_end_at_the_size_of_small_or_a_neuron_less():
+    config = in_rounds(CONFIG, LARGE, 2, 1)
+    assert (config.unit, config.densify_fraction, config.rounds) == ("percent", 1.0, 8)
+    assert config.target_parameters == count_parameters(2, SMALL, 1)
+    net, optimizer, strategy = _start("aire_rounds")
+    state = strategy.init_state(net.neuron_groups(), 1, 100)
+    widths = []
+    for step in range(100):
+        one_step(net, optimizer, strategy, state, step, widths)
+    assert widths[5] == (24, 8, 6)
+    assert config.target_parameters - 20 <= net.num_parameters <= config.target_parameters
+    assert widths[50] == tuple(net.widths)
+    # A target of one's own is kept, and what is never done stays so.
+    assert in_rounds(replace(CONFIG, target_bytes=300), LARGE, 2, 1).most_parameters == 75
+    only_prune = in_rounds(replace(CONFIG, densify_at=None, densify_count=0), LARGE, 2, 1)
+    assert (only_prune.densify_at, only_prune.densify_fraction) == (None, 0.0)
+    nothing = in_rounds(AireConfig(), LARGE, 2, 1)
+    assert (nothing.decay_start, nothing.rounds, nothing.target_parameters) == (None, 1, None)
+    by_psnr = in_rounds(replace(CONFIG, target_psnr=30.0), LARGE, 2, 1)
+    assert (by_psnr.prune_at, by_psnr.rounds, by_psnr.target_parameters) == (90.0, 1, None)
 
 
 def test_large_stays():

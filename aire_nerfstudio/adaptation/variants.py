@@ -26,7 +26,12 @@ EARLY = {"densify": 5.0, "decay": 10.0, "prune": 30.0}
 # A PSNR is reached late in a run, so neurons must be allowed to go late.
 EARLY_ROUNDS_END = 90.0
 
-Variant = Literal["aire", "aire_early", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"]
+# Likewise: many neurons are added, and rounds look again at what they have become worth.
+IN_ROUNDS = {"densify": 5.0, "fraction": 1.0, "start": 10.0, "end": 50.0, "rounds": 8}
+
+Variant = Literal[
+    "aire", "aire_early", "aire_rounds", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"
+]  # fmt: skip
 
 
 def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
@@ -50,16 +55,34 @@ def early(config: AireConfig) -> AireConfig:
 
     With a target PSNR neurons go from the same early moment on, but until 90 % of the run.
     """
-
-    def moment(value: float | None, at: float) -> float | None:
-        return None if value is None else at
-
     return replace(
         config,
         unit="percent",
-        densify_at=moment(config.densify_at, EARLY["densify"]),
-        decay_start=moment(config.decay_start, EARLY["decay"]),
-        prune_at=moment(config.prune_at, EARLY["prune"] if config.target_psnr is None else EARLY_ROUNDS_END),
+        densify_at=_moved(config.densify_at, EARLY["densify"]),
+        decay_start=_moved(config.decay_start, EARLY["decay"]),
+        prune_at=_moved(config.prune_at, EARLY["prune"] if config.target_psnr is None else EARLY_ROUNDS_END),
+    )
+
+
+def in_rounds(config: AireConfig, large: Sequence[int], dims: int, out_features: int) -> AireConfig:
+    """AIRe's configuration with removal in rounds from all layers, to as many parameters as it would end with.
+
+    Where neurons are added, as many as the input layer has. A target of the configuration's own stays.
+    """
+    target = None
+    if not config.has_target and config.decay_start is not None:
+        target = count_parameters(dims, final_widths(config, large), out_features)
+    does_add = config.densify_at is not None
+    return replace(
+        config,
+        unit="percent",
+        densify_at=_moved(config.densify_at, IN_ROUNDS["densify"]),
+        densify_count=0,
+        densify_fraction=IN_ROUNDS["fraction"] if does_add else 0.0,
+        decay_start=_moved(config.decay_start, IN_ROUNDS["start"]),
+        prune_at=_moved(config.prune_at, IN_ROUNDS["end"] if config.target_psnr is None else EARLY_ROUNDS_END),
+        target_parameters=config.target_parameters if target is None else target,
+        rounds=int(IN_ROUNDS["rounds"]) if config.target_psnr is None and config.decay_start is not None else 1,
     )
 
 
@@ -103,6 +126,8 @@ def make_strategy(
         return _aire(config, first_omega)
     if variant == "aire_early":
         return _aire(early(config), first_omega)
+    if variant == "aire_rounds":
+        return _aire(in_rounds(config, large, dims, out_features), first_omega)
     if variant == "weight_decay":
         return _aire(replace(config, decay="weight_decay"), first_omega)
     if variant == "no_decay":
@@ -137,3 +162,8 @@ def _aire(config: AireConfig, first_omega: float) -> AireStrategy:
     if config.target_psnr is not None:
         return TargetPsnrStrategy(config, first_omega)
     return (AireStrategy if config.rounds == 1 else TargetSizeStrategy)(config, first_omega)
+
+
+def _moved(moment: float | None, at: float) -> float | None:
+    """Another moment for what happens; what is never done stays so."""
+    return None if moment is None else at

@@ -36,7 +36,8 @@ class AdaptiveModelConfig(ModelConfig):
     """Settings that all adaptive models share."""
 
     variant: Variant = "aire"
-    """aire; aire_early, with all moments in the first third of the run; aire's ablations weight_decay and no_decay;
+    """aire; aire_early, with all moments in the first third of the run; aire_rounds, which adds more and removes in
+    rounds from all layers, to the same number of parameters; aire's ablations weight_decay and no_decay;
     large: the starting network, never changed; small: the final size from the start; and the baselines depgraph, rigl
     (sparse, not smaller) and zell (a lattice of frequencies)."""
     adaptation: AireConfig = field(default_factory=AireConfig)

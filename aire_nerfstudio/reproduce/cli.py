@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}, or all")
     parser.add_argument(
         "--budget", default="cpu", choices=sorted(BUDGETS),
-        help="smoke: seconds, only shows that it runs; cpu: minutes, 128 pixels and 128 neurons wide; paper",
+        help="smoke: seconds, only shows that it runs; cpu: minutes, 128 neurons wide, pictures reduced to 128 pixels; "
+        "crop: the middle 128 pixels of each instead; paper",
     )  # fmt: skip
     parser.add_argument("--data", type=Path, help="folder of pictures; without it scikit-image's astronaut")
     parser.add_argument("--images", nargs="+", help="names of pictures in it; default: all")

@@ -47,6 +47,8 @@ class ImageFit:
     """Name of the picture file, without its folder."""
     side: int | None = None
     """Longer side in pixels to reduce the picture to, by area averaging; None: as it is."""
+    crop: int | None = None
+    """Side of the square that is cut out of the middle, in pixels, before any reduction; None: the whole picture."""
     activation: Activation = "siren"
     """Sine variant."""
     widths: tuple[int, ...] = (512, 512, 512)
@@ -70,9 +72,12 @@ class ImageFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others, 16 hexadecimal digits."""
-        settings = dataclasses.asdict(self)
-        # A switch that is added later, and off, leaves old keys as they are.
-        settings["adaptation"] = {name: value for name, value in settings["adaptation"].items() if value is not None}
+
+        def given(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            # A switch that is added later, and off, leaves old keys as they are.
+            return {name: value for name, value in pairs if value is not None}
+
+        settings = dataclasses.asdict(self, dict_factory=given)
         text = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -87,6 +92,13 @@ def reduce_picture(picture: Picture, side: int) -> Picture:
     return Picture(small.permute(1, 2, 0).contiguous(), 1.0)
 
 
+def crop_picture(picture: Picture, side: int) -> Picture:
+    """The middle of the picture, at most ``side`` pixels high and wide, values as stored."""
+    height, width = min(side, picture.height), min(side, picture.width)
+    top, left = (picture.height - height) // 2, (picture.width - width) // 2
+    return Picture(picture.values[top : top + height, left : left + width].contiguous(), picture.peak)
+
+
 @dataclass
 class FittedImage:
     """A finished fit: its figures as JSON, and the network."""
@@ -97,8 +109,10 @@ class FittedImage:
 
 
 def load_picture(fit: ImageFit, folder: Path) -> Picture:
-    """The picture that a fit is of, reduced if so asked."""
+    """The picture that a fit is of, cropped and reduced if so asked."""
     picture = read_picture(folder / fit.image)
+    if fit.crop is not None:
+        picture = crop_picture(picture, fit.crop)
     return picture if fit.side is None else reduce_picture(picture, fit.side)
 
 

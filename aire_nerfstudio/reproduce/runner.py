@@ -102,7 +102,7 @@ def _cost(fit: ImageFit) -> float:
     """Proportional to a fit's time: epochs, pixels and weights."""
     sizes = (2, *fit.widths, 3)
     weights = sum(a * b for a, b in itertools.pairwise(sizes))
-    return fit.epochs * (fit.side or 512) ** 2 * weights
+    return fit.epochs * (fit.side or fit.crop or 512) ** 2 * weights
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
