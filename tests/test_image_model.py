@@ -134,6 +134,8 @@ def test_training_follows_the_paper_schedule(trained):
         ("rigl", ["--pipeline.model.variant", "rigl"]),
         ("zell", ["--pipeline.model.variant", "zell", "--pipeline.model.lattice-limit", "3"]),
         ("budget", ["--pipeline.model.adaptation.target-parameters", "400"]),
+        ("rounds", ["--pipeline.model.variant", "aire_rounds"]),
+        ("psnr", ["--pipeline.model.adaptation.target-psnr", "5", "--pipeline.model.variant", "aire_early"]),
         (
             "switches",
             [
@@ -161,8 +163,28 @@ def test_variants_and_switches_from_the_command_line(trained, name, options):
     elif name == "budget":
         assert state["_model._extra_state"]["parameters"] <= 400
         assert "by theorem 2 the removal changes no output" in " ".join(done.stdout.split())
+    elif name in ("rounds", "psnr"):
+        history = state["_model._extra_state"]["history"]
+        assert [h["event"] for h in history][:2] == ["densify", "prune"]
+        # With 6 neurons added it has 794; the schedule, which leaves 12 of the first layer, 380.
+        assert state["_model._extra_state"]["parameters"] <= (380 if name == "rounds" else 700)
     else:
         assert weight.shape == (12, 2)
+
+
+def test_a_psnr_out_of_reach_ends_in_one_line_after_the_checkpoint(trained):
+    root, _, _ = trained
+    done = _run(
+        "ns-train", "aire-image-siren", "--data", "photo.png", "--max-num-iterations", "60", "--timestamp", "run",
+        "--experiment-name", "far", "--vis", "tensorboard", "--logging.local-writer.enable", "False",
+        "--pipeline.model.widths", "24", "20", "--pipeline.model.adaptation.target-psnr", "90", cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "target_psnr is 90 dB and the training batches reach" in " ".join(done.stderr.split())
+    folder = root / "outputs" / "far" / "aire-image-siren" / "run" / "nerfstudio_models"
+    state = torch.load(next(folder.iterdir()), weights_only=True)["pipeline"]
+    assert state["_model.field.layers.0.weight"].shape == (30, 2)
 
 
 def test_eval_render_and_export(trained):

@@ -59,8 +59,8 @@ class AireConfig:
     """PSNR in dB of the training batches that the result must keep: between decay_start and prune_at neurons go in
     rounds, from whatever layer, as long as it is reached. None: no such limit."""
     rounds: int = 1
-    """In how many rounds neurons go to reach target_parameters or target_bytes; each looks at the contributions anew.
-    1: all at once, at prune_at. target_psnr takes as many as it needs."""
+    """In how many rounds neurons go to reach target_parameters or target_bytes; each looks at the contributions anew
+    and takes at least 2 steps. 1: all at once, at prune_at. target_psnr takes as many as it needs."""
     prune_rule: Literal["all", "threshold"] = "all"
     """Remove all chosen neurons (fixed final size), or those whose contribution is at most epsilon."""
     epsilon: float = 0.01

@@ -67,7 +67,7 @@ class RoundsStrategy(AireStrategy):
         if self._round_length(schedule) < 2:
             raise ScheduleError(
                 f"decay_start is step {start} and prune_at step {schedule.prune_at}; every round between them takes at "
-                "least 2 steps, so move them apart or ask for fewer rounds"
+                "least 2 steps, so move them apart"
             )
         state = self._new_state(schedule)
         state.next_round = start
@@ -184,17 +184,24 @@ class RoundsStrategy(AireStrategy):
 
 
 class TargetSizeStrategy(RoundsStrategy):
-    """So many rounds, each freeing the same share of the parameters, to ``target_parameters`` or ``target_bytes``."""
+    """Rounds that each free the same share of the parameters, down to ``target_parameters`` or ``target_bytes``.
+
+    As many as ``rounds`` says, or as fit between ``decay_start`` and ``prune_at`` with two steps each.
+    """
+
+    def _rounds(self, schedule: Schedule) -> int:
+        start, end = self._window(schedule)
+        return max(1, min(self.config.rounds, (end - start) // 2))
 
     def _round_length(self, schedule: Schedule) -> int:
         start, end = self._window(schedule)
-        return (end - start) // self.config.rounds
+        return (end - start) // self._rounds(schedule)
 
     def _next_size(self, state: RoundsState, step: int, size: int) -> int | None:
         start, _ = self._window(state.schedule)
         # Counted by the clock, so that a resumed run has as many.
         done = round((step - start) / self._round_length(state.schedule))
-        rounds_left, target = max(1, self.config.rounds - done), self.config.most_parameters
+        rounds_left, target = max(1, self._rounds(state.schedule) - done), self.config.most_parameters
         assert target is not None
         return round(size * (target / size) ** (1 / rounds_left)) if rounds_left > 1 else target
 

@@ -27,7 +27,7 @@ EARLY = {"densify": 5.0, "decay": 10.0, "prune": 30.0}
 EARLY_ROUNDS_END = 90.0
 
 # Likewise: many neurons are added, and rounds look again at what they have become worth.
-IN_ROUNDS = {"densify": 5.0, "fraction": 1.0, "start": 10.0, "end": 50.0, "rounds": 8}
+IN_ROUNDS = {"densify": 5.0, "fraction": 1.0, "start": 10.0, "end": 30.0, "rounds": 8}
 
 Variant = Literal[
     "aire", "aire_early", "aire_rounds", "large", "small", "weight_decay", "no_decay", "depgraph", "rigl", "zell"

@@ -178,7 +178,7 @@ def table3(choice: Choice) -> Experiment:
             ]
     notes = (
         "Not the paper's: aire_early, the same changes at 5, 10 and 30 % of the run; aire_rounds, input neurons "
-        "doubled at 5 %, then eight rounds of removal from all layers between 10 and 50 %, to as many parameters as "
+        "doubled at 5 %, then eight rounds of removal from all layers between 10 and 30 %, to as many parameters as "
         "small has. Seconds are of fits that share the machine with as many others as --jobs says.",
     )
     return Experiment("images-table3", "Table 3: large, small and AIRe", tuple(cells), tuple(gains), notes)
