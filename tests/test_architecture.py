@@ -10,10 +10,10 @@ import aire_nerfstudio
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ORDER = [
-    *("errors", "ops", "fields", "adaptation", "analysis", "data", "models"),
+    *("errors", "ops", "fields", "losses", "adaptation", "analysis", "data", "models"),
     *("export", "summary", "reproduce", "method_configs", "commands"),
 ]
-WITHOUT_NERFSTUDIO = {"errors", "ops", "adaptation", "analysis", "summary", "reproduce"}
+WITHOUT_NERFSTUDIO = {"errors", "ops", "losses", "adaptation", "analysis", "summary", "reproduce"}
 
 
 def _sources():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.data.epochs import EpochOrder
 from aire_nerfstudio.data.picture import Picture, pixel_centres, to_unit
 from aire_nerfstudio.errors import InputError
 
@@ -35,8 +34,7 @@ def split_pixels(count: int, test_fraction: float, seed: int) -> tuple[Tensor, T
 class PixelBatches:
     """Batches of a picture's pixels, drawn on the device that holds it.
 
-    Each epoch is a permutation of its own, a function of seed and epoch alone: a resumed run draws what an
-    uninterrupted one would, and nothing needs to be saved.
+    A batch is a function of the step (:class:`~aire_nerfstudio.data.epochs.EpochOrder`): nothing needs to be saved.
 
     Args:
         picture: moved to ``device`` as it is stored.
@@ -64,37 +62,27 @@ class PixelBatches:
         # CUDA cannot index uint16; its bits can be gathered as int16.
         self._is_deep = values.dtype == torch.uint16
         self._values = (values.view(torch.int16) if self._is_deep else values).to(device)
-        self._batch_size = min(batch_size, len(indices))
-        self._seed = seed
-        self._epoch = -1
-        self._order: Tensor | None = None
+        self._order = EpochOrder(len(indices), batch_size, seed, self._indices.device)
         self._whole: tuple[Tensor, Tensor] | None = None
 
     @property
     def batch_size(self) -> int:
         """Pixels in a full batch."""
-        return self._batch_size
+        return self._order.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """``ceil(pixels / batch)``."""
-        return math.ceil(len(self._indices) / self._batch_size)
+        return self._order.steps_per_epoch
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step (0 or later): coordinates ``[B, 2]`` and values in [0, 1] ``[B, C]``."""
-        per_epoch = self.steps_per_epoch
-        if per_epoch == 1:
+        if self.steps_per_epoch == 1:
             # Nothing to draw: every batch is the whole.
             if self._whole is None:
                 self._whole = self._at(slice(None))
             return self._whole
-        epoch, position = divmod(step, per_epoch)
-        if epoch != self._epoch or self._order is None:
-            device = self._indices.device
-            generator = torch.Generator(device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
-            self._order = torch.randperm(len(self._indices), generator=generator, device=device)
-            self._epoch = epoch
-        return self._at(self._order[position * self._batch_size : (position + 1) * self._batch_size])
+        return self._at(self._order.at(step))
 
     def _at(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
         values = self._values[which]

@@ -79,29 +79,30 @@ class SineMLP(nn.Module):
         self.layers = nn.ModuleList(
             Affine(n_in, n_out) for n_in, n_out in pairwise((in_features, *widths, out_features))
         )
-        for index, layer in enumerate(self._affines()):
+        for index, layer in enumerate(self.affines()):
             is_first = index == 0
             initialise(layer.weight, first_omega if is_first else hidden_omega, is_first)
             if is_first and first_bias_scale is not None:
                 nn.init.uniform_(layer.bias, -first_bias_scale, first_bias_scale)
 
-    def _affines(self) -> list[Affine]:
+    def affines(self) -> list[Affine]:
+        """The affine maps, input first, the output's last."""
         return [cast(Affine, layer) for layer in self.layers]
 
     @property
     def widths(self) -> list[int]:
         """Current widths of the sine layers."""
-        return [layer.weight.shape[0] for layer in self._affines()[:-1]]
+        return [layer.weight.shape[0] for layer in self.affines()[:-1]]
 
     @property
     def in_features(self) -> int:
         """Coordinates per point."""
-        return self._affines()[0].weight.shape[1]
+        return self.affines()[0].weight.shape[1]
 
     @property
     def out_features(self) -> int:
         """Output channels."""
-        return self._affines()[-1].weight.shape[0]
+        return self.affines()[-1].weight.shape[0]
 
     @property
     def num_parameters(self) -> int:
@@ -124,10 +125,14 @@ class SineMLP(nn.Module):
         return list(self._outputs(x))
 
     def _outputs(self, x: Tensor) -> Iterator[Tensor]:
-        for index, layer in enumerate(self._affines()[:-1]):
-            omega = self.first_omega if index == 0 else self.hidden_omega
+        for layer, omega in self.sine_layers():
             x = activate(layer(x), self.activation, omega, self.detach_finer_scale)
             yield x
+
+    def sine_layers(self) -> Iterator[tuple[Affine, float]]:
+        """Each sine layer's affine map and ``w0``, input first."""
+        for index, layer in enumerate(self.affines()[:-1]):
+            yield layer, self.first_omega if index == 0 else self.hidden_omega
 
     def neuron_groups(self, prefix: str = "layer") -> list[NeuronGroup]:
         """One group a sine layer, input neurons first; names are ``{prefix}.{i}``."""
@@ -139,7 +144,7 @@ class SineMLP(nn.Module):
                 outgoing=Slot(after.weight, 1),
                 next_bias=after.bias,
             )
-            for index, (here, after) in enumerate(pairwise(self._affines()))
+            for index, (here, after) in enumerate(pairwise(self.affines()))
         ]
 
 

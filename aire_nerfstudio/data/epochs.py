@@ -1,0 +1,44 @@
+"""The order in which a fixed set of samples is drawn: a function of seed and step alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class EpochOrder:
+    """Each epoch is a permutation of its own, so that a resumed run draws what an uninterrupted one would.
+
+    Args:
+        count: samples, at least 1.
+        batch_size: samples a step, at least 1; the last batch of an epoch may hold fewer.
+        seed: of the order.
+        device: where the permutations are made.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device | str) -> None:
+        self._count, self._batch_size = count, min(batch_size, count)
+        self._seed, self._device = seed, device
+        self._epoch = -1
+        self._order: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a full batch."""
+        return self._batch_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """``ceil(samples / batch)``."""
+        return math.ceil(self._count / self._batch_size)
+
+    def at(self, step: int) -> Tensor:
+        """Which samples the batch of a step (0 or later) holds, int64 ``[B]`` on the device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch or self._order is None:
+            generator = torch.Generator(self._device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
+            self._order = torch.randperm(self._count, generator=generator, device=self._device)
+            self._epoch = epoch
+        return self._order[position * self._batch_size : (position + 1) * self._batch_size]

@@ -1,0 +1,229 @@
+"""Reading a shape, checked and repaired before use: a mesh, or points with normals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from aire_nerfstudio.errors import InputError, first_line
+
+EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
+FEWEST_POINTS = 100
+# Reading, repairing and the tree for distances, with room to spare; a byte of a file is worth at most that many.
+BYTES_PER_FACE_IN_USE = 1000
+# Half the longest side, after normalisation: the cube [-1, 1]^3 is where distances are learned, and needs a rim.
+HALF_SIDE = 0.9
+# Below so many vertices they are too few to stand for the surface, and points are drawn from its faces.
+FEW_VERTICES = 10_000
+DRAWN_POINTS = 100_000
+POISSON_DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A shape in the cube [-1, 1]^3.
+
+    Attributes:
+        vertices: ``[V, 3]`` float64.
+        faces: ``[F, 3]`` int64, wound so that normals point outwards.
+        points: ``[N, 3]`` float64 on the surface: what is trained on.
+        normals: ``[N, 3]`` float64, unit, outwards, at the points.
+        centre: of the file's shape, in the file's units, ``[3]``.
+        scale: units of the file for one of ours; ``file = centre + scale * ours``.
+        is_closed: whether the mesh has no holes.
+        notes: what was changed, one line each.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    points: np.ndarray
+    normals: np.ndarray
+    centre: np.ndarray
+    scale: float
+    is_closed: bool
+    notes: tuple[str, ...] = ()
+
+
+def read_surface(path: Path, seed: int = 0) -> Surface:
+    """Read PLY, OBJ, STL, OFF (meshes, PLY also points with normals) or XYZ (points with normals).
+
+    Duplicate and flat faces, loose vertices and small holes are repaired, faces are turned outwards, several
+    components stay. Points with normals get a mesh by screened Poisson reconstruction, from which distances are taken;
+    they themselves stay what is trained on.
+
+    Args:
+        path: the file.
+        seed: of the points drawn from a mesh of few vertices.
+
+    Raises:
+        InputError: no such file, another format, nothing in it, coordinates that are not finite, no extent, no normals
+            on points without faces, too few points, or too much for the memory that is free.
+    """
+    vertices, faces, normals = _read(path)
+    if len(vertices) == 0:
+        raise InputError(f"{path} holds no vertices; give a mesh, or points with normals")
+    bad = ~np.isfinite(vertices).all(1)
+    if bad.any():
+        raise InputError(
+            f"{path} has {int(bad.sum())} vertices that are not finite, the first is number {bad.argmax()}"
+        )
+    extent = np.ptp(vertices, axis=0)
+    if extent.max() == 0 or not np.isfinite(extent).all():
+        raise InputError(f"{path} has no extent: all {len(vertices)} vertices are one point")
+    needed, free = BYTES_PER_FACE_IN_USE * len(faces), psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"{path} has {len(faces):,} faces; that takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB "
+            "are free; simplify it"
+        )
+    no_faces = len(faces) == 0
+    return _normalised(_from_points(path, vertices, normals) if no_faces else _from_mesh(path, vertices, faces, seed))
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Vertices, faces (none of points) and, of points, normals where the file has them."""
+    import trimesh
+
+    if not path.exists():
+        raise InputError(f"the shape {path} does not exist; give a mesh with --data")
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in EXTENSIONS:
+        raise InputError(f"{path} is not one of {', '.join(EXTENSIONS)}; convert the shape")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); replace the file")
+    try:
+        if suffix == ".xyz":
+            table = np.loadtxt(path, dtype=np.float64, ndmin=2)
+            normals = table[:, 3:6] if table.shape[1] >= 6 else None
+            return table[:, :3], np.empty((0, 3), np.int64), normals
+        loaded = trimesh.load(path, process=False)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); replace it") from error
+    if isinstance(loaded, trimesh.Scene):
+        meshes = [g for g in loaded.dump() if isinstance(g, trimesh.Trimesh)]
+        if not meshes:
+            raise InputError(f"{path} holds no mesh; give one, or points with normals")
+        loaded = trimesh.util.concatenate(meshes)
+    vertices = np.asarray(getattr(loaded, "vertices", np.empty((0, 3))), dtype=np.float64)
+    faces = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), dtype=np.int64)
+    normals = None
+    if len(faces) == 0:
+        # What trimesh drops: normals of points, a dictionary of a text file, a structured array of a binary one.
+        raw = loaded.metadata.get("_ply_raw", {}).get("vertex", {}).get("data", {}) if len(vertices) else {}
+        if {"nx", "ny", "nz"} <= set(raw if isinstance(raw, dict) else raw.dtype.names or ()):
+            normals = np.stack([raw[name] for name in ("nx", "ny", "nz")], axis=-1).reshape(-1, 3).astype(np.float64)
+    return vertices, faces, normals
+
+
+def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> Surface:
+    import pymeshlab
+
+    if normals is None:
+        raise InputError(
+            f"{path} holds {len(points)} points without faces or normals; distances need an inside: give normals (nx "
+            "ny nz), or a mesh"
+        )
+    length = np.linalg.norm(normals, axis=1)
+    usable = np.isfinite(normals).all(1) & (length > 0)
+    notes = [] if usable.all() else [f"{int((~usable).sum())} points without a usable normal left out"]
+    points, normals = points[usable], normals[usable] / length[usable, None]
+    if len(points) < FEWEST_POINTS:
+        raise InputError(f"{path} holds {len(points)} points with normals; at least {FEWEST_POINTS} are needed")
+    meshes = pymeshlab.MeshSet(verbose=False)
+    meshes.add_mesh(pymeshlab.Mesh(vertex_matrix=points, v_normals_matrix=normals))
+    try:
+        meshes.generate_surface_reconstruction_screened_poisson(depth=POISSON_DEPTH)
+    except pymeshlab.PyMeshLabException as error:
+        raise InputError(f"{path}: no surface goes through its points ({first_line(error)}); give a mesh") from error
+    mesh = meshes.current_mesh()
+    vertices, faces = mesh.vertex_matrix(), mesh.face_matrix().astype(np.int64)
+    if len(faces) == 0:
+        raise InputError(f"{path}: no surface goes through its {len(points)} points; give more points, or a mesh")
+    notes.append(f"points without faces: a mesh of {len(faces):,} faces by Poisson reconstruction gives the distances")
+    return Surface(vertices, faces, points, normals, np.zeros(3), 1.0, _is_closed(vertices, faces), tuple(notes))
+
+
+def _from_mesh(path: Path, vertices: np.ndarray, faces: np.ndarray, seed: int) -> Surface:
+    import trimesh
+
+    if faces.min() < 0 or faces.max() >= len(vertices):
+        raise InputError(f"{path} has a face with vertex {faces.max()}; it has {len(vertices)} vertices; repair it")
+    vertices, faces, notes = _repair(path, vertices, faces)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
+    if len(faces) == 0 or mesh.area == 0:
+        raise InputError(f"{path} has no area: all of its faces are flat; give a surface")
+    if mesh.is_watertight and mesh.volume < 0:
+        faces = faces[:, ::-1].copy()
+        notes.append("turned inside out: its faces pointed inwards")
+        mesh = trimesh.Trimesh(vertices, faces, process=False)
+    if len(vertices) >= FEW_VERTICES:
+        points, normals = vertices, np.asarray(mesh.vertex_normals)
+    else:
+        points, on_face = trimesh.sample.sample_surface(mesh, DRAWN_POINTS, seed=seed)
+        points, normals = np.asarray(points), np.asarray(mesh.face_normals)[on_face]
+        notes.append(f"{len(vertices)} vertices are few: {DRAWN_POINTS:,} points are drawn from its faces")
+    usable = np.linalg.norm(normals, axis=1) > 0.5
+    if not mesh.is_watertight:
+        notes.append("has holes: what is inside is decided by the winding number")
+    return Surface(
+        vertices, faces, points[usable], normals[usable], np.zeros(3), 1.0, bool(mesh.is_watertight), tuple(notes)
+    )
+
+
+def _repair(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    import pymeshlab
+
+    meshes = pymeshlab.MeshSet(verbose=False)
+    meshes.add_mesh(pymeshlab.Mesh(vertex_matrix=vertices, face_matrix=faces.astype(np.int32)))
+    notes = []
+
+    def count() -> tuple[int, int]:
+        mesh = meshes.current_mesh()
+        return mesh.vertex_number(), mesh.face_number()
+
+    try:
+        for what, steps in (
+            ("equal vertices merged", ("meshing_remove_duplicate_vertices",)),
+            ("duplicate or flat faces removed", ("meshing_remove_duplicate_faces", "meshing_remove_null_faces")),
+            ("faces on edges of more than two removed", ("meshing_repair_non_manifold_edges",)),
+            ("loose vertices removed", ("meshing_remove_unreferenced_vertices",)),
+        ):
+            before = count()
+            for step in steps:
+                getattr(meshes, step)()
+            after = count()
+            changed = max(before[0] - after[0], before[1] - after[1])
+            if changed:
+                notes.append(f"{changed:,} {what}")
+        if count()[1]:
+            meshes.meshing_repair_non_manifold_vertices()
+            before = count()
+            meshes.meshing_close_holes(maxholesize=30)
+            if count()[1] > before[1]:
+                notes.append(f"holes of up to 30 edges closed with {count()[1] - before[1]:,} faces")
+            meshes.meshing_re_orient_faces_coherently()
+    except pymeshlab.PyMeshLabException as error:
+        notes.append(f"repair stopped ({first_line(error)})")
+    mesh = meshes.current_mesh()
+    return mesh.vertex_matrix(), mesh.face_matrix().astype(np.int64).reshape(-1, 3), notes
+
+
+def _is_closed(vertices: np.ndarray, faces: np.ndarray) -> bool:
+    import trimesh
+
+    return bool(trimesh.Trimesh(vertices, faces, process=False).is_watertight)
+
+
+def _normalised(surface: Surface) -> Surface:
+    low, high = surface.points.min(0), surface.points.max(0)
+    centre, scale = (low + high) / 2, float((high - low).max()) / (2 * HALF_SIDE)
+    return replace(
+        surface,
+        vertices=(surface.vertices - centre) / scale,
+        points=(surface.points - centre) / scale,
+        centre=centre,
+        scale=scale,
+    )

@@ -1,0 +1,138 @@
+"""Derivatives of a sine network with respect to its coordinates, carried through the layers in closed form.
+
+Everything here is built from differentiable operations, so that one ``backward`` gives the derivatives of a loss on
+them with respect to the weights. Signs: a signed distance is negative inside, its gradient points outwards, and
+curvature is positive where the surface bulges outwards (a sphere of radius r has the curvature sum ``2 / r``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+
+
+def value_and_gradient(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """``f(x)`` and ``df/dx`` of a network with one output: forward once, then back through the transposed layers.
+
+    FINER's exact derivative is used whatever ``detach_finer_scale`` says.
+
+    Args:
+        network: one output.
+        x: ``[N, d]``.
+
+    Returns:
+        ``[N]`` and ``[N, d]``.
+
+    Raises:
+        ValueError: the network has more than one output.
+    """
+    if network.out_features != 1:
+        raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
+    slopes = []
+    h = x
+    for layer, omega in network.sine_layers():
+        value, slope, _ = derivatives(layer(h), network.activation, omega, order=1)
+        slopes.append(slope)
+        h = value
+    last = network.affines()[-1]
+    weights = [layer.weight for layer in network.affines()]
+    back = weights[-1] * slopes[-1]  # [N, n_k]
+    for weight, slope in zip(weights[-2:0:-1], slopes[-2::-1], strict=True):
+        back = (back @ weight) * slope
+    return last(h).squeeze(-1), back @ weights[0]
+
+
+def value_gradient_hessian(
+    network: SineMLP, x: Tensor, axes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``f``, its gradient and its Hessian, carried forward through the layers.
+
+    Args:
+        network: one output; SIREN or FINER (SPDER's second derivative has no bound near 0).
+        x: ``[N, d]``.
+        axes: coordinates of the Hessian, e.g. ``(0, 1, 2)`` for the spatial part of a space-time field; None: all.
+
+    Returns:
+        ``[N]``, ``[N, d]`` and ``[N, a, a]`` with ``a = len(axes)``.
+
+    Raises:
+        ValueError: the network has more than one output, or is a SPDER.
+    """
+    if network.out_features != 1:
+        raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
+    if network.activation == "spder":
+        raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
+    d = x.shape[-1]
+    axes = tuple(range(d)) if axes is None else tuple(axes)
+    pairs = [(i, j) for i in range(len(axes)) for j in range(i, len(axes))]
+    first = torch.tensor([axes[i] for i, _ in pairs], device=x.device)
+    second = torch.tensor([axes[j] for _, j in pairs], device=x.device)
+    h, jacobian, curvature = x, None, None  # [N, n], [d, N, n], [pairs, N, n]
+    for layer, omega in network.sine_layers():
+        weight = layer.weight
+        value, slope, bend = derivatives(layer(h), network.activation, omega, order=2)
+        if jacobian is None or curvature is None:
+            dz = weight.T[:, None, :].expand(d, x.shape[0], -1)
+            jacobian = slope * dz
+            curvature = bend * dz[first] * dz[second]
+        else:
+            dz, ddz = jacobian @ weight.T, curvature @ weight.T
+            jacobian = slope * dz
+            curvature = slope * ddz + bend * dz[first] * dz[second]
+        h = value
+    assert jacobian is not None
+    assert curvature is not None
+    last = network.affines()[-1]
+    gradient = (jacobian @ last.weight[0]).T
+    entries = (curvature @ last.weight[0]).T  # [N, pairs]
+    where = torch.empty(len(axes), len(axes), dtype=torch.long, device=x.device)
+    for position, (i, j) in enumerate(pairs):
+        where[i, j] = where[j, i] = position
+    return last(h).squeeze(-1), gradient, entries[:, where.flatten()].view(-1, len(axes), len(axes))
+
+
+def curvature_sum(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """``div(grad f / |grad f|)``: the sum of the principal curvatures of the level set through each point.
+
+    Args:
+        gradient: ``[N, d]``, not 0.
+        hessian: ``[N, d, d]``.
+
+    Returns:
+        ``[N]``; ``2 / r`` on a sphere of radius r.
+    """
+    norm = gradient.norm(dim=-1)
+    n = gradient / norm[:, None]
+    along = torch.einsum("ni,nij,nj->n", n, hessian, n)
+    return (hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - along) / norm
+
+
+def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An activation, its first and (``order`` 2) second derivative at pre-activations of any shape, each of that shape.
+
+    With ``order`` 1 the third is empty. SPDER's first derivative is 0 at 0, as in :mod:`sine_layers`.
+    """
+    none = z.new_empty(0)
+    if activation == "siren":
+        u = omega * z
+        sine, cosine = torch.sin(u), torch.cos(u)
+        return sine, omega * cosine, -(omega**2) * sine if order > 1 else none
+    if activation == "finer":
+        size = z.abs()
+        u, rate = omega * (1 + size) * z, omega * (1 + 2 * size)
+        sine, cosine = torch.sin(u), torch.cos(u)
+        bend = 2 * omega * torch.sign(z) * cosine - rate.square() * sine if order > 1 else none
+        return sine, rate * cosine, bend
+    u = omega * z
+    is_zero = u == 0
+    safe = torch.where(is_zero, torch.ones_like(u), u)
+    root = safe.abs().sqrt()
+    sine, cosine = torch.sin(safe), torch.cos(safe)
+    slope = omega * (cosine * root + sine * torch.sign(safe) / (2 * root))
+    zero = torch.zeros_like(u)
+    return torch.where(is_zero, zero, sine * root), torch.where(is_zero, zero, slope), none
