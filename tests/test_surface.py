@@ -64,17 +64,21 @@ def test_two_components_stay(tmp_path, sphere):
     assert np.array_equal(np.sign(distance(inside)), [-1, -1, 1])
 
 
-@pytest.mark.parametrize("suffix", ["ply", "xyz"])
-def test_points_with_normals(tmp_path, sphere, suffix):
+@pytest.mark.parametrize("kind", ["text.ply", "binary.ply", "text.xyz"])
+def test_points_with_normals(tmp_path, sphere, kind):
     points, normals = sphere.vertices * 3, sphere.vertices / 2
-    if suffix == "xyz":
-        np.savetxt(tmp_path / "a.xyz", np.concatenate([points, normals], axis=1))
+    table = np.concatenate([points, normals], axis=1)
+    form = "ascii" if kind.startswith("text") else "binary_little_endian"
+    lines = ["ply", f"format {form} 1.0", f"element vertex {len(points)}"]
+    lines += [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")] + ["end_header", ""]
+    header = "\n".join(lines).encode()
+    if kind == "text.xyz":
+        np.savetxt(tmp_path / kind, table)
+    elif kind == "text.ply":
+        (tmp_path / kind).write_bytes(header + "\n".join(" ".join(map(str, row)) for row in table).encode())
     else:
-        lines = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
-        lines += [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")] + ["end_header"]
-        lines += [" ".join(map(str, row)) for row in np.concatenate([points, normals], axis=1)]
-        (tmp_path / "a.ply").write_text("\n".join(lines) + "\n")
-    surface = read_surface(tmp_path / f"a.{suffix}")
+        (tmp_path / kind).write_bytes(header + table.astype("<f4").tobytes())
+    surface = read_surface(tmp_path / kind)
     assert len(surface.points) == len(points)
     assert "Poisson" in surface.notes[-1]
     query = np.random.default_rng(0).uniform(-1, 1, (500, 3))
@@ -152,5 +156,5 @@ def test_bad_shapes_say_what_is_wrong(tmp_path, name, make, message):
 def test_too_many_faces_for_the_memory(tmp_path, sphere, monkeypatch):
     path = _saved(tmp_path, sphere)
     monkeypatch.setattr("aire_nerfstudio.data.surface.BYTES_PER_FACE_IN_USE", 1 << 40)
-    with pytest.raises(InputError, match="20,480 faces; that takes about .* GiB"):
+    with pytest.raises(InputError, match=r"20,480 faces; that takes about .* GiB"):
         read_surface(path)
