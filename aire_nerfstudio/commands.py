@@ -8,7 +8,7 @@ import warnings
 def export() -> None:
     """``aire-export``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
-    from aire_nerfstudio.export import main
+    from aire_nerfstudio.export.cli import main
 
     main()
 

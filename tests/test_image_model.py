@@ -15,7 +15,7 @@ from PIL import Image
 
 from aire_nerfstudio.data.image_views import meet_plane, view_cameras
 from aire_nerfstudio.data.picture import over_background, pixel_centres, read_picture
-from aire_nerfstudio.export import render_picture, write_picture
+from aire_nerfstudio.export.image import render_picture, write_picture
 from aire_nerfstudio.models.image import ImageModelConfig
 
 BIN = Path(sys.executable).parent

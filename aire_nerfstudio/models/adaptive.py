@@ -76,6 +76,8 @@ class AdaptiveModel(Model):
 
     network_name = "network"
     """What its layers are called in messages."""
+    has_psnr = True
+    """Whether the task's batches have a PSNR."""
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps that make an epoch of this task."""
@@ -190,6 +192,11 @@ class AdaptiveModel(Model):
                 f"densify_from is 'residual', which a {type(self).__name__} cannot give: its adaptive network has no "
                 "truth of its own; use 'harmonics'"
             )
+        if adaptation.target_psnr is not None and not self.has_psnr:
+            raise InputError(
+                f"target_psnr is {adaptation.target_psnr}, but a {type(self).__name__} has no PSNR; name "
+                "target_parameters or target_bytes"
+            )
         self._print_plan(total_steps)
 
     def _before_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -228,13 +235,14 @@ class AdaptiveModel(Model):
         if missed is not None:
             raise InputError(f"{missed}. The network as it is was saved")
 
-    def adaptation_loss(self, error: Tensor) -> Tensor:
+    def adaptation_loss(self, error: Tensor | None = None) -> Tensor:
         """The strategy's regulariser at the present step, ``[]``.
 
         Args:
-            error: mean squared error of the batch, values in [0, 1], ``[]``; kept for the strategy.
+            error: mean squared error of the batch, values in [0, 1], ``[]``; kept for the strategy. None where the
+                task has no such thing.
         """
-        self._batch_error = error.detach()
+        self._batch_error = None if error is None else error.detach()
         if self._adaptation_state is None:
             return torch.zeros((), device=self.device)
         return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
 
@@ -17,6 +18,11 @@ class OneViewPipelineConfig(VanillaPipelineConfig):
 
 class OneViewPipeline(VanillaPipeline):
     """As nerfstudio's, without the spread over views: of one view it would be NaN, which JSON does not know."""
+
+    @torch.no_grad()
+    def get_eval_loss_dict(self, step: int) -> Any:
+        """See nerfstudio, which keeps a graph that nobody needs."""
+        return super().get_eval_loss_dict(step)
 
     def get_average_image_metrics(self, data_loader: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See nerfstudio; ``get_std`` is ignored where there is one view."""

@@ -18,6 +18,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
+from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
@@ -31,7 +32,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
     _target: type = field(default_factory=lambda: AdaptiveTrainer)
 
     def set_experiment_name(self) -> None:
-        """As nerfstudio's; a file's own name, and ``demo`` or ``astronaut`` where no data was named."""
+        """As nerfstudio's; a file's own name, and ``demo``, ``astronaut`` or ``bunny`` where no data was named."""
         if self.experiment_name is None:
             data = self.data or self.pipeline.datamanager.data
             parser = getattr(self.pipeline.datamanager, "dataparser", None)
@@ -39,7 +40,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
                 self.experiment_name = data.stem
             elif data is None and isinstance(parser, BlenderSceneConfig) and parser.is_demo():
                 self.experiment_name = "demo"
-            elif data is None and isinstance(parser, ImageViewsConfig):
+            elif data is None and isinstance(parser, (ImageViewsConfig, SurfaceViewsConfig)):
                 self.experiment_name = parser.data.stem
         super().set_experiment_name()
 

@@ -1,22 +1,19 @@
-"""``aire-export``: what a trained network stands for, as a file other programs read."""
+"""``aire-export image``: the picture that a run learned, at any resolution."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import tyro
-from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from torch import Tensor
 
 from aire_nerfstudio.data.picture import half_extent, has_alpha, pixel_centres, shrink_factor
-from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.export.files import check_config, check_folder, load_model, write_whole
 from aire_nerfstudio.models.image import ImageModel
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
@@ -40,29 +37,17 @@ class ExportImage:
 
     def main(self) -> None:
         """Render and write."""
-        if not self.load_config.is_file():
-            raise InputError(f"--load-config {self.load_config} does not exist; give a run's config.yml")
+        check_config(self.load_config)
         suffix = self.output_path.suffix.lower()
         Image.init()
         if Image.registered_extensions().get(suffix) not in Image.SAVE:
             raise InputError(f"--output-path {self.output_path}: no format to write is known for {suffix!r}; use .png")
-        folder = next(parent for parent in self.output_path.absolute().parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise InputError(f"--output-path {self.output_path}: {folder} is no folder that can be written to")
+        check_folder(self.output_path)
         if self.bits == 16 and suffix not in FORMATS_OF_16_BITS:
             raise InputError(f"--bits 16 with {suffix!r}; 16 bits go into {', '.join(FORMATS_OF_16_BITS)}")
         if not 0 < self.scale < float("inf"):
             raise InputError(f"--scale is {self.scale}; it must be positive")
-        try:
-            _, pipeline, _, _ = eval_setup(self.load_config, test_mode="inference")
-        except Exception as error:
-            raise InputError(
-                f"--load-config {self.load_config} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-                "give the config.yml of a run, with its checkpoints beside it"
-            ) from error
-        model: Any = pipeline.model
-        if not isinstance(model, ImageModel):
-            raise InputError(f"{self.load_config} is a run of {type(model).__name__}; `image` exports aire-image runs")
+        model = load_model(self.load_config, ImageModel, "image", "aire-image")
         height, width = model.picture_size
         if self.size is not None:
             new_width, new_height = self.size
@@ -124,22 +109,14 @@ def write_picture(values: Tensor, path: Path, bits: int) -> None:
         values = torch.cat([colour, alpha], dim=-1)
     peak, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
     array = (values * peak).round().numpy().astype(dtype)
-    unfinished = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+
+    def write(unfinished: str) -> None:
         if bits == 16:
             _write_16_bits(array, unfinished)
         else:
             Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(unfinished)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
-    finally:
-        if unfinished:
-            Path(unfinished).unlink(missing_ok=True)
+
+    write_whole(path, write)
 
 
 def _write_16_bits(array: np.ndarray, path: str) -> None:
@@ -150,10 +127,3 @@ def _write_16_bits(array: np.ndarray, path: str) -> None:
     order = {1: None, 3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}[array.shape[-1]]
     if not cv2.imwrite(path, array if order is None else cv2.cvtColor(array, order)):
         raise OSError("OpenCV refused")
-
-
-@exit_on_bad_input
-def main() -> None:
-    """Entry point of ``aire-export``."""
-    # One command so far; the subcommand's name is already part of the interface.
-    tyro.extras.subcommand_cli_from_dict({"image": ExportImage}, description=__doc__).main()

@@ -1,0 +1,1 @@
+"""What a trained network stands for, as a file other programs read."""

@@ -1,0 +1,86 @@
+"""What every export needs: the run, and a file that appears only when whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nerfstudio.utils.eval_utils import eval_setup
+
+from aire_nerfstudio.errors import InputError, first_line
+
+M = TypeVar("M")
+
+
+def check_config(path: Path) -> None:
+    """Refuse a config.yml that is not there.
+
+    Raises:
+        InputError: no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"--load-config {path} does not exist; give a run's config.yml")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a place that cannot be written to, before long work begins.
+
+    Raises:
+        InputError: the nearest folder that exists is none, or may not be written to.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f"--output-path {path}: {folder} is no folder that can be written to")
+
+
+def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
+    """The trained model of a run.
+
+    Args:
+        config: the run's config.yml.
+        kind: class that the model must have.
+        command: name of the export, for messages.
+        methods: names of the methods that make such models, for messages.
+
+    Raises:
+        InputError: the run cannot be loaded, or is of another kind.
+    """
+    try:
+        _, pipeline, _, _ = eval_setup(config, test_mode="inference")
+    except Exception as error:
+        raise InputError(
+            f"--load-config {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
+            "give the config.yml of a run, with its checkpoints beside it"
+        ) from error
+    model: Any = pipeline.model
+    if not isinstance(model, kind):
+        raise InputError(f"{config} is a run of {type(model).__name__}; `{command}` exports {methods} runs")
+    return model
+
+
+def write_whole(path: Path, write: Callable[[str], None]) -> None:
+    """Write a file beside its place, then move it there.
+
+    Args:
+        path: where to; the folder is made.
+        write: writes to the name it is given, which has the same suffix.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    unfinished = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        write(unfinished)
+        Path(unfinished).chmod(0o644)
+        Path(unfinished).replace(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
+    finally:
+        if unfinished:
+            Path(unfinished).unlink(missing_ok=True)

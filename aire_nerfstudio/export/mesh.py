@@ -1,0 +1,85 @@
+"""``aire-export mesh``: the surface that a run learned, in the units of the file it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.export.files import check_config, check_folder, load_model, write_whole
+from aire_nerfstudio.models.sdf import SdfModel
+
+FORMATS = (".ply", ".obj", ".stl", ".glb")
+NORMALS_AT_ONCE = 1 << 15
+
+
+@dataclass
+class ExportMesh:
+    """Write the surface that an aire-sdf run learned, by marching cubes."""
+
+    load_config: Path
+    """config.yml of the run."""
+    output_path: Path
+    """File to write: .ply, .obj, .stl or .glb."""
+    resolution: int = 512
+    """Grid points a side."""
+    in_cube: bool = False
+    """Leave the surface in the cube [-1, 1]^3 instead of the units of the file that was learned."""
+
+    def main(self) -> None:
+        """Extract and write."""
+        check_config(self.load_config)
+        if self.output_path.suffix.lower() not in FORMATS:
+            raise InputError(f"--output-path {self.output_path} is not one of {', '.join(FORMATS)}; choose one")
+        check_folder(self.output_path)
+        if self.resolution < 2:
+            raise InputError(f"--resolution is {self.resolution}; it must be at least 2 grid points a side")
+        model = load_model(self.load_config, SdfModel, "mesh", "aire-sdf")
+        model.eval()
+        with Progress(
+            TextColumn("surface"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        ) as progress:
+            bar = progress.add_task("surface", total=1.0)
+            vertices, faces = model.mesh(self.resolution, lambda share: progress.update(bar, completed=share))
+        if len(faces) == 0:
+            raise InputError(f"{self.load_config}: the network has no surface in the cube; train it longer")
+        normals = surface_normals(model, vertices)
+        if not self.in_cube:
+            vertices = model.centre.cpu().numpy() + float(model.scale) * vertices
+        write_mesh(vertices, faces, normals, self.output_path)
+        print(f"wrote {self.output_path}: {len(vertices):,} vertices, {len(faces):,} faces")
+
+
+@torch.no_grad()
+def surface_normals(model: SdfModel, vertices: np.ndarray) -> np.ndarray:
+    """Unit normals ``[V, 3]`` from the network's gradient at ``vertices [V, 3]`` of the cube."""
+    parts = torch.from_numpy(vertices).float().split(NORMALS_AT_ONCE)
+    return torch.cat([model.normals(part.to(model.device)).cpu() for part in parts]).double().numpy()
+
+
+def write_mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, path: Path) -> None:
+    """Write a mesh with normals at its vertices (STL: of its faces); the file appears only when whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    import trimesh
+
+    mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
+    kind = path.suffix.lower()[1:]
+    options: dict[str, Any] = {}
+    if kind == "ply":
+        options["vertex_normal"] = True
+    elif kind in ("obj", "glb"):
+        options["include_normals"] = True
+
+    def write(name: str) -> None:
+        exported = cast(Any, mesh).export(file_type=kind, **options)
+        Path(name).write_bytes(exported if isinstance(exported, bytes) else exported.encode())
+
+    write_whole(path, write)

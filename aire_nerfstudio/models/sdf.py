@@ -1,0 +1,276 @@
+"""A signed distance function as an adaptive sine network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.model_components.renderers import RGBRenderer
+from torch import Tensor, nn
+
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.base import Probe
+from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
+from aire_nerfstudio.data.distances import SignedDistance
+from aire_nerfstudio.data.shading import heat, shade
+from aire_nerfstudio.data.surface import Surface
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.fields.differential import curvature_sum, value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.losses import eikonal, normal_mismatch
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.image_metrics import image_metrics
+from aire_nerfstudio.ops.ray_marching import near_far_from_aabb
+from aire_nerfstudio.ops.sphere_tracing import sphere_trace
+
+BACKGROUNDS = {"white": 1.0, "black": 0.0}
+# Colours saturate at these: a curvature sum (per unit), and a distance from the true surface (units).
+CURVATURE_SHOWN, DISTANCE_SHOWN = 20.0, 0.01
+# Surface points over which the evaluation takes means.
+SCORED_POINTS = 50_000
+
+
+@dataclass
+class SdfModelConfig(AdaptiveModelConfig):
+    """The paper's network, schedule (table 6: 200, 500 and 300 of 1,000 epochs) and loss."""
+
+    _target: type = field(default_factory=lambda: SdfModel)
+    sdf_field: ClassVar[str] = "SdfNetwork"
+    """By its presence ``ns-export marching-cubes`` knows a distance."""
+    adaptation: AireConfig = field(
+        default_factory=lambda: AireConfig(
+            unit="percent", decay_start=20.0, prune_at=70.0, prune_layers=(0, 1), prune_fraction=0.75
+        )
+    )
+    """When and how much the network changes."""
+    ema_decay: float = 0.0
+    """Decay of the weight average used for evaluation, in [0, 1); 0: no average, as in the paper."""
+    activation: Activation = "siren"
+    """Sine variant; FINER always with its exact derivative."""
+    widths: tuple[int, ...] = (256, 256, 256)
+    """Widths of the sine layers."""
+    first_omega: float = 60.0
+    """w0 of the first layer."""
+    hidden_omega: float = 60.0
+    """w0 of the other layers."""
+    first_bias_scale: float | None = None
+    """FINER's k: first biases from U(-k, k); None: torch.nn.Linear's."""
+    surface_weight: float = 3e3
+    """Of the mean of f^2 on the surface."""
+    distance_weight: float = 2e2
+    """Of the mean of (f - distance)^2 off the surface."""
+    normal_weight: float = 1e2
+    """Of the mean of 1 - cos(grad f, n) on the surface."""
+    eikonal_weight: float = 5e1
+    """Of the mean of (|grad f| - 1)^2 everywhere."""
+    eval_resolution: int = 256
+    """Grid points a side of the mesh that evaluations compare with the true surface."""
+    shows_curvature: bool = True
+    """Render the sum of the principal curvatures (not for SPDER, whose second derivative has no bound)."""
+    shows_error: bool = True
+    """Render the distance from the true surface, where that is at hand; computed on the CPU."""
+    background_color: Literal["white", "black"] = "white"
+    """Around the surface."""
+    enable_collider: bool = False
+    """Rays end on the surface."""
+    collider_params: dict[str, float] | None = None
+    """Unused: there is no collider."""
+
+
+class SdfNetwork(SineMLP):
+    """A sine network under the name by which nerfstudio's ``ns-export marching-cubes`` asks for distances."""
+
+    def forward_geonetwork(self, x: Tensor) -> Tensor:
+        """Distances at ``x [N, 3]``, ``[N, 1]``."""
+        return self(x)
+
+
+class SdfModel(AdaptiveModel):
+    """``(x, y, z) -> distance``, negative inside; rays are answered where they meet the surface."""
+
+    config: SdfModelConfig
+    field: SdfNetwork
+    aabb: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def populate_modules(self) -> None:
+        """Make the network."""
+        super().populate_modules()
+        config, metadata = self.config, self.kwargs["metadata"]
+        self._surface: Surface = metadata["surface"]
+        self._steps_per_epoch = int(metadata.get("steps_per_epoch", 1))
+        self._training_points: Callable[[int], Any] | None = metadata.get("training_points")
+        self._distance: SignedDistance | None = None
+        try:
+            self.field = SdfNetwork(
+                3,
+                self.starting_widths(config.widths, 3),
+                1,
+                config.activation,
+                config.first_omega,
+                config.hidden_omega,
+                config.first_bias_scale,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        # Where the surface lies; a checkpoint knows the file's units without the file.
+        self.register_buffer("centre", torch.tensor(self._surface.centre, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(self._surface.scale, dtype=torch.float64))
+        self.register_buffer("aabb", torch.tensor([-1.0, -1, -1, 1, 1, 1]), persistent=False)
+        self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self.start_adaptation()
+
+    network_name = "sdf"
+    has_psnr = False
+
+    def adaptive_network(self, field: nn.Module) -> SineMLP:
+        """The whole field."""
+        return cast(SineMLP, field)
+
+    def probe(self) -> Probe:
+        """Outputs at training points, half of them on the surface."""
+
+        def outputs() -> list[Tensor]:
+            assert self._training_points is not None
+            batch = self._training_points(self._step)
+            half = PROBE_POINTS // 2
+            return self.field.layer_outputs(torch.cat([batch.on[:half], batch.off[:half]]))
+
+        return Probe(outputs)
+
+    def steps_per_epoch(self) -> int:
+        """``ceil(surface points / points a step)``."""
+        return self._steps_per_epoch
+
+    def normals(self, points: Tensor) -> Tensor:
+        """Unit normals of the level sets through ``points [N, 3]``, outwards, ``[N, 3]``."""
+        _, gradient = value_and_gradient(cast(SineMLP, self.evaluated_field), points)
+        return torch.nn.functional.normalize(gradient, dim=-1)
+
+    @torch.no_grad()
+    def distances(self, points: Tensor) -> Tensor:
+        """The learned distance at ``points [N, 3]`` of the cube, ``[N]``."""
+        return self.evaluated_field(points).squeeze(-1)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def get_outputs(self, ray_bundle: RayBundle | Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Evaluate at points, or where rays meet the surface.
+
+        Args:
+            ray_bundle: points ``[N, 3]`` in training, rays ``[...]`` otherwise.
+
+        Returns:
+            ``sdf [N]`` and ``gradient [N, 3]`` of points. Of rays: see :meth:`trace`.
+        """
+        if isinstance(ray_bundle, Tensor):
+            sdf, gradient = value_and_gradient(cast(SineMLP, self.evaluated_field), ray_bundle)
+            return {"sdf": sdf, "gradient": gradient}
+        return self.trace(ray_bundle)
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The four terms, weighted, and the adaptation's penalty."""
+        config, count = self.config, len(batch["normals"])
+        sdf, gradient = outputs["sdf"], outputs["gradient"]
+        loss = {
+            "surface_loss": config.surface_weight * sdf[:count].square().mean(),
+            "distance_loss": config.distance_weight * (sdf[count:] - batch["distances"]).square().mean(),
+            "normal_loss": config.normal_weight * normal_mismatch(gradient[:count], batch["normals"]).mean(),
+            "eikonal_loss": config.eikonal_weight * eikonal(gradient).mean(),
+        }
+        if self.training:
+            loss["adaptation_loss"] = self.adaptation_loss()
+        return loss
+
+    @torch.no_grad()
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mean errors of the batch: of the distance on and off the surface, and of the gradient's length."""
+        count, sdf = len(batch["normals"]), outputs["sdf"]
+        return {
+            "on_surface_error": sdf[:count].abs().mean(),
+            "off_surface_error": (sdf[count:] - batch["distances"]).abs().mean(),
+            "eikonal_error": (outputs["gradient"].norm(dim=-1) - 1).abs().mean(),
+        }
+
+    # --- rendering -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def trace(self, rays: RayBundle) -> dict[str, Tensor]:
+        """Sphere-trace rays.
+
+        Returns:
+            ``rgb [..., 3]`` over the background, ``depth`` and ``accumulation [..., 1]``, ``normals [..., 3]`` in
+            [0, 1]; ``curvature [..., 3]`` (red bulges, blue dents) and ``error [..., 3]`` (red lies outside the true
+            surface, blue inside) where they are shown.
+        """
+        shape = rays.origins.shape[:-1]
+        origins, directions = rays.origins.reshape(-1, 3), rays.directions.reshape(-1, 3)
+        near, far = near_far_from_aabb(origins, directions, self.aabb)
+        if rays.nears is not None and rays.fars is not None:
+            near, far = torch.maximum(near, rays.nears.reshape(-1)), torch.minimum(far, rays.fars.reshape(-1))
+        network = cast(SineMLP, self.evaluated_field)
+        depth, is_met = sphere_trace(self.distances, origins, directions, near, far)
+        points = origins[is_met] + depth[is_met, None] * directions[is_met]
+        normals = self.normals(points)
+        background = BACKGROUNDS[self.config.background_color]
+
+        def spread(values: Tensor, elsewhere: float) -> Tensor:
+            whole = values.new_full((len(origins), values.shape[-1]), elsewhere)
+            whole[is_met] = values
+            return whole.view(*shape, -1)
+
+        outputs = {
+            "rgb": spread(shade(normals, directions[is_met]), background),
+            "depth": depth.view(*shape, 1),
+            "accumulation": is_met.float().view(*shape, 1),
+            "normals": spread(0.5 + 0.5 * normals, 0.5),
+        }
+        if self.config.shows_curvature and self.config.activation != "spder":
+            _, gradient, hessian = value_gradient_hessian(network, points)
+            outputs["curvature"] = spread(heat(curvature_sum(gradient, hessian)[:, None], CURVATURE_SHOWN), background)
+        if self.config.shows_error:
+            if self._distance is None:
+                self._distance = SignedDistance(self._surface.vertices, self._surface.faces)
+            error = torch.from_numpy(self._distance(points.double().cpu().numpy())).to(points)
+            outputs["error"] = spread(heat(error[:, None], DISTANCE_SHOWN), background)
+        return outputs
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def mesh(self, resolution: int, progress: Callable[[float], None] | None = None):
+        """The learned surface in the cube: vertices ``[V, 3]`` and faces ``[F, 3]`` as NumPy arrays."""
+        return extract_mesh(self.distances, resolution, self.device, progress=progress)
+
+    def get_image_metrics_and_images(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Scores of the surface and of a view of it, and the view beside the truth.
+
+        ``chamfer_x100``: 100 times the mean distance there plus the mean distance back, of samples to the other
+        surface, in the cube [-1, 1]^3; ``hausdorff``; ``normal_consistency`` in [0, 1]; ``on_surface_error``: mean |f|
+        over points of the true surface; ``eikonal_error``: mean of ``| |grad f| - 1 |`` there.
+        """
+        truth, rgb = batch["image"].to(self.device), outputs["rgb"]
+        metrics = image_metrics(rgb, truth)
+        surface = self._surface
+        points = torch.from_numpy(surface.points[:: max(1, len(surface.points) // SCORED_POINTS)]).float()
+        with torch.no_grad():
+            network = cast(SineMLP, self.evaluated_field)
+            parts = [value_and_gradient(network, part.to(self.device)) for part in points.split(1 << 15)]
+        metrics["on_surface_error"] = float(torch.cat([value for value, _ in parts]).abs().mean())
+        metrics["eikonal_error"] = float((torch.cat([g for _, g in parts]).norm(dim=-1) - 1).abs().mean())
+        found = self.mesh(self.config.eval_resolution)
+        if len(found[1]):
+            compared = compare_surfaces(found, (surface.vertices, surface.faces))
+            metrics["chamfer_x100"] = 100 * compared.chamfer
+            metrics["hausdorff"] = compared.hausdorff
+            metrics["normal_consistency"] = compared.normal_consistency
+        return metrics, {"img": torch.cat([truth, rgb], dim=1)}
