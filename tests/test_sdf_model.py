@@ -87,7 +87,7 @@ def test_the_distance_of_a_sphere_is_learned(fitted):
     error = model.distances(points) - (points.norm(dim=-1) - HALF_SIDE)
     assert error.abs().mean() < 5e-3
     direction = torch.nn.functional.normalize(torch.randn(500, 3), dim=-1)
-    assert model.distances(HALF_SIDE * direction).abs().max() < 2e-3
+    assert model.distances(HALF_SIDE * direction).abs().max() < 5e-3
     assert (model.normals(HALF_SIDE * direction) * direction).sum(-1).min() > 0.999
 
 
