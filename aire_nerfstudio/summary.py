@@ -44,7 +44,7 @@ def read_size(checkpoint: Path) -> Size:
 
 
 def summarise(run: Path) -> str:
-    """The line, such as ``PSNR 27.1 dB | 160,012 parameters (-20.7 %) | outputs/...``.
+    """The line, such as ``PSNR 27.1 dB | 160,012 parameters (-20.7 %) | outputs/...``; of a surface its chamfer.
 
     Args:
         run: a run's folder, with ``nerfstudio_models/`` and the ``eval.json`` that ``ns-eval`` wrote.
@@ -57,13 +57,22 @@ def summarise(run: Path) -> str:
         raise InputError(f"{run} holds no nerfstudio_models/step-*.ckpt; give the folder of a finished run")
     report = run / "eval.json"
     try:
-        psnr = float(json.loads(report.read_text())["results"]["psnr"])
+        quality = _quality(json.loads(report.read_text())["results"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{report} cannot be read; make it with `ns-eval --load-config {run}/config.yml --output-path {report}`"
         ) from error
     size = read_size(checkpoints[-1])
-    return f"PSNR {psnr:.1f} dB | {size.final:,} parameters ({size.change:+.1f} %) | {run}"
+    return f"{quality} | {size.final:,} parameters ({size.change:+.1f} %) | {run}"
+
+
+def _quality(results: dict[str, float]) -> str:
+    """What a task is judged by: PSNR, or of surfaces the chamfer distance."""
+    if "on_surface_error" not in results:
+        return f"PSNR {float(results['psnr']):.1f} dB"
+    if "chamfer_x100" not in results:
+        return "no surface"
+    return f"chamfer x 100 {float(results['chamfer_x100']):.3f}"
 
 
 @exit_on_bad_input

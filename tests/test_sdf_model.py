@@ -20,6 +20,7 @@ from aire_nerfstudio.data.surface_views import ring_cameras
 from aire_nerfstudio.fields.differential import curvature_sum, value_gradient_hessian
 from aire_nerfstudio.models.sdf import SdfModelConfig
 from aire_nerfstudio.ops.sphere_tracing import sphere_trace
+from aire_nerfstudio.summary import summarise
 
 BIN = Path(sys.executable).parent
 CENTRE, RADIUS = np.array([30.0, -20.0, 5.0]), 4.0
@@ -181,6 +182,8 @@ def test_eval_render_and_export(trained):
     scores = json.loads((root / "eval.json").read_text())["results"]
     assert {"chamfer_x100", "hausdorff", "normal_consistency", "on_surface_error", "eikonal_error"} <= set(scores)
     assert scores["chamfer_x100"] < 10
+    (run / "eval.json").write_text((root / "eval.json").read_text())
+    assert summarise(run).startswith(f"chamfer x 100 {scores['chamfer_x100']:.3f} | 93 parameters (-90.2 %) | ")
     done = _run(
         "ns-render", "interpolate", "--load-config", config, "--pose-source", "eval", "--output-format", "images",
         "--output-path", "frames", "--interpolation-steps", "1", "--rendered-output-names", "rgb", "normals",
