@@ -109,8 +109,8 @@ class SdfModel(AdaptiveModel):
         self._distance: SignedDistance | None = None
         try:
             self.field = SdfNetwork(
-                3,
-                self.starting_widths(config.widths, 3),
+                self.dims,
+                self.starting_widths(config.widths, self.dims),
                 1,
                 config.activation,
                 config.first_omega,
@@ -128,6 +128,8 @@ class SdfModel(AdaptiveModel):
 
     network_name = "sdf"
     has_psnr = False
+    dims = 3
+    """Coordinates of the network."""
 
     def adaptive_network(self, field: nn.Module) -> SineMLP:
         """The whole field."""
@@ -148,15 +150,31 @@ class SdfModel(AdaptiveModel):
         """``ceil(surface points / points a step)``."""
         return self._steps_per_epoch
 
-    def normals(self, points: Tensor) -> Tensor:
-        """Unit normals of the level sets through ``points [N, 3]``, outwards, ``[N, 3]``."""
-        _, gradient = value_and_gradient(cast(SineMLP, self.evaluated_field), points)
-        return torch.nn.functional.normalize(gradient, dim=-1)
+    # What rendering asks of the field; a flow answers for the moment that is shown.
+
+    def network_inputs(self, points: Tensor) -> Tensor:
+        """Coordinates of the network at ``points [N, 3]`` of the cube."""
+        return points
 
     @torch.no_grad()
     def distances(self, points: Tensor) -> Tensor:
         """The learned distance at ``points [N, 3]`` of the cube, ``[N]``."""
-        return self.evaluated_field(points).squeeze(-1)
+        return self.evaluated_field(self.network_inputs(points)).squeeze(-1)
+
+    def gradients(self, points: Tensor) -> Tensor:
+        """Spatial gradients at ``points [N, 3]``, ``[N, 3]``."""
+        network = cast(SineMLP, self.evaluated_field)
+        return value_and_gradient(network, self.network_inputs(points))[1][:, :3]
+
+    def normals(self, points: Tensor) -> Tensor:
+        """Unit normals of the level sets through ``points [N, 3]``, outwards, ``[N, 3]``."""
+        return torch.nn.functional.normalize(self.gradients(points), dim=-1)
+
+    def curvatures(self, points: Tensor) -> Tensor:
+        """Sums of the principal curvatures of the level sets through ``points [N, 3]``, ``[N]``."""
+        network = cast(SineMLP, self.evaluated_field)
+        _, gradient, hessian = value_gradient_hessian(network, self.network_inputs(points), (0, 1, 2))
+        return curvature_sum(gradient[:, :3], hessian)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -216,7 +234,6 @@ class SdfModel(AdaptiveModel):
         near, far = near_far_from_aabb(origins, directions, self.aabb)
         if rays.nears is not None and rays.fars is not None:
             near, far = torch.maximum(near, rays.nears.reshape(-1)), torch.minimum(far, rays.fars.reshape(-1))
-        network = cast(SineMLP, self.evaluated_field)
         depth, is_met = sphere_trace(self.distances, origins, directions, near, far)
         points = origins[is_met] + depth[is_met, None] * directions[is_met]
         normals = self.normals(points)
@@ -234,8 +251,7 @@ class SdfModel(AdaptiveModel):
             "normals": spread(0.5 + 0.5 * normals, 0.5),
         }
         if self.config.shows_curvature and self.config.activation != "spder":
-            _, gradient, hessian = value_gradient_hessian(network, points)
-            outputs["curvature"] = spread(heat(curvature_sum(gradient, hessian)[:, None], CURVATURE_SHOWN), background)
+            outputs["curvature"] = spread(heat(self.curvatures(points)[:, None], CURVATURE_SHOWN), background)
         if self.config.shows_error:
             if self._distance is None:
                 self._distance = SignedDistance(self._surface.vertices, self._surface.faces)
@@ -262,11 +278,11 @@ class SdfModel(AdaptiveModel):
         metrics = image_metrics(rgb, truth)
         surface = self._surface
         points = torch.from_numpy(surface.points[:: max(1, len(surface.points) // SCORED_POINTS)]).float()
+        parts = points.to(self.device).split(1 << 15)
+        metrics["on_surface_error"] = float(torch.cat([self.distances(part) for part in parts]).abs().mean())
         with torch.no_grad():
-            network = cast(SineMLP, self.evaluated_field)
-            parts = [value_and_gradient(network, part.to(self.device)) for part in points.split(1 << 15)]
-        metrics["on_surface_error"] = float(torch.cat([value for value, _ in parts]).abs().mean())
-        metrics["eikonal_error"] = float((torch.cat([g for _, g in parts]).norm(dim=-1) - 1).abs().mean())
+            steepness = torch.cat([self.gradients(part) for part in parts]).norm(dim=-1)
+        metrics["eikonal_error"] = float((steepness - 1).abs().mean())
         found = self.mesh(self.config.eval_resolution)
         if len(found[1]):
             compared = compare_surfaces(found, (surface.vertices, surface.faces))
