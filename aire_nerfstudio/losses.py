@@ -19,3 +19,18 @@ def normal_mismatch(gradient: Tensor, normals: Tensor) -> Tensor:
 def safe_norm(vectors: Tensor) -> Tensor:
     """Euclidean norms ``[N]`` of ``[N, d]``, with gradient 0 where a vector is 0 rather than NaN."""
     return torch.sqrt(vectors.square().sum(-1) + 1e-20)
+
+
+def flow_residual(rate: Tensor, gradient: Tensor, hessian: Tensor, alpha: float) -> Tensor:
+    """``f_t - alpha |grad f| div(grad f / |grad f|)``, ``[N]``: 0 where level sets move by their mean curvature.
+
+    Args:
+        rate: ``f_t``, ``[N]``.
+        gradient: spatial, ``[N, 3]``.
+        hessian: spatial, ``[N, 3, 3]``.
+        alpha: speed; the divergence is the sum of the principal curvatures.
+    """
+    # |grad f| div(grad f / |grad f|) = laplace f - n H n, without a division by a gradient that may vanish.
+    n = gradient / safe_norm(gradient)[:, None]
+    along = torch.einsum("ni,nij,nj->n", n, hessian, n)
+    return rate - alpha * (hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - along)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import check_config, check_folder, load_model, write_whole
+from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 
 FORMATS = (".ply", ".obj", ".stl", ".glb")
@@ -28,6 +29,8 @@ class ExportMesh:
     """File to write: .ply, .obj, .stl or .glb."""
     resolution: int = 512
     """Grid points a side."""
+    time: float | None = None
+    """Of a flow: the moment to export; None: the one that the run was configured with."""
     in_cube: bool = False
     """Leave the surface in the cube [-1, 1]^3 instead of the units of the file that was learned."""
 
@@ -39,8 +42,12 @@ class ExportMesh:
         check_folder(self.output_path)
         if self.resolution < 2:
             raise InputError(f"--resolution is {self.resolution}; it must be at least 2 grid points a side")
-        model = load_model(self.load_config, SdfModel, "mesh", "aire-sdf")
+        model = load_model(self.load_config, SdfModel, "mesh", "aire-sdf and aire-flow")
         model.eval()
+        if self.time is not None:
+            if not isinstance(model, FlowModel):
+                raise InputError(f"--time is {self.time}, but {self.load_config} is a surface, which has no time")
+            model.time = self.time
         with Progress(
             TextColumn("surface"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
         ) as progress:

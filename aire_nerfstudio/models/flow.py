@@ -1,0 +1,188 @@
+"""Mean curvature flow as an adaptive sine network over space and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from nerfstudio.viewer.viewer_elements import ViewerSlider
+from torch import Tensor
+
+from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.base import Probe
+from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.fields.differential import value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.losses import flow_residual, normal_mismatch
+from aire_nerfstudio.models.adaptive import PROBE_POINTS
+from aire_nerfstudio.models.sdf import SdfModel, SdfModelConfig
+
+
+@dataclass
+class FlowModelConfig(SdfModelConfig):
+    """``f_t = alpha |grad f| div(grad f / |grad f|)`` from a signed distance on; the paper's network and schedule."""
+
+    _target: type = field(default_factory=lambda: FlowModel)
+    adaptation: AireConfig = field(
+        default_factory=lambda: AireConfig(
+            unit="percent", decay_start=20.0, prune_at=70.0, prune_layers=(0, 1), prune_fraction=0.25
+        )
+    )
+    """When and how much the network changes."""
+    first_omega: float = 30.0
+    """w0 of the first layer."""
+    hidden_omega: float = 30.0
+    """w0 of the other layers."""
+    alpha: float = 1e-3
+    """Speed of the flow: a sphere of radius r shrinks as r' = -2 alpha / r, in units of the cube [-1, 1]^3."""
+    load_sdf: Path | None = None
+    """A checkpoint, or a run's folder, of an aire-sdf method with the same activation and w0: the flow starts from its
+    network, whose widths it takes over."""
+    data_weight: float = 2e3
+    """Of the mean squared errors of f at time 0, on the surface and off it."""
+    flow_normal_weight: float = 1e1
+    """Of the mean of 1 - cos(grad f, n) on the surface at time 0."""
+    flow_weight: float = 1e3
+    """Of the mean squared residual of the flow's equation."""
+    time: float = 0.0
+    """The moment that is rendered, scored and exported."""
+    shows_error: bool = False
+    """Render the distance from the surface at time 0."""
+
+
+class FlowModel(SdfModel):
+    """``(x, y, z, t) -> f``, whose level set 0 at time t is the surface then."""
+
+    config: FlowModelConfig
+    dims = 4
+    network_name = "flow"
+
+    def populate_modules(self) -> None:
+        """Make the network; take over that of a surface where one is given."""
+        config = self.config
+        self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
+        if config.activation == "spder":
+            raise InputError("a flow needs second derivatives, which SPDER's near 0 do not bound; use siren or finer")
+        if not 0 < config.alpha < float("inf"):
+            raise InputError(f"alpha is {config.alpha}; it must be positive")
+        if not 0 <= config.time <= self.duration:
+            raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
+        weights = None if config.load_sdf is None else surface_weights(config.load_sdf, config)
+        if weights is not None:
+            count = len(weights) // 2
+            config.widths = tuple(weights[f"layers.{index}.weight"].shape[0] for index in range(count - 1))
+        super().populate_modules()
+        if weights is not None:
+            if self.config.variant not in ("large", "aire", "aire_early", "aire_rounds", "weight_decay", "no_decay"):
+                raise InputError(f"the variant {self.config.variant} starts at another size; it cannot load an SDF")
+            for module in (self.field, *([] if self.field_average is None else [self.field_average])):
+                for name, parameter in module.named_parameters():
+                    surgery.resize_to(parameter, weights[name].shape)
+                module.load_state_dict(weights)
+        step = self.duration / 100
+        self.time_slider = ViewerSlider("Time", config.time, 0.0, self.duration, step, hint="Moment of the flow")
+
+    @property
+    def time(self) -> float:
+        """The moment that is shown, in [0, duration]."""
+        return float(self.time_slider.value)
+
+    @time.setter
+    def time(self, moment: float) -> None:
+        if not 0 <= moment <= self.duration:
+            raise InputError(f"time is {moment}; it must lie in [0, {self.duration}]")
+        self.time_slider.value = moment
+
+    def network_inputs(self, points: Tensor) -> Tensor:
+        """Points at the moment that is shown, ``[N, 4]``."""
+        return torch.nn.functional.pad(points, (0, 1), value=self.time)
+
+    def probe(self) -> Probe:
+        """Outputs at points near and off the surface, at random times."""
+
+        def outputs() -> list[Tensor]:
+            assert self._training_points is not None
+            batch = self._training_points(self._step)
+            points = torch.cat([batch.on[: PROBE_POINTS // 2], batch.off[: PROBE_POINTS // 2]])
+            times = self.duration * torch.rand(len(points), 1, device=points.device)
+            return self.field.layer_outputs(torch.cat([points, times], dim=1))
+
+        return Probe(outputs)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def get_outputs(self, ray_bundle: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Coordinates ``[N, 4]`` are handed through in training: which derivatives are needed depends on the sample.
+
+        Of rays: see :meth:`SdfModel.trace`.
+        """
+        if isinstance(ray_bundle, Tensor):
+            return {"points": ray_bundle}
+        return self.trace(ray_bundle)
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The surface at time 0, the flow's equation, and the adaptation's penalty."""
+        config, network = self.config, cast(SineMLP, self.evaluated_field)
+        n_on, n_off = len(batch["normals"]), len(batch["distances"])
+        on, off, anywhere = outputs["points"].split([n_on, n_off, len(outputs["points"]) - n_on - n_off])
+        value, gradient = value_and_gradient(network, on)
+        off_error = network(off).squeeze(-1) - batch["distances"]
+        _, slope, hessian = value_gradient_hessian(network, anywhere, (0, 1, 2))
+        residual = flow_residual(slope[:, 3], slope[:, :3], hessian, config.alpha)
+        loss = {
+            "data_loss": config.data_weight * (value.square().mean() + off_error.square().mean()),
+            "normal_loss": config.flow_normal_weight * normal_mismatch(gradient[:, :3], batch["normals"]).mean(),
+            "flow_loss": config.flow_weight * residual.square().mean(),
+        }
+        if self.training:
+            loss["adaptation_loss"] = self.adaptation_loss()
+        return loss
+
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing beyond the losses."""
+        return {}
+
+
+def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
+    """The network of a surface as one of space-time: its first layer gets a column of zeros for the time.
+
+    Args:
+        source: a checkpoint file, or a run's folder, of which the last checkpoint is taken.
+        config: activation and w0 that must be the same.
+
+    Raises:
+        InputError: no such checkpoint, of another method, or of another activation or w0.
+    """
+    path = source
+    if source.is_dir():
+        found = sorted((source / "nerfstudio_models").glob("step-*.ckpt")) or sorted(source.glob("step-*.ckpt"))
+        if not found:
+            raise InputError(f"load_sdf {source} holds no step-*.ckpt; give a run's folder or a checkpoint")
+        path = found[-1]
+    if not path.is_file():
+        raise InputError(f"load_sdf {path} does not exist; give a run's folder or a checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["pipeline"]
+        settings = state["_model._extra_state"]["settings"]
+    except Exception as error:
+        raise InputError(f"load_sdf {path} is no checkpoint of an aire-sdf method ({first_line(error)})") from error
+    prefix = (
+        "_model.field_average." if any(key.startswith("_model.field_average.") for key in state) else "_model.field."
+    )
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    first = weights.get("layers.0.weight")
+    if first is None or first.shape[1] != 3 or "_model.centre" not in state:
+        raise InputError(f"load_sdf {path} is of another method; an aire-sdf run is needed")
+    for name in ("activation", "first_omega", "hidden_omega"):
+        if settings[name] != getattr(config, name):
+            raise InputError(
+                f"load_sdf {path} was trained with {name} {settings[name]} and the flow has {getattr(config, name)}; "
+                f"set --pipeline.model.{name.replace('_', '-')} {settings[name]}"
+            )
+    weights["layers.0.weight"] = torch.nn.functional.pad(first, (0, 1))
+    return weights
