@@ -1,5 +1,6 @@
 """Mean curvature flow: a sphere shrinks as it must; a run starts from a surface, and is shown at any moment."""
 
+import json
 import math
 
 import pytest
@@ -125,6 +126,15 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
             "--resolution", "32", "--time", moment, cwd=root,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
+    done = _run(
+        "aire-export", "compare", "--load-config", run / "config.yml", "--other-config", run / "config.yml", "--times",
+        "0", "0.2", "--resolution", "32", "--output-path", "same.json", cwd=root,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((root / "same.json").read_text())
+    assert [row["time"] for row in rows] == [0.0, 0.2]
+    assert all(row["chamfer"] < 1e-6 and row["normal_consistency"] > 0.999 for row in rows)
+    assert "t = 0.2 | chamfer 0.00000" in done.stdout
     for options, message in (
         (["--pipeline.model.load-sdf", "nowhere"], "does not exist"),
         (["--pipeline.model.first-omega", "11"], "was trained with first_omega 10.0 and the flow has 11.0"),

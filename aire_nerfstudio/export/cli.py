@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from aire_nerfstudio.errors import exit_on_bad_input
+from aire_nerfstudio.export.compare import ExportCompare
 from aire_nerfstudio.export.image import ExportImage
 from aire_nerfstudio.export.mesh import ExportMesh
 
@@ -15,6 +16,6 @@ from aire_nerfstudio.export.mesh import ExportMesh
 @exit_on_bad_input
 def main() -> None:
     """Parse and run."""
-    commands: dict[str, Callable[..., Any]] = {"image": ExportImage, "mesh": ExportMesh}
+    commands: dict[str, Callable[..., Any]] = {"image": ExportImage, "mesh": ExportMesh, "compare": ExportCompare}
     description = "What a trained network stands for, as a file other programs read."
     tyro.extras.subcommand_cli_from_dict(commands, description=description).main()

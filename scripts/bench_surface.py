@@ -1,0 +1,122 @@
+"""Surfaces: closed-form derivatives against autograd, the pool of distances against distances a step, meshing at 512^3.
+
+``python scripts/bench_surface.py [WIDTH] [POINTS]``: ratios within one run, medians of alternating repetitions.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.data.demo_scene import bunny_path
+from aire_nerfstudio.data.distances import SignedDistance
+from aire_nerfstudio.data.surface import read_surface
+from aire_nerfstudio.fields.differential import value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.losses import eikonal, flow_residual
+from aire_nerfstudio.ops.host_memory import keep_freed_memory
+
+REPEATS = 7
+
+
+def compare(title: str, ways: dict[str, Callable[[], object]]) -> None:
+    """Time each way in turn, several times over, and print the medians and their ratio to the first."""
+    for way in ways.values():
+        way()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(REPEATS):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    base = next(iter(medians.values()))
+    parts = [
+        f"{name} {m:.1f} ms ({min(times[name]):.1f} to {max(times[name]):.1f}), {m / base:.2f}"
+        for name, m in medians.items()
+    ]
+    print(f"{title}: " + "; ".join(parts), flush=True)
+
+
+def by_autograd(network: SineMLP, x: torch.Tensor, second: bool) -> tuple[torch.Tensor, ...]:
+    """Gradient, and Hessian in space, through autograd alone."""
+    x = x.detach().requires_grad_()
+    f = network(x).squeeze(-1)
+    (gradient,) = torch.autograd.grad(f.sum(), x, create_graph=True)
+    if not second:
+        return f, gradient
+    rows = [torch.autograd.grad(gradient[:, i].sum(), x, create_graph=True)[0][:, :3] for i in range(3)]
+    return f, gradient, torch.stack(rows, 1)
+
+
+def main() -> None:
+    """Run all of it."""
+    width, points = (int(a) for a in (*sys.argv[1:], *("256", "8192")[len(sys.argv) - 1 :]))
+    keep_freed_memory()
+    print(f"[{width}]*3, {points:,} points, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    torch.manual_seed(0)
+    network, flow = SineMLP(3, [width] * 3, 1), SineMLP(4, [width] * 3, 1)
+    x, y = 2 * torch.rand(points, 3) - 1, 2 * torch.rand(points, 4) - 1
+
+    def step(kind: Callable[..., tuple[torch.Tensor, ...]], second: bool) -> None:
+        if second:
+            _, gradient, hessian = kind(flow, y, True)
+            flow_residual(gradient[:, 3], gradient[:, :3], hessian, 1e-3).square().mean().backward()
+        else:
+            f, gradient = kind(network, x, False)
+            (f.square().mean() + eikonal(gradient).mean()).backward()
+
+    def closed(net: SineMLP, at: torch.Tensor, second: bool) -> tuple[torch.Tensor, ...]:
+        return value_gradient_hessian(net, at, (0, 1, 2)) if second else value_and_gradient(net, at)
+
+    compare(
+        "value and gradient, loss and backward",
+        {"autograd": lambda: step(by_autograd, False), "closed form": lambda: step(closed, False)},
+    )
+    compare(
+        "mean curvature flow, loss and backward",
+        {"autograd": lambda: step(by_autograd, True), "closed form": lambda: step(closed, True)},
+    )
+    surface = read_surface(bunny_path())
+    distance = SignedDistance(surface.vertices, surface.faces)
+    rng = np.random.default_rng(0)
+
+    def with_distances() -> None:
+        distance(rng.uniform(-1, 1, (points // 2, 3)))
+        step(closed, False)
+
+    compare(
+        "SDF step, half of its points off the surface",
+        {"distances from the pool": lambda: step(closed, False), "computed in the step": with_distances},
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    truth = SineMLP(3, [width] * 3, 1)
+    fit_sphere(truth)
+    begin = time.perf_counter()
+    vertices, faces = extract_mesh(lambda p: truth(p).squeeze(-1), 512)
+    seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"512^3 mesh of a fitted sphere: {seconds:.1f} s, {len(vertices):,} vertices, {len(faces):,} faces, peak "
+        f"{peak:.2f} GiB of the process ({before:.2f} before)"
+    )
+
+
+def fit_sphere(network: SineMLP, steps: int = 300) -> None:
+    """Teach a network the distance from a sphere, well enough for a mesh."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
+    for _ in range(steps):
+        x = 2 * torch.rand(2048, 3) - 1
+        optimizer.zero_grad()
+        (network(x).squeeze(-1) - (x.norm(dim=-1) - 0.7)).square().mean().backward()
+        optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
