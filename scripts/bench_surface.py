@@ -1,6 +1,7 @@
 """Surfaces: closed-form derivatives against autograd, the pool of distances against distances a step, meshing at 512^3.
 
-``python scripts/bench_surface.py [WIDTH] [POINTS]``: ratios within one run, medians of alternating repetitions.
+``python scripts/bench_surface.py [WIDTH] [POINTS]``: ratios within one run, medians of alternating repetitions; on the
+GPU where there is one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,13 @@ from aire_nerfstudio.losses import eikonal, flow_residual
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 
 REPEATS = 7
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def wait() -> None:
+    """Let a GPU finish what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def compare(title: str, ways: dict[str, Callable[[], object]]) -> None:
@@ -33,8 +41,10 @@ def compare(title: str, ways: dict[str, Callable[[], object]]) -> None:
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(REPEATS):
         for name, way in ways.items():
+            wait()
             begin = time.perf_counter()
             way()
+            wait()
             times[name].append(1e3 * (time.perf_counter() - begin))
     medians = {name: statistics.median(t) for name, t in times.items()}
     base = next(iter(medians.values()))
@@ -60,10 +70,10 @@ def main() -> None:
     """Run all of it."""
     width, points = (int(a) for a in (*sys.argv[1:], *("256", "8192")[len(sys.argv) - 1 :]))
     keep_freed_memory()
-    print(f"[{width}]*3, {points:,} points, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"[{width}]*3, {points:,} points, {torch.get_num_threads()} threads, {DEVICE}, torch {torch.__version__}")
     torch.manual_seed(0)
-    network, flow = SineMLP(3, [width] * 3, 1), SineMLP(4, [width] * 3, 1)
-    x, y = 2 * torch.rand(points, 3) - 1, 2 * torch.rand(points, 4) - 1
+    network, flow = SineMLP(3, [width] * 3, 1).to(DEVICE), SineMLP(4, [width] * 3, 1).to(DEVICE)
+    x, y = (2 * torch.rand(points, d, device=DEVICE) - 1 for d in (3, 4))
 
     def step(kind: Callable[..., tuple[torch.Tensor, ...]], second: bool) -> None:
         if second:
@@ -97,10 +107,10 @@ def main() -> None:
         {"distances from the pool": lambda: step(closed, False), "computed in the step": with_distances},
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    truth = SineMLP(3, [width] * 3, 1)
+    truth = SineMLP(3, [width] * 3, 1).to(DEVICE)
     fit_sphere(truth)
     begin = time.perf_counter()
-    vertices, faces = extract_mesh(lambda p: truth(p).squeeze(-1), 512)
+    vertices, faces = extract_mesh(lambda p: truth(p).squeeze(-1), 512, DEVICE)
     seconds, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"512^3 mesh of a fitted sphere: {seconds:.1f} s, {len(vertices):,} vertices, {len(faces):,} faces, peak "
@@ -112,7 +122,7 @@ def fit_sphere(network: SineMLP, steps: int = 300) -> None:
     """Teach a network the distance from a sphere, well enough for a mesh."""
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)
     for _ in range(steps):
-        x = 2 * torch.rand(2048, 3) - 1
+        x = 2 * torch.rand(2048, 3, device=DEVICE) - 1
         optimizer.zero_grad()
         (network(x).squeeze(-1) - (x.norm(dim=-1) - 0.7)).square().mean().backward()
         optimizer.step()
