@@ -19,7 +19,7 @@ from aire_nerfstudio.analysis.iso_surface import extract_mesh
 from aire_nerfstudio.data.demo_scene import bunny_path
 from aire_nerfstudio.data.distances import SignedDistance
 from aire_nerfstudio.data.surface import read_surface
-from aire_nerfstudio.fields.differential import value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.differential import gradient_and_motion, motion, value_and_gradient, value_gradient_hessian
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import eikonal, flow_residual
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -55,15 +55,18 @@ def compare(title: str, ways: dict[str, Callable[[], object]]) -> None:
     print(f"{title}: " + "; ".join(parts), flush=True)
 
 
-def by_autograd(network: SineMLP, x: torch.Tensor, second: bool) -> tuple[torch.Tensor, ...]:
-    """Gradient, and Hessian in space, through autograd alone."""
-    x = x.detach().requires_grad_()
+def by_autograd(network: SineMLP, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and gradient through autograd alone; the graph stays."""
+    x.requires_grad_()
     f = network(x).squeeze(-1)
-    (gradient,) = torch.autograd.grad(f.sum(), x, create_graph=True)
-    if not second:
-        return f, gradient
+    return f, torch.autograd.grad(f.sum(), x, create_graph=True)[0]
+
+
+def motion_by_autograd(network: SineMLP, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient and motion of the level sets through autograd alone."""
+    _, gradient = by_autograd(network, x)
     rows = [torch.autograd.grad(gradient[:, i].sum(), x, create_graph=True)[0][:, :3] for i in range(3)]
-    return f, gradient, torch.stack(rows, 1)
+    return gradient, motion(gradient[:, :3], torch.stack(rows, 1))
 
 
 def main() -> None:
@@ -75,24 +78,29 @@ def main() -> None:
     network, flow = SineMLP(3, [width] * 3, 1).to(DEVICE), SineMLP(4, [width] * 3, 1).to(DEVICE)
     x, y = (2 * torch.rand(points, d, device=DEVICE) - 1 for d in (3, 4))
 
-    def step(kind: Callable[..., tuple[torch.Tensor, ...]], second: bool) -> None:
-        if second:
-            _, gradient, hessian = kind(flow, y, True)
-            flow_residual(gradient[:, 3], gradient[:, :3], hessian, 1e-3).square().mean().backward()
-        else:
-            f, gradient = kind(network, x, False)
-            (f.square().mean() + eikonal(gradient).mean()).backward()
+    def distance_step(terms: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+        f, gradient = terms(network, x)
+        (f.square().mean() + eikonal(gradient).mean()).backward()
 
-    def closed(net: SineMLP, at: torch.Tensor, second: bool) -> tuple[torch.Tensor, ...]:
-        return value_gradient_hessian(net, at, (0, 1, 2)) if second else value_and_gradient(net, at)
+    def flow_step(terms: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+        gradient, moved = terms(flow, y)
+        flow_residual(gradient[:, 3], moved, 1e-3).square().mean().backward()
+
+    def by_hessian(net: SineMLP, at: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        _, gradient, hessian = value_gradient_hessian(net, at, (0, 1, 2))
+        return gradient, motion(gradient[:, :3], hessian)
 
     compare(
         "value and gradient, loss and backward",
-        {"autograd": lambda: step(by_autograd, False), "closed form": lambda: step(closed, False)},
+        {"autograd": lambda: distance_step(by_autograd), "closed form": lambda: distance_step(value_and_gradient)},
     )
     compare(
         "mean curvature flow, loss and backward",
-        {"autograd": lambda: step(by_autograd, True), "closed form": lambda: step(closed, True)},
+        {
+            "autograd": lambda: flow_step(motion_by_autograd),
+            "whole Hessian carried": lambda: flow_step(by_hessian),
+            "closed form": lambda: flow_step(gradient_and_motion),
+        },
     )
     surface = read_surface(bunny_path())
     distance = SignedDistance(surface.vertices, surface.faces)
@@ -100,11 +108,11 @@ def main() -> None:
 
     def with_distances() -> None:
         distance(rng.uniform(-1, 1, (points // 2, 3)))
-        step(closed, False)
+        distance_step(value_and_gradient)
 
     compare(
         "SDF step, half of its points off the surface",
-        {"distances from the pool": lambda: step(closed, False), "computed in the step": with_distances},
+        {"distances from the pool": lambda: distance_step(value_and_gradient), "computed in the step": with_distances},
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     truth = SineMLP(3, [width] * 3, 1).to(DEVICE)

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from aire_nerfstudio.fields.differential import curvature_sum, derivatives, value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.differential import (
+    curvature_sum,
+    derivatives,
+    gradient_and_motion,
+    motion,
+    value_and_gradient,
+    value_gradient_hessian,
+)
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 
 
@@ -63,6 +70,24 @@ def test_hessians_and_those_of_a_loss_on_them_are_autograds(activation, axes):
             assert torch.allclose(a, b, atol=1e-7)
 
 
+@pytest.mark.parametrize("d", [3, 4])
+@pytest.mark.parametrize("widths", [(7, 5, 6), (4,)])
+@pytest.mark.parametrize("activation", ["siren", "finer"])
+def test_the_motion_of_level_sets_and_losses_on_it_are_autograds(activation, widths, d):
+    network = _network(activation, d=d, widths=widths)
+    x = torch.rand(12, d, dtype=torch.double) * 2 - 1
+    gradient, found = gradient_and_motion(network, x)
+    loss = found.square().sum() + gradient.square().sum()
+    mine = torch.autograd.grad(loss, list(network.parameters())[:-1])
+    _, gradient_true, hessian = _autograd(network, x)
+    true_motion = motion(gradient_true[:, :3], hessian[:, :3, :3])
+    loss = true_motion.square().sum() + gradient_true.square().sum()
+    true = torch.autograd.grad(loss, list(network.parameters())[:-1])
+    assert torch.allclose(gradient, gradient_true, atol=1e-11)
+    assert torch.allclose(found, true_motion, atol=1e-10)
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(mine, true, strict=True))
+
+
 def test_curvature_of_spheres_and_tori():
     x = torch.randn(50, 3, dtype=torch.double)
 
@@ -92,8 +117,9 @@ def test_what_has_no_such_derivative_is_refused():
         value_and_gradient(_network("siren", out=2), x)
     with pytest.raises(ValueError, match="2 outputs"):
         value_gradient_hessian(_network("siren", out=2), x)
-    with pytest.raises(ValueError, match="not bounded near 0"):
-        value_gradient_hessian(_network("spder"), x)
+    for function in (value_gradient_hessian, gradient_and_motion):
+        with pytest.raises(ValueError, match="not bounded near 0"):
+            function(_network("spder"), x)
 
 
 def test_spder_is_finite_at_zero():

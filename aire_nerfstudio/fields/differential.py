@@ -31,8 +31,7 @@ def value_and_gradient(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the network has more than one output.
     """
-    if network.out_features != 1:
-        raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
+    _check(network)
     slopes = []
     h = x
     for layer, omega in network.sine_layers():
@@ -63,10 +62,7 @@ def value_gradient_hessian(
     Raises:
         ValueError: the network has more than one output, or is a SPDER.
     """
-    if network.out_features != 1:
-        raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
-    if network.activation == "spder":
-        raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
+    _check(network, second=True)
     d = x.shape[-1]
     axes = tuple(range(d)) if axes is None else tuple(axes)
     pairs = [(i, j) for i in range(len(axes)) for j in range(i, len(axes))]
@@ -106,10 +102,79 @@ def curvature_sum(gradient: Tensor, hessian: Tensor) -> Tensor:
     Returns:
         ``[N]``; ``2 / r`` on a sphere of radius r.
     """
-    norm = gradient.norm(dim=-1)
-    n = gradient / norm[:, None]
-    along = torch.einsum("ni,nij,nj->n", n, hessian, n)
-    return (hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - along) / norm
+    return motion(gradient, hessian) / gradient.norm(dim=-1)
+
+
+def safe_norm(vectors: Tensor) -> Tensor:
+    """Euclidean norms ``[N]`` of ``[N, d]``, with gradient 0 where a vector is 0 rather than NaN."""
+    return torch.sqrt(vectors.square().sum(-1) + 1e-20)
+
+
+def motion(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """``|grad f| div(grad f / |grad f|) = laplace f - n H n``, ``[N]``: no division by a gradient that may vanish.
+
+    Args:
+        gradient: ``[N, d]``.
+        hessian: ``[N, d, d]``.
+    """
+    n = gradient / safe_norm(gradient)[:, None]
+    return hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - torch.einsum("ni,nij,nj->n", n, hessian, n)
+
+
+def gradient_and_motion(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient and :func:`motion` in the first three coordinates, with one second-order stream instead of six.
+
+    With the normal ``n`` held fixed, ``laplace f - n H n`` is one second-order operator, carried through the layers
+    beside value and first derivatives. What the weights change through ``n`` itself comes back as a term of value 0 and
+    the right derivative, ``-2 (H n) . (n - fixed n)``.
+
+    Args:
+        network: one output, four inputs ``(x, y, z, t)`` or three; SIREN or FINER.
+        x: ``[N, d]``.
+
+    Returns:
+        ``[N, d]`` and ``[N]``, both differentiable in the weights.
+
+    Raises:
+        ValueError: the network has more than one output, or is a SPDER.
+    """
+    _check(network, second=True)
+    with torch.enable_grad():
+        points = x.detach().requires_grad_()
+        normal = value_and_gradient(network, points)[1][:, :3]
+        fixed = (normal / safe_norm(normal)[:, None]).detach()
+        bent = torch.autograd.grad((normal * fixed).sum(), points)[0][:, :3]  # H n
+    across = fixed.T[:, :, None]
+    h, jacobian, second = x, None, None  # [N, n], [d, N, n], [N, n]
+    for layer, omega in network.sine_layers():
+        weight = layer.weight
+        value, slope, bend = derivatives(layer(h), network.activation, omega, order=2)
+        if jacobian is None or second is None:
+            dz = weight.T[:, None, :].expand(x.shape[-1], x.shape[0], -1)
+            second = bend * _tangential(dz[:3], across)
+        else:
+            dz = jacobian @ weight.T
+            second = slope * (second @ weight.T) + bend * _tangential(dz[:3], across)
+        jacobian = slope * dz
+        h = value
+    assert jacobian is not None
+    assert second is not None
+    last = network.affines()[-1].weight[0]
+    gradient = (jacobian @ last).T
+    now = gradient[:, :3] / safe_norm(gradient[:, :3])[:, None]
+    return gradient, second @ last - 2 * (bent * (now - fixed)).sum(-1)
+
+
+def _tangential(dz: Tensor, normal: Tensor) -> Tensor:
+    """``|grad z|^2 - (n . grad z)^2`` of ``dz [3, N, n]`` and ``normal [3, N, 1]``, ``[N, n]``."""
+    return dz.square().sum(0) - (normal * dz).sum(0).square()
+
+
+def _check(network: SineMLP, second: bool = False) -> None:
+    if network.out_features != 1:
+        raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
+    if second and network.activation == "spder":
+        raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
 
 
 def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> tuple[Tensor, Tensor, Tensor]:

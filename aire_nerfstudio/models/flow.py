@@ -14,7 +14,7 @@ from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.errors import InputError, first_line
-from aire_nerfstudio.fields.differential import value_and_gradient, value_gradient_hessian
+from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import flow_residual, normal_mismatch
 from aire_nerfstudio.models.adaptive import PROBE_POINTS
@@ -132,8 +132,8 @@ class FlowModel(SdfModel):
         on, off, anywhere = outputs["points"].split([n_on, n_off, len(outputs["points"]) - n_on - n_off])
         value, gradient = value_and_gradient(network, on)
         off_error = network(off).squeeze(-1) - batch["distances"]
-        _, slope, hessian = value_gradient_hessian(network, anywhere, (0, 1, 2))
-        residual = flow_residual(slope[:, 3], slope[:, :3], hessian, config.alpha)
+        slope, motion = gradient_and_motion(network, anywhere)
+        residual = flow_residual(slope[:, 3], motion, config.alpha)
         loss = {
             "data_loss": config.data_weight * (value.square().mean() + off_error.square().mean()),
             "normal_loss": config.flow_normal_weight * normal_mismatch(gradient[:, :3], batch["normals"]).mean(),
