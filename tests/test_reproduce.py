@@ -17,7 +17,9 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce import runner
 from aire_nerfstudio.reproduce.cli import main, parse_changes
 from aire_nerfstudio.reproduce.evaluate import decibel, score_pixels
-from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
+from aire_nerfstudio.reproduce.experiment import Choice
+from aire_nerfstudio.reproduce.experiments import make_experiment
+from aire_nerfstudio.reproduce.image_experiments import BUDGETS, IMAGE_EXPERIMENTS
 from aire_nerfstudio.reproduce.image_fit import ImageFit, crop_picture, fit_image, load_picture, reduce_picture
 from aire_nerfstudio.reproduce.record import Recorder
 from aire_nerfstudio.reproduce.report import markdown, measure, spread, verdict
@@ -100,10 +102,10 @@ def test_a_crop_is_the_middle_as_stored(tmp_path):
     assert ImageFit(image="a.png", crop=6).key() != ImageFit(image="a.png").key()
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+@pytest.mark.parametrize("name", sorted(IMAGE_EXPERIMENTS))
 @pytest.mark.parametrize("budget", sorted(BUDGETS))
 def test_every_experiment_is_well_formed(name, budget):
-    experiment = make_experiment(name, Choice(BUDGETS[budget], ("00.png", "01.png"), (0, 1)))
+    experiment = make_experiment(name, Choice(budget, ("00.png", "01.png"), (0, 1)))
     places = {(cell.row, cell.column) for cell in experiment.cells}
     assert len(places) == len(experiment.cells)
     for gain in experiment.gains:
@@ -114,7 +116,7 @@ def test_every_experiment_is_well_formed(name, budget):
 
 
 def test_the_paper_budget_is_the_papers_protocol():
-    fits = make_experiment("images-table3", Choice(BUDGETS["paper"], ("00.png",))).fits()
+    fits = make_experiment("images-table3", Choice("paper", ("00.png",))).fits()
     aire = next(fit for fit in fits if fit.variant == "aire")
     assert (aire.widths, aire.epochs, aire.batch, aire.side, aire.omega) == ((512,) * 3, 5000, 65_536, None, 30.0)
     picture = Picture(torch.zeros(512, 512, 3, dtype=torch.uint8), 255.0)
@@ -178,7 +180,7 @@ def test_finished_fits_are_not_run_again(finished, monkeypatch, capsys):
 
 def test_another_picture_of_the_same_name_is_another_fit(finished, tmp_path):
     root, _ = finished
-    fit = make_experiment("images-figure10", Choice(BUDGETS["smoke"], ("a.png",))).fits()[0]
+    fit = make_experiment("images-figure10", Choice("smoke", ("a.png",))).fits()[0]
     stored = Store(root / "out" / "fits", root / "data", "cpu")
     assert stored.is_finished(fit, is_recorded=True)
     assert not stored.is_finished(fit, is_alone=True)  # two ran at a time
@@ -195,7 +197,7 @@ def test_a_diverged_fit_has_no_spread():
 
 def test_a_missing_or_damaged_fit_is_no_number(finished, tmp_path):
     root, _ = finished
-    choice = Choice(BUDGETS["smoke"], ("a.png", "b.png"))
+    choice = Choice("smoke", ("a.png", "b.png"))
     experiment = make_experiment("images-figure10", choice)
     with pytest.raises(InputError, match="run the experiment first"):
         measure(experiment, Store(tmp_path, root / "data", "cpu"))
@@ -208,12 +210,12 @@ def test_a_missing_or_damaged_fit_is_no_number(finished, tmp_path):
 
 def test_verdicts_only_where_they_mean_something(finished):
     root, _ = finished
-    choice = Choice(BUDGETS["smoke"], ("a.png", "b.png"))
+    choice = Choice("smoke", ("a.png", "b.png"))
     experiment = make_experiment("images-figure10", choice)
     measured = measure(experiment, Store(root / "out" / "fits", root / "data", "cpu"))
     rough = markdown(experiment, choice, measured, ["a machine"])
     assert "| 38.12 |" in rough
-    papers = markdown(experiment, replace(choice, budget=BUDGETS["paper"]), measured, ["a machine"])
+    papers = markdown(experiment, replace(choice, budget="paper"), measured, ["a machine"])
     after = next(m for m in measured if m.cell.column == "after removal" and m.cell.row == "TWD")
     assert f"| 38.12, short by {38.12 - after.mean:.2f} |" in papers
     assert verdict(0.0) == verdict(-0.004) == "met"
@@ -224,7 +226,7 @@ def test_verdicts_only_where_they_mean_something(finished):
     ("arguments", "message"),
     [
         (["images-table99"], "no experiment"),
-        (["images-table3", "--images", "zz"], "has no such picture"),
+        (["images-table3", "--images", "zz"], "has no such file"),
         (["images-table3", "--jobs", "0"], "--jobs is 0"),
         (["images-table3", "--set", "decai=none"], "must be NAME=VALUE"),
         (["images-table3", "--set", "prune_at=soon"], "no value of prune_at"),

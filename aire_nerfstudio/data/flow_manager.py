@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.data.space_time import SpaceTimePoints
 from aire_nerfstudio.data.surface_manager import SurfaceDataManager, SurfaceDataManagerConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
@@ -39,18 +40,14 @@ class FlowDataManager(SurfaceDataManager):
         if not 0 < config.duration < float("inf"):
             raise InputError(f"duration is {config.duration}; it must be positive")
         super().__init__(config, device=device, **kwargs)
-        self._generator = torch.Generator(device)
-        self._seed = torch.initial_seed()
+        self._anywhere = SpaceTimePoints(config.space_time, config.duration, torch.initial_seed(), device)
         self.train_dataset.metadata["duration"] = config.duration
 
     def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """The samples of a step, a function of it; ``normals`` and ``distances`` are those at time 0."""
         points, batch = super().next_train(step)
         now = torch.nn.functional.pad(points, (0, 1))
-        self._generator.manual_seed((self._seed * 1_000_003 + step) % 2**63)
-        anywhere = torch.rand(self.config.space_time, 4, generator=self._generator, device=points.device)
-        anywhere = torch.cat([2 * anywhere[:, :3] - 1, self.config.duration * anywhere[:, 3:]], dim=1)
-        return torch.cat([now, anywhere]), batch
+        return torch.cat([now, self._anywhere.at(step)]), batch
 
     def get_train_rays_per_batch(self) -> int:
         """Points a training step."""

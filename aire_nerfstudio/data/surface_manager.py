@@ -32,6 +32,8 @@ class SurfaceDataManagerConfig(VanillaDataManagerConfig):
     """Points of the cube a training step."""
     pool: int = 1_000_000
     """Points of the cube whose distances are computed at the start; each step draws from them."""
+    curvature_share: float = 0.0
+    """Share of the points of the surface that are drawn where it bends most, in [0, 1]; 0, the paper's: all alike."""
 
 
 class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
@@ -70,6 +72,7 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
                     torch.initial_seed() % 2**32,
                     self.device,
                     lambda done: progress.update(bar, completed=done),
+                    config.curvature_share,
                 )
         return self._samples
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.data.curvature import WeightedOrder, point_curvatures
 from aire_nerfstudio.data.distances import SignedDistance
 from aire_nerfstudio.data.epochs import EpochOrder
 from aire_nerfstudio.data.surface import Surface
@@ -45,6 +46,8 @@ class SurfaceSamples:
         seed: of pool and order.
         device: where everything lives.
         progress: called with the number of distances known so far.
+        curvature_share: share of the points of the surface that are drawn where it bends, in proportion to
+            ``|k1| + |k2|``, in [0, 1]; the others are every point once an epoch.
 
     Raises:
         InputError: a number out of range.
@@ -59,6 +62,7 @@ class SurfaceSamples:
         seed: int,
         device: torch.device | str,
         progress: Callable[[int], None] | None = None,
+        curvature_share: float = 0.0,
     ) -> None:
         for name, value, least in (
             ("on_surface", on_surface, 1),
@@ -67,6 +71,8 @@ class SurfaceSamples:
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= curvature_share <= 1:
+            raise InputError(f"curvature_share is {curvature_share}; it must lie in [0, 1]")
         points = np.random.default_rng(seed).uniform(-1, 1, (pool, 3))
         distances = SignedDistance(surface.vertices, surface.faces)(points, progress)
 
@@ -76,6 +82,10 @@ class SurfaceSamples:
         self._on, self._normals = resident(surface.points), resident(surface.normals)
         self._off, self._distances = resident(points), resident(distances)
         self._on_order = EpochOrder(len(surface.points), on_surface, seed, device)
+        self._n_bent = round(curvature_share * self._on_order.batch_size)
+        self._bent_order: WeightedOrder | None = None
+        if self._n_bent:
+            self._bent_order = WeightedOrder(point_curvatures(surface), self._n_bent, seed + 2, device)
         # Another stream: else pool and surface would be shuffled by the same numbers.
         self._off_order = EpochOrder(pool, off_surface, seed + 1, device)
 
@@ -92,4 +102,6 @@ class SurfaceSamples:
     def batch(self, step: int) -> SurfaceBatch:
         """The samples of a step, 0 or later."""
         on, off = self._on_order.at(step), self._off_order.at(step)
+        if self._bent_order is not None:
+            on = torch.cat([on[: max(0, len(on) - self._n_bent)], self._bent_order.at(step)])
         return SurfaceBatch(self._on[on], self._normals[on], self._off[off], self._distances[off])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +15,9 @@ from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.data.demo_scene import bunny_path
-from aire_nerfstudio.data.shading import shade
+from aire_nerfstudio.data.mesh_view import focal_length, ring_poses, view_mesh
 from aire_nerfstudio.data.surface import Surface, read_surface
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-
-CAMERA_DISTANCE = 3.6
-FIELD_OF_VIEW = math.radians(36.0)
-ELEVATION = math.radians(15.0)
 
 
 @dataclass
@@ -71,19 +66,9 @@ class SurfaceViews(DataParser):
 
 def ring_cameras(count: int, size: int, up: Literal["y", "z"]) -> Cameras:
     """Cameras that look at the origin from a ring slightly above it, ``size`` pixels a side."""
-    poses = []
-    for index in range(count):
-        azimuth = 2 * math.pi * index / count + 0.4
-        flat, height = math.cos(ELEVATION), math.sin(ELEVATION)
-        back = np.array([flat * math.sin(azimuth), height, flat * math.cos(azimuth)])
-        right = np.array([math.cos(azimuth), 0.0, -math.sin(azimuth)])
-        pose = np.stack([right, np.cross(back, right), back, CAMERA_DISTANCE * back], axis=1)
-        if up == "z":
-            pose = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ pose
-        poses.append(pose)
-    focal = 0.5 * size / math.tan(0.5 * FIELD_OF_VIEW)
+    focal = focal_length(size)
     return Cameras(
-        camera_to_worlds=torch.tensor(np.stack(poses), dtype=torch.float32),
+        camera_to_worlds=torch.tensor(ring_poses(count, up), dtype=torch.float32),
         fx=focal,
         fy=focal,
         cx=size / 2,
@@ -103,16 +88,7 @@ class SurfaceViewsDataset(InputDataset):
 
     def get_numpy_image(self, image_idx: int) -> np.ndarray:
         """View ``image_idx``, uint8 ``[H, W, 3]``, ray-cast."""
-        import trimesh
-
         rays = self.cameras.generate_rays(camera_indices=image_idx, keep_shape=True)
         origins, directions = (t.reshape(-1, 3).double().numpy() for t in (rays.origins, rays.directions))
-        mesh = trimesh.Trimesh(self._surface.vertices, self._surface.faces, process=False)
-        points, met, faces = mesh.ray.intersects_location(origins, directions, multiple_hits=False)
-        image = torch.ones(len(origins), 3)
-        if len(points):
-            weights = trimesh.triangles.points_to_barycentric(mesh.triangles[faces], points)
-            smooth = (np.asarray(mesh.vertex_normals)[mesh.faces[faces]] * weights[..., None]).sum(1)
-            normals = torch.nn.functional.normalize(torch.from_numpy(smooth), dim=-1)
-            image[met] = shade(normals, torch.from_numpy(directions[met])).float()
-        return (image.view(*rays.origins.shape) * 255).round().to(torch.uint8).numpy()
+        image = view_mesh(self._surface.vertices, self._surface.faces, origins, directions)
+        return (image.reshape(rays.origins.shape) * 255).round().astype(np.uint8)

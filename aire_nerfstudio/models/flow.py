@@ -14,9 +14,8 @@ from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.errors import InputError, first_line
-from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.losses import flow_residual, normal_mismatch
+from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS
 from aire_nerfstudio.models.sdf import SdfModel, SdfModelConfig
 
@@ -41,11 +40,11 @@ class FlowModelConfig(SdfModelConfig):
     load_sdf: Path | None = None
     """A checkpoint, or a run's folder, of an aire-sdf method with the same activation and w0: the flow starts from its
     network, whose widths it takes over."""
-    data_weight: float = 2e3
+    data_weight: float = FlowWeights.data
     """Of the mean squared errors of f at time 0, on the surface and off it."""
-    flow_normal_weight: float = 1e1
+    flow_normal_weight: float = FlowWeights.normal
     """Of the mean of 1 - cos(grad f, n) on the surface at time 0."""
-    flow_weight: float = 1e3
+    flow_weight: float = FlowWeights.flow
     """Of the mean squared residual of the flow's equation."""
     time: float = 0.0
     """The moment that is rendered, scored and exported."""
@@ -128,17 +127,8 @@ class FlowModel(SdfModel):
     ) -> dict[str, Tensor]:
         """The surface at time 0, the flow's equation, and the adaptation's penalty."""
         config, network = self.config, cast(SineMLP, self.evaluated_field)
-        n_on, n_off = len(batch["normals"]), len(batch["distances"])
-        on, off, anywhere = outputs["points"].split([n_on, n_off, len(outputs["points"]) - n_on - n_off])
-        value, gradient = value_and_gradient(network, on)
-        off_error = network(off).squeeze(-1) - batch["distances"]
-        slope, motion = gradient_and_motion(network, anywhere)
-        residual = flow_residual(slope[:, 3], motion, config.alpha)
-        loss = {
-            "data_loss": config.data_weight * (value.square().mean() + off_error.square().mean()),
-            "normal_loss": config.flow_normal_weight * normal_mismatch(gradient[:, :3], batch["normals"]).mean(),
-            "flow_loss": config.flow_weight * residual.square().mean(),
-        }
+        weights = FlowWeights(config.data_weight, config.flow_normal_weight, config.flow_weight)
+        loss = flow_loss(network, outputs["points"], batch["normals"], batch["distances"], config.alpha, weights)
         if self.training:
             loss["adaptation_loss"] = self.adaptation_loss()
         return loss

@@ -20,7 +20,7 @@ from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
-from aire_nerfstudio.models.image_metrics import image_metrics, psnr
+from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 
@@ -149,11 +149,13 @@ class ImageModel(AdaptiveModel):
             ray_bundle: coordinates ``[N, 2]`` in training, rays ``[N]`` otherwise.
 
         Returns:
-            ``values [N, C]`` of coordinates. Of rays: ``rgb [N, 3]`` over the background, clamped to [0, 1], ``depth``
-            and ``accumulation`` (alpha) ``[N, 1]``, ``normals [N, 3]`` in [0, 1].
+            ``values [N, C]`` of coordinates; in training these are handed through, ``points [N, 2]``. Of rays:
+            ``rgb [N, 3]`` over the background, clamped to [0, 1], ``depth`` and ``accumulation`` (alpha) ``[N, 1]``,
+            ``normals [N, 3]`` in [0, 1].
         """
         if isinstance(ray_bundle, Tensor):
-            return {"values": self.values(ray_bundle)}
+            # In training the error alone is wanted, which one pass gives together with its gradients.
+            return {"points": ray_bundle} if self.training else {"values": self.values(ray_bundle)}
         points, distance, is_met = meet_plane(ray_bundle, self._height, self._width)
         values = points.new_zeros(*points.shape[:-1], self._channels)
         values[is_met] = self.values(points[is_met])
@@ -173,7 +175,7 @@ class ImageModel(AdaptiveModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Mean squared error in the network's units, where black is -1 and white 1, and the adaptation's penalty."""
-        error = (outputs["values"] - batch["image"]).square().mean()
+        error = self._error(outputs, batch)
         loss = {"image_loss": 4 * error}
         if self.training:
             loss["adaptation_loss"] = self.adaptation_loss(error)
@@ -182,7 +184,17 @@ class ImageModel(AdaptiveModel):
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """PSNR of the batch."""
         with torch.no_grad():
-            return {"psnr": psnr(outputs["values"], batch["image"])}
+            return {"psnr": decibel_of(self._error(outputs, batch).detach())}
+
+    def _error(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+        """Mean squared error of a batch, values in [0, 1], ``[]``; computed once."""
+        if "error" not in outputs:
+            if "points" in outputs:
+                with torch.enable_grad():
+                    outputs["error"] = self.field.mean_square_step(outputs["points"], 2 * batch["image"] - 1) / 4
+            else:
+                outputs["error"] = (outputs["values"] - batch["image"]).square().mean()
+        return outputs["error"]
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

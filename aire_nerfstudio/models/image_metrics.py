@@ -19,7 +19,12 @@ SMALLEST_FOR_LPIPS = 31
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images with values in [0, 1], any shape, ``[]``."""
-    return -10 * torch.log10((prediction - truth).square().mean())
+    return decibel_of((prediction - truth).square().mean())
+
+
+def decibel_of(error: Tensor) -> Tensor:
+    """PSNR in dB of a mean squared error ``[]`` of values in [0, 1], ``[]``."""
+    return -10 * torch.log10(error)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.differential import curvature_sum, value_and_gradient, value_gradient_hessian
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.losses import eikonal, normal_mismatch
+from aire_nerfstudio.losses import SurfaceWeights, surface_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics
 from aire_nerfstudio.ops.ray_marching import near_far_from_aabb
@@ -60,13 +60,13 @@ class SdfModelConfig(AdaptiveModelConfig):
     """w0 of the other layers."""
     first_bias_scale: float | None = None
     """FINER's k: first biases from U(-k, k); None: torch.nn.Linear's."""
-    surface_weight: float = 3e3
+    surface_weight: float = SurfaceWeights.surface
     """Of the mean of f^2 on the surface."""
-    distance_weight: float = 2e2
+    distance_weight: float = SurfaceWeights.distance
     """Of the mean of (f - distance)^2 off the surface."""
-    normal_weight: float = 1e2
+    normal_weight: float = SurfaceWeights.normal
     """Of the mean of 1 - cos(grad f, n) on the surface."""
-    eikonal_weight: float = 5e1
+    eikonal_weight: float = SurfaceWeights.eikonal
     """Of the mean of (|grad f| - 1)^2 everywhere."""
     eval_resolution: int = 256
     """Grid points a side of the mesh that evaluations compare with the true surface."""
@@ -196,14 +196,11 @@ class SdfModel(AdaptiveModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The four terms, weighted, and the adaptation's penalty."""
-        config, count = self.config, len(batch["normals"])
-        sdf, gradient = outputs["sdf"], outputs["gradient"]
-        loss = {
-            "surface_loss": config.surface_weight * sdf[:count].square().mean(),
-            "distance_loss": config.distance_weight * (sdf[count:] - batch["distances"]).square().mean(),
-            "normal_loss": config.normal_weight * normal_mismatch(gradient[:count], batch["normals"]).mean(),
-            "eikonal_loss": config.eikonal_weight * eikonal(gradient).mean(),
-        }
+        config = self.config
+        weights = SurfaceWeights(
+            config.surface_weight, config.distance_weight, config.normal_weight, config.eikonal_weight
+        )
+        loss = surface_loss(outputs["sdf"], outputs["gradient"], batch["normals"], batch["distances"], weights)
         if self.training:
             loss["adaptation_loss"] = self.adaptation_loss()
         return loss

@@ -13,11 +13,17 @@ from rich.markdown import Markdown
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-from aire_nerfstudio.reproduce.experiments import BUDGETS, EXPERIMENTS, Choice, make_experiment
+from aire_nerfstudio.reproduce.experiment import BudgetName, Choice, Kind
+from aire_nerfstudio.reproduce.experiments import EXPERIMENTS, kind_of, make_experiment
 from aire_nerfstudio.reproduce.figures import draw
 from aire_nerfstudio.reproduce.report import measure, write_report
 from aire_nerfstudio.reproduce.runner import run_fits
 from aire_nerfstudio.reproduce.store import Store
+
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "images": (".png", ".tif", ".jpg", ".jpeg"),
+    "surfaces": (".ply", ".obj", ".stl", ".off", ".xyz"),
+}
 
 
 def parse_changes(texts: list[str]) -> tuple[tuple[str, object], ...]:
@@ -51,38 +57,54 @@ def parse_changes(texts: list[str]) -> tuple[tuple[str, object], ...]:
     return tuple(sorted(changes.items(), key=lambda item: item[0]))
 
 
-def choose_images(folder: Path, names: list[str] | None) -> tuple[str, ...]:
-    """File names in ``folder``: those that are named (with or without suffix), or all PNG files.
+def choose_sources(folder: Path, names: list[str] | None, kind: Kind) -> tuple[str, ...]:
+    """File names in ``folder``: those that are named (with or without suffix), or all pictures or shapes.
 
     Raises:
-        InputError: no such folder or image, or none at all.
+        InputError: no such folder or file, or none at all.
     """
     if not folder.is_dir():
-        raise InputError(f"--data {folder} is no folder; give one with pictures (the paper's: 16 of DIV2K)")
-    present = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".png", ".tif", ".jpg", ".jpeg"))
+        raise InputError(f"--data {folder} is no folder; give one with pictures (the paper's: 16 of DIV2K) or shapes")
+    suffixes = SUFFIXES[kind]
+    present = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes)
     if not present:
-        raise InputError(f"--data {folder} holds no PNG, TIFF or JPEG pictures")
+        raise InputError(f"--data {folder} holds no {kind} ({', '.join(suffixes)})")
     if names is None:
         return tuple(present)
     chosen = []
     for name in names:
         matches = [file for file in present if name in (file, Path(file).stem)]
         if not matches:
-            raise InputError(f"--images {name}: {folder} has no such picture; it has {', '.join(present)}")
+            raise InputError(f"{name}: {folder} has no such file among its {kind}; it has {', '.join(present)}")
         chosen.append(matches[0])
     return tuple(dict.fromkeys(chosen))
+
+
+def default_source(kind: Kind) -> Path:
+    """What is learned where no --data is given: scikit-image's astronaut, the bunny of the pymeshlab wheel."""
+    if kind == "images":
+        from aire_nerfstudio.data.image_views import ensure_default_picture
+
+        return ensure_default_picture()
+    from aire_nerfstudio.data.demo_scene import bunny_path
+
+    return bunny_path()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aire-reproduce", description=__doc__)
     parser.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}, or all")
     parser.add_argument(
-        "--budget", default="cpu", choices=sorted(BUDGETS),
-        help="smoke: seconds, only shows that it runs; cpu: minutes, 128 neurons wide, pictures reduced to 128 pixels; "
-        "crop: the middle 128 pixels of each instead; paper",
+        "--budget", default="cpu", choices=typing.get_args(BudgetName),
+        help="smoke: seconds, only shows that it runs; cpu: minutes; pictures reduced to 128 pixels and 128 neurons "
+        "wide, surfaces 64 neurons wide; crop: the middle 128 pixels of each picture instead; paper",
     )  # fmt: skip
-    parser.add_argument("--data", type=Path, help="folder of pictures; without it scikit-image's astronaut")
-    parser.add_argument("--images", nargs="+", help="names of pictures in it; default: all")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of pictures, or of shapes; without it scikit-image's astronaut, pymeshlab's bunny",
+    )
+    parser.add_argument("--images", "--shapes", nargs="+", dest="sources", help="names of files in it; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the initialisation; default: 0")
     parser.add_argument("--out", type=Path, default=Path("reproduce"), help="results; finished fits are not run again")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -98,30 +120,34 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run, report, draw."""
     given = _parser().parse_args(arguments)
-    names = list(EXPERIMENTS) if given.experiment == "all" else [given.experiment]
-    if given.data is None:
-        from aire_nerfstudio.data.image_views import ensure_default_picture
-
-        given.data = ensure_default_picture().parent
-        given.images = given.images or ["astronaut"]
+    names = [given.experiment]
+    if given.experiment == "all":
+        kind = "images" if given.budget == "crop" else _kind_in(given.data)
+        names = [name for name in EXPERIMENTS if kind is None or kind_of(name) == kind]
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {given.device}: there is no CUDA device; use cpu")
     jobs = (4 if given.device.startswith("cuda") else os.cpu_count() or 1) if given.jobs is None else given.jobs
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
-    choice = Choice(
-        BUDGETS[given.budget], choose_images(given.data, given.images), tuple(given.seeds), parse_changes(given.set)
-    )
+    changes = parse_changes(given.set)
     console = Console()
-    store, results = Store(given.out / "fits", given.data, given.device), given.out / given.budget
-    if choice.changes:
-        results = results / "-".join(f"{name}={value}" for name, value in choice.changes).replace(" ", "")
+    results = given.out / given.budget
+    if changes:
+        results = results / "-".join(f"{name}={value}" for name, value in changes).replace(" ", "")
+    planned = []
+    for name in names:
+        data, chosen = given.data, given.sources
+        if data is None:
+            path = default_source(kind_of(name))
+            data, chosen = path.parent, chosen or [path.name]
+        choice = Choice(given.budget, choose_sources(data, chosen, kind_of(name)), tuple(given.seeds), changes)
+        planned.append((make_experiment(name, choice), choice, data, Store(given.out / "fits", data, given.device)))
     failures: list[str] = []
-    for experiment in [make_experiment(name, choice) for name in names]:
+    for experiment, choice, data, store in planned:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
         try:
             run_fits(
-                experiment.fits(), given.data, store, given.device, jobs, console, experiment.is_recorded,
+                experiment.fits(), data, store, given.device, jobs, console, experiment.is_recorded,
                 experiment.is_timed,
             )  # fmt: skip
         except InputError as error:
@@ -133,6 +159,14 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(f"wrote {page} (.json, .csv) and " + ", ".join(str(path) for path in made))
     if failures:
         raise InputError("; ".join(failures))
+
+
+def _kind_in(folder: Path | None) -> Kind | None:
+    """What a folder holds; None: not told, or both."""
+    if folder is None or not folder.is_dir():
+        return None
+    found = [kind for kind, suffixes in SUFFIXES.items() if any(p.suffix.lower() in suffixes for p in folder.iterdir())]
+    return found[0] if len(found) == 1 else None
 
 
 if __name__ == "__main__":

@@ -12,38 +12,60 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from aire_nerfstudio.reproduce.experiments import Experiment
+from aire_nerfstudio.reproduce.arrays import load_arrays
+from aire_nerfstudio.reproduce.experiment import Experiment
+from aire_nerfstudio.reproduce.fit import Fit
+from aire_nerfstudio.reproduce.flow_fit import FlowFit
 from aire_nerfstudio.reproduce.image_fit import ImageFit
 from aire_nerfstudio.reproduce.report import Measured
 from aire_nerfstudio.reproduce.store import Store
+from aire_nerfstudio.reproduce.surface_figures import beside_the_truth, moments, write_coloured
 
 STAGES = {"densify": "#cfe3f7", "decay": "#f9dcc0", "prune": "#d8efd3"}
 NAMES = {"densify": "densified", "decay": "decay", "prune": "fine-tuning"}
 
 
 def draw(experiment: Experiment, measured: Sequence[Measured], store: Store, folder: Path) -> list[Path]:
-    """Draw what fits the experiment into ``folder``; returns the PNG files."""
-    made = []
+    """Draw what fits the experiment into ``folder``; returns the files: PNG, and PLY of coloured surfaces."""
     if experiment.grid is not None:
-        made.append(_save(heat_map(experiment, measured), folder / f"{experiment.name}.png"))
-        return made
-    rows: dict[str, ImageFit] = {}
+        return [_save(heat_map(experiment, measured), folder / f"{experiment.name}.png")]
+    rows: dict[str, Fit] = {}
     for m in measured:
         rows.setdefault(m.cell.row, m.cell.fits[0])
-    found = {row: (fit, store.load(fit)) for row, fit in rows.items()}
-    runs = {row: figures for row, (_, figures) in found.items() if figures is not None}
-    made.append(_save(curves(runs), folder / f"{experiment.name}-curves.png"))
-    if experiment.is_recorded:
-        for row, (fit, _) in found.items():
-            with np.load(store.record_path(fit)) as arrays:
-                kept = {name: np.asarray(arrays[name]) for name in arrays.files}
-            label = row.replace(" ", "-").replace(",", "")
-            made.append(_save(around_the_removal(kept, row), folder / f"{experiment.name}-{label}.png"))
+    found = {row: store.load(fit) for row, fit in rows.items()}
+    runs = {row: figures for row, figures in found.items() if figures is not None}
+    made = [_save(curves(runs, experiment.curve), folder / f"{experiment.name}-curves.png")]
+    if not experiment.is_recorded:
+        return made
+    if isinstance(next(iter(rows.values())), ImageFit):
+        for row, fit in rows.items():
+            path = folder / f"{experiment.name}-{_as_name(row)}.png"
+            made.append(_save(around_the_removal(load_arrays(store.record_path(fit)), row), path))
+        return made
+    # Each shape's fits of the first seed, in the rows' order.
+    shapes: dict[str, dict[str, Fit]] = {}
+    for m in measured:
+        for fit in m.cell.fits:
+            shapes.setdefault(fit.source, {}).setdefault(m.cell.row, fit)
+    for source, fits in shapes.items():
+        name = f"{experiment.name}-{Path(source).stem}"
+        kept = [(row, fit, load_arrays(store.record_path(fit)), store.load(fit) or {}) for row, fit in fits.items()]
+        if isinstance(kept[0][1], FlowFit):
+            flows = [(row, arrays, figures) for row, _, arrays, figures in kept]
+            made.append(_save(moments(flows, f"{experiment.title}: {source}"), folder / f"{name}.png"))
+            continue
+        shown = [(row, arrays, figures.get("chamfer_x100")) for row, _, arrays, figures in kept]
+        made.append(_save(beside_the_truth(shown, f"{experiment.title}: {source}"), folder / f"{name}.png"))
+        made += [write_coloured(arrays, folder / f"{name}-{_as_name(row)}.ply") for row, arrays, _ in shown]
     return made
 
 
-def curves(runs: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
-    """Training PSNR over the steps, one line a run; bands show the stages of the first run that has any."""
+def _as_name(row: str) -> str:
+    return row.replace(" ", "-").replace(",", "")
+
+
+def curves(runs: Mapping[str, Mapping[str, Any]], label: str = "PSNR of the training batch (dB)") -> plt.Figure:
+    """The training curves, one line a run; bands show the stages of the first run that has any."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     staged = next((figures for figures in runs.values() if figures["events"]), None)
     if staged is not None:
@@ -52,11 +74,11 @@ def curves(runs: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
         for (begin, name), end in zip(events, ends, strict=True):
             axes.axvspan(begin, end, color=STAGES[name], label=NAMES[name], lw=0)
     for row, figures in runs.items():
-        steps, psnr = zip(*figures["curve"], strict=True)
-        axes.plot(steps, psnr, lw=1.3, label=row)
-    axes.set(xlabel="step", ylabel="PSNR of the training batch (dB)")
+        steps, values = zip(*figures["curve"], strict=True)
+        axes.plot(steps, [np.nan if value is None else value for value in values], lw=1.3, label=row)
+    axes.set(xlabel="step", ylabel=label)
     axes.margins(x=0)
-    axes.legend(fontsize=8, ncols=2, loc="lower right")
+    axes.legend(fontsize=8, ncols=2, loc="best")
     return figure
 
 

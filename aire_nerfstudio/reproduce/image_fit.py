@@ -1,41 +1,33 @@
-"""One fit of one picture, without nerfstudio around it: what the tables are made of."""
+"""One fit of one picture, without nerfstudio around it: what the image tables are made of."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.adaptation.aire import AireState
 from aire_nerfstudio.adaptation.aire_config import AireConfig
-from aire_nerfstudio.adaptation.base import Probe, widths
+from aire_nerfstudio.adaptation.base import Probe, Report
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.rigl import RigLStrategy
-from aire_nerfstudio.adaptation.rounds import RoundsState
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.reproduce.evaluate import (
-    decibel,
-    inference_time,
-    score_pixels,
-    structural_similarity,
-    wait_for,
-)
+from aire_nerfstudio.ops.host_memory import keep_freed_memory
+from aire_nerfstudio.reproduce.evaluate import decibel, inference_time, score_pixels, structural_similarity
+from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
 from aire_nerfstudio.reproduce.record import Recorder
+from aire_nerfstudio.reproduce.training import Watcher, train
 
-Progress = Callable[[int, int], None]
-CURVE_POINTS = 100
+if TYPE_CHECKING:
+    from aire_nerfstudio.reproduce.store import Store
+
 PROBE_PIXELS = 8192
 
 
@@ -70,16 +62,44 @@ class ImageFit:
     adaptation: AireConfig = field(default_factory=AireConfig)
     """AIRe's schedule, from which the other variants take their final size."""
 
+    @property
+    def source(self) -> str:
+        """The picture."""
+        return self.image
+
+    @property
+    def label(self) -> str:
+        """Picture, variant, activation and seed."""
+        return f"{self.image} {self.variant} {self.activation} seed {self.seed}"
+
     def key(self) -> str:
-        """A name that is the same for the same settings and no others, 16 hexadecimal digits."""
+        """A name that is the same for the same settings and no others."""
+        return settings_key(self)
 
-        def given(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            # A switch that is added later, and off, leaves old keys as they are.
-            return {name: value for name, value in pairs if value is not None}
+    def cost(self) -> float:
+        """Epochs, pixels and weights."""
+        return self.epochs * (self.side or self.crop or 512) ** 2 * count_parameters(2, self.widths, 3)
 
-        settings = dataclasses.asdict(self, dict_factory=given)
-        text = json.dumps(settings, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def needs(self) -> tuple[Fit, ...]:
+        """Nothing."""
+        return ()
+
+    def check(self, folder: Path) -> None:
+        """Read the picture."""
+        read_picture(folder / self.image)
+
+    def run(
+        self, folder: Path, device: str, store: Store, progress: Progress | None, is_recorded: bool
+    ) -> dict[str, Any]:
+        """Train; see :func:`fit_image` for the figures."""
+        if device == "cpu":
+            keep_freed_memory()
+        picture = load_picture(self, folder)
+        recorder = Recorder(picture, device) if is_recorded else None
+        done = fit_image(self, picture, device, progress, recorder)
+        if recorder is not None:
+            recorder.save(store.record_path(self))
+        return done.figures
 
 
 def reduce_picture(picture: Picture, side: int) -> Picture:
@@ -143,82 +163,70 @@ def fit_image(
     network = SineMLP(2, start, picture.channels, fit.activation, fit.omega, fit.omega, detach_finer_scale=True)
     network.to(device)
     initial_parameters = network.num_parameters
-    total = fit.epochs * batches.steps_per_epoch
-    optimizer = torch.optim.Adam(network.parameters(), lr=fit.learning_rate, fused=device.startswith("cuda") or None)
     strategy = make_strategy(fit.variant, fit.adaptation, fit.widths, 2, picture.channels, limit, fit.omega)
-    state = strategy.init_state(network.neuron_groups(), batches.steps_per_epoch, total)
-
     half = torch.tensor(half_extent(picture.height, picture.width), device=device)
 
-    def outputs() -> list[Tensor]:
-        return network.layer_outputs((2 * torch.rand(PROBE_PIXELS, 2, device=device) - 1) * half)
+    def probe(step: int) -> Probe:
+        def outputs() -> list[Tensor]:
+            return network.layer_outputs((2 * torch.rand(PROBE_PIXELS, 2, device=device) - 1) * half)
 
-    @torch.no_grad()
-    def residual() -> tuple[Tensor, Tensor]:
-        points, values = batches.batch(step)
-        return points, values - 0.5 * (network(points) + 1)
+        @torch.no_grad()
+        def residual() -> tuple[Tensor, Tensor]:
+            points, values = batches.batch(step)
+            return points, values - 0.5 * (network(points) + 1)
 
-    probe = Probe(outputs, residual)
-    figures: dict[str, Any] = {"events": [], "curve": []}
-    # Rounds have many of both.
-    is_once = isinstance(state, AireState) and not isinstance(state, RoundsState)
-    removal, choosing = (state.schedule.prune_at, state.schedule.decay_start) if is_once else (None, None)
-    every = max(1, total // CURVE_POINTS)
-    seconds, begin = 0.0, time.perf_counter()
-    for step in range(total):
-        groups = network.neuron_groups()
-        if step in (removal, choosing):
-            wait_for(device)
-            seconds += time.perf_counter() - begin
-            if step == removal:
-                figures["psnr_test_before_removal"] = score_pixels(network, picture, test_pixels, device)
-            if recorder is not None:
-                event = "prune" if step == removal else "decay"
-                recorder.before(network, event, network.widths[0] - small_input(fit, network))
-            begin = time.perf_counter()
-        reports = strategy.step(groups, [optimizer], state, step, (), probe)
-        for report in reports:
-            figures["events"].append([report.step, report.event, list(report.after)])
-            if report.event == "prune":
-                wait_for(device)
-                seconds += time.perf_counter() - begin
-                figures["psnr_test_after_removal"] = score_pixels(network, picture, test_pixels, device)
-                begin = time.perf_counter()
-        if recorder is not None and reports:
-            recorder.after(network, reports)
-        for group in optimizer.param_groups:
-            group["lr"] = fit.learning_rate * fit.final_ratio ** (step / total)
+        return Probe(outputs, residual)
+
+    def loss(step: int) -> tuple[Tensor, Tensor]:
         points, values = batches.batch(step)
-        optimizer.zero_grad()
-        data_loss = (network(points) - (2 * values - 1)).square().mean()
-        (data_loss + strategy.penalty(groups, state, step)).backward()
-        optimizer.step()
-        strategy.constrain(groups, [optimizer], state, step, data_loss.detach() / 4)
-        if step % every == 0 or step == total - 1:
-            figures["curve"].append([step, round(decibel(float(data_loss.detach()) / 4), 4)])
-            if progress is not None:
-                progress(step + 1, total)
-    wait_for(device)
-    seconds += time.perf_counter() - begin
+        error = network.mean_square_step(points, 2 * values - 1)
+        return error, error / 4
+
+    def score() -> float:
+        return score_pixels(network, picture, test_pixels, device)
+
+    watcher = _ImageWatcher(fit, network, score, recorder)
+    state, figures = train(
+        network, strategy, batches.steps_per_epoch, fit.epochs * batches.steps_per_epoch, fit.learning_rate,
+        fit.final_ratio, loss, probe, lambda value: decibel(value / 4), device, watcher, progress,
+    )  # fmt: skip
     if recorder is not None:
         recorder.end(network)
     kept = network.num_parameters
     if isinstance(strategy, RigLStrategy):
         kept = strategy.parameters_kept(state, network.neuron_groups())
-    figures |= {
-        "psnr_test": score_pixels(network, picture, test_pixels, device),
+    figures |= watcher.figures | {
+        "psnr_test": score(),
         "psnr_train": score_pixels(network, picture, train_pixels, device),
         "ssim": structural_similarity(network, picture, device),  # NaN of a picture too small for it
         "parameters_start": initial_parameters,
         "parameters": kept,
         "reduction": round(100 * (1 - kept / count_parameters(2, fit.widths, picture.channels)), 2),
         "inference_ms": inference_time(network, picture, device),
-        "widths": list(widths(network.neuron_groups())),
-        "steps": total,
-        "steps_per_epoch": batches.steps_per_epoch,
-        "seconds": round(seconds, 3),
+        "widths": network.widths,
     }
     return FittedImage(figures, network, picture)
+
+
+class _ImageWatcher(Watcher):
+    """Scores held-out pixels around the removal, and keeps what figures need."""
+
+    def __init__(self, fit: ImageFit, network: SineMLP, score: Callable[[], float], recorder: Recorder | None) -> None:
+        self._fit, self._network, self._score, self._recorder = fit, network, score, recorder
+        self.figures: dict[str, Any] = {}
+
+    def before(self, event: str) -> None:
+        if event == "prune":
+            self.figures["psnr_test_before_removal"] = self._score()
+        if self._recorder is not None:
+            lost = self._network.widths[0] - small_input(self._fit, self._network)
+            self._recorder.before(self._network, event, lost)
+
+    def after(self, reports: Sequence[Report]) -> None:
+        if any(report.event == "prune" for report in reports):
+            self.figures["psnr_test_after_removal"] = self._score()
+        if self._recorder is not None:
+            self._recorder.after(self._network, reports)
 
 
 def small_input(fit: ImageFit, network: SineMLP) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.analysis.split import split_outputs
 from aire_nerfstudio.data.picture import Picture
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.reproduce.arrays import save_arrays
 from aire_nerfstudio.reproduce.evaluate import reconstruction, whole_picture
 
 
@@ -55,11 +55,7 @@ class Recorder:
 
     def save(self, path: Path) -> None:
         """Write an ``.npz``."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        with unfinished.open("wb") as file:
-            np.savez_compressed(file, **self.arrays)  # type: ignore[arg-type]
-        unfinished.replace(path)
+        save_arrays(path, self.arrays)
 
     def _picture_of(self, network: SineMLP) -> np.ndarray:
         return reconstruction(network, self._picture, self._device).numpy().astype(np.float16)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.reproduce.experiments import Cell, Choice, Experiment
+from aire_nerfstudio.reproduce.experiment import Cell, Choice, Experiment
 from aire_nerfstudio.reproduce.store import Store
 
 # A measured value meets the paper's when it falls short of it by no more than it is printed with.
@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        """Over images and seeds."""
+        """Over files and seeds."""
         return statistics.fmean(self.values)
 
     @property
@@ -43,7 +43,11 @@ class Measured:
 
     def text(self) -> str:
         """``mean +- std``, as few digits as make sense."""
-        digits = 0 if self.cell.metric == "parameters" else 2
+        if not math.isfinite(self.mean):
+            return "none"  # A network without a surface, or that diverged.
+        digits = {"parameters": 0, "chamfer_x100": 3}.get(
+            self.cell.metric, 5 if self.cell.metric.startswith("chamfer_") else 2
+        )
         around = "" if self.spread is None else f" +- {self.spread:.{digits}f}"
         return f"{self.mean:,.{digits}f}{around}"
 
@@ -66,7 +70,8 @@ def measure(experiment: Experiment, store: Store) -> list[Measured]:
             figures = store.load(fit)
             if figures is None or cell.metric not in figures:
                 raise InputError(f"{store.path(fit)} with {cell.metric} is not there; run the experiment first")
-            values.append(float(figures[cell.metric]))
+            value = figures[cell.metric]
+            values.append(math.nan if value is None else float(value))
         measured.append(Measured(cell, tuple(values)))
     return measured
 
@@ -78,10 +83,10 @@ def verdict(difference: float) -> str:
 
 def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], machines: Sequence[str]) -> str:
     """The table, the gains and the settings, as a page; ``machines``: what the fits ran on."""
-    is_papers = choice.budget.name == "paper"
+    is_papers = choice.budget == "paper"
     out = [f"# {experiment.title}", ""]
     out += [
-        f"Budget **{choice.budget.name}** | {len(choice.images)} image(s): {', '.join(choice.images)} | seed(s) "
+        f"Budget **{choice.budget}** | {len(choice.sources)} file(s): {', '.join(choice.sources)} | seed(s) "
         f"{', '.join(map(str, choice.seeds))} | {'; '.join(machines)}",
         "",
     ]
@@ -109,13 +114,17 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
         out += ["", "| difference | ours | paper | |", "|---|---|---|---|"]
         for gain in experiment.gains:
             a, b = found[gain.row, gain.column], found[gain.minus, gain.column]
-            pairs = [x - y for x, y in zip(a.values, b.values, strict=True)]
-            ours = statistics.fmean(pairs)
-            deviation = spread(pairs)
+            pairs = [x / y if gain.is_ratio else x - y for x, y in zip(a.values, b.values, strict=True)]
+            ours, deviation = statistics.fmean(pairs), spread(pairs)
+            shape = ".2f" if gain.is_ratio else "+.2f"
             around = "" if deviation is None else f" +- {deviation:.2f}"
-            paper = "" if gain.paper is None else f"{gain.paper:+.2f}"
-            judged = "" if gain.paper is None else verdict(ours - gain.paper)
-            out.append(f"| {gain.row} - {gain.minus}, {gain.column} | {ours:+.2f}{around} | {paper} | {judged} |")
+            paper = "" if gain.paper is None else f"{gain.paper:{shape}}"
+            sign = 1 if gain.is_better == "higher" else -1
+            judged = "" if gain.paper is None or not math.isfinite(ours) else verdict(sign * (ours - gain.paper))
+            between = "/" if gain.is_ratio else "-"
+            out.append(
+                f"| {gain.row} {between} {gain.minus}, {gain.column} | {ours:{shape}}{around} | {paper} | {judged} |"
+            )
     if not is_papers:
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
     out += ["", *experiment.notes]
@@ -127,6 +136,8 @@ def _beside(entry: Measured, is_papers: bool) -> str:
     assert paper is not None
     if not is_papers:
         return f"{paper:g}"
+    if not math.isfinite(entry.mean):
+        return f"{paper:g}, short"
     sign = 1 if entry.cell.is_better == "higher" else -1
     return f"{paper:g}, {verdict(sign * (entry.mean - paper))}"
 
@@ -138,8 +149,8 @@ def as_json(
     return json.dumps(
         {
             "experiment": experiment.name,
-            "budget": choice.budget.name,
-            "images": choice.images,
+            "budget": choice.budget,
+            "sources": choice.sources,
             "seeds": choice.seeds,
             "changes": dict(choice.changes),
             "machines": list(machines),
@@ -164,10 +175,10 @@ def as_csv(measured: list[Measured]) -> str:
     """One line a fit and cell."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "column", "image", "seed", "value", "paper"])
+    writer.writerow(["row", "column", "source", "seed", "value", "paper"])
     for m in measured:
         for fit, value in zip(m.cell.fits, m.values, strict=True):
-            writer.writerow([m.cell.row, m.cell.column, fit.image, fit.seed, value, m.cell.paper])
+            writer.writerow([m.cell.row, m.cell.column, fit.source, fit.seed, value, m.cell.paper])
     return file.getvalue()
 
 

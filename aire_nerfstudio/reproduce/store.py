@@ -15,38 +15,38 @@ from typing import Any
 import torch
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.reproduce.image_fit import ImageFit
+from aire_nerfstudio.reproduce.fit import Fit
 
 
 class Store:
-    """A folder of finished fits; a fit is the same if its settings, its picture's bytes and the kind of device are.
+    """A folder of finished fits; a fit is the same if its settings, its file's bytes and the kind of device are.
 
     Args:
         folder: made when the first fit is saved.
-        images: folder of the pictures.
+        sources: folder of the pictures or shapes.
         device: where fits run: ``cpu``, ``cuda``, ``cuda:1``...
     """
 
-    def __init__(self, folder: Path, images: Path, device: str) -> None:
-        self._folder, self._images, self._device = folder, images, device
+    def __init__(self, folder: Path, sources: Path, device: str) -> None:
+        self._folder, self._sources, self._device = folder, sources, device
         self._digests: dict[str, str] = {}
 
-    def key(self, fit: ImageFit) -> str:
+    def key(self, fit: Fit) -> str:
         """The name of a fit's files, 16 hexadecimal digits."""
-        if fit.image not in self._digests:
-            self._digests[fit.image] = hashlib.sha256((self._images / fit.image).read_bytes()).hexdigest()
-        text = f"{fit.key()} {self._digests[fit.image]} {self._device.split(':')[0]}"
+        if fit.source not in self._digests:
+            self._digests[fit.source] = hashlib.sha256((self._sources / fit.source).read_bytes()).hexdigest()
+        text = f"{fit.key()} {self._digests[fit.source]} {self._device.split(':')[0]}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def path(self, fit: ImageFit) -> Path:
+    def path(self, fit: Fit) -> Path:
         """Where the fit's figures are, or will be."""
         return self._folder / f"{self.key(fit)}.json"
 
-    def record_path(self, fit: ImageFit) -> Path:
+    def record_path(self, fit: Fit) -> Path:
         """Where the arrays for figures are, or will be."""
         return self._folder / f"{self.key(fit)}.npz"
 
-    def load(self, fit: ImageFit) -> dict[str, Any] | None:
+    def load(self, fit: Fit) -> dict[str, Any] | None:
         """A finished fit's figures, None where it is still to be run.
 
         Raises:
@@ -55,19 +55,19 @@ class Store:
         entry = self._entry(fit)
         return None if entry is None else entry["figures"]
 
-    def machine_of(self, fit: ImageFit) -> str:
+    def machine_of(self, fit: Fit) -> str:
         """What a finished fit ran on, in words."""
         entry = self._entry(fit)
         return "" if entry is None else f"{entry['machine']['device']}, torch {entry['machine']['torch']}"
 
-    def is_finished(self, fit: ImageFit, is_recorded: bool = False, is_alone: bool = False) -> bool:
+    def is_finished(self, fit: Fit, is_recorded: bool = False, is_alone: bool = False) -> bool:
         """Whether nothing is left to do: with its arrays, and having run alone, where these are wanted."""
         entry = self._entry(fit)
         if entry is None or (is_recorded and not self.record_path(fit).is_file()):
             return False
         return not is_alone or entry["machine"]["jobs"] == 1
 
-    def _entry(self, fit: ImageFit) -> dict[str, Any] | None:
+    def _entry(self, fit: Fit) -> dict[str, Any] | None:
         path = self.path(fit)
         if not path.is_file():
             return None
@@ -77,11 +77,11 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged ({type(error).__name__}); delete it to run the fit again") from error
 
-    def save(self, fit: ImageFit, figures: dict[str, Any], jobs: int) -> None:
+    def save(self, fit: Fit, figures: dict[str, Any], jobs: int) -> None:
         """Keep a finished fit, which ran beside ``jobs - 1`` others; the file appears only when whole."""
         self._folder.mkdir(parents=True, exist_ok=True)
         entry = {
-            "fit": dataclasses.asdict(fit),
+            "fit": dataclasses.asdict(fit),  # type: ignore[call-overload]
             "figures": figures,
             "machine": {**machine(self._device), "jobs": jobs},
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -1,0 +1,90 @@
+"""SIREN, FINER and SPDER: the activations in PyTorch.
+
+With ``z = W h + b`` the three activations are
+
+========  =======================================  ==========================================
+name      value                                    derivative with respect to ``z``
+========  =======================================  ==========================================
+siren     ``sin(w0 z)``                            ``w0 cos(w0 z)``
+finer     ``sin(w0 (1 + |z|) z)``                  ``w0 (1 + 2|z|) cos(w0 (1 + |z|) z)``
+spder     ``sin(w0 z) sqrt(|w0 z|)``               exact; 0 at ``z = 0``
+========  =======================================  ==========================================
+
+Sources: SIREN, Sitzmann et al. 2020; FINER, Liu et al. 2024; SPDER, Shah and Sitawarin 2023.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Activation = Literal["siren", "finer", "spder"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+
+
+def siren(z: Tensor, omega: float) -> Tensor:
+    """``sin(omega z)``, any shape."""
+    return torch.sin(omega * z)
+
+
+def finer(z: Tensor, omega: float, detach_scale: bool = False) -> Tensor:
+    """``sin(omega (1 + |z|) z)``, any shape.
+
+    Args:
+        z: pre-activations, any shape.
+        omega: frequency factor ``w0``.
+        detach_scale: treat ``1 + |z|`` as a constant in backward, as FINER's published image and NeRF runs did.
+            Derivatives with respect to coordinates are then wrong: never combine it with a loss on d/dx.
+    """
+    scale = 1 + z.abs()
+    if detach_scale:
+        scale = scale.detach()
+    return torch.sin(omega * scale * z)
+
+
+class _SpderFunction(torch.autograd.Function):
+    """``sin(u) sqrt(|u|)`` with the derivative's limit 0 at ``u = 0``, where autograd of sqrt would give NaN."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return torch.sin(u) * torch.sqrt(u.abs())
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (u,) = ctx.saved_tensors
+        return grad * _spder_derivative(u)
+
+
+def _spder_derivative(u: Tensor) -> Tensor:
+    """``cos(u) sqrt|u| + sin(u) sign(u) / (2 sqrt|u|)``, differentiable again away from 0 and finite at 0."""
+    is_zero = u == 0
+    safe = torch.where(is_zero, torch.ones_like(u), u)
+    root = torch.sqrt(safe.abs())
+    derivative = torch.cos(safe) * root + torch.sin(safe) * torch.sign(safe) / (2 * root)
+    return torch.where(is_zero, torch.zeros_like(u), derivative)
+
+
+def spder(z: Tensor, omega: float) -> Tensor:
+    """``sin(omega z) sqrt(|omega z|)``, any shape; first derivative exact and 0 at ``z = 0``.
+
+    The second derivative grows as ``1/sqrt(|z|)`` towards ``z = 0``; at exactly 0 it is returned as 0.
+    """
+    return _SpderFunction.apply(omega * z)
+
+
+def activate(z: Tensor, activation: Activation, omega: float, detach_finer_scale: bool = False) -> Tensor:
+    """Apply one of the three activations elementwise; see the table at the top of the module.
+
+    Raises:
+        ValueError: ``activation`` is not one of ``siren``, ``finer``, ``spder``.
+    """
+    if activation == "siren":
+        return siren(z, omega)
+    if activation == "finer":
+        return finer(z, omega, detach_finer_scale)
+    if activation == "spder":
+        return spder(z, omega)
+    raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")

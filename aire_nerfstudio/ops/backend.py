@@ -1,0 +1,161 @@
+"""Compiled ops: built when first used, loaded once, never a reason for a run to stop.
+
+The sources in ``csrc/`` are free of torch headers, so that a build takes seconds. What is built depends on sources,
+flags and compiler; it is kept in ``$AIRE_OPS_CACHE`` (default: ``aire_nerfstudio/ops`` in the user's cache folder). Two
+processes that build at once wait for each other; a file appears only when whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
+# What the processor can do, as torch names it, and the flags that use it.
+CAPABILITIES = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
+    "AVX2": ("-mavx2", "-mfma"),
+    "DEFAULT": (),
+}
+
+
+@dataclass
+class Library:
+    """One compiled library and what became of it in this process.
+
+    Attributes:
+        name: of the source in ``csrc/``, without suffix.
+        handle: the loaded library, None before it is asked for and where it cannot be had.
+        reason: why it cannot be had, in a line.
+        path: where it lies.
+    """
+
+    name: str
+    handle: ctypes.CDLL | None = None
+    reason: str | None = None
+    path: Path | None = None
+    is_tried: bool = field(default=False)
+
+    def load(self) -> ctypes.CDLL | None:
+        """The library, built if need be; None where that fails, which is said once."""
+        if not self.is_tried:
+            self.is_tried = True
+            try:
+                self.path = build(self.name, capability())
+                self.handle = ctypes.CDLL(str(self.path))
+            except (OSError, BuildError) as error:
+                self.reason = str(error)
+                warnings.warn(
+                    f"compiled ops are not used, PyTorch's are: {self.reason} (python -m aire_nerfstudio.ops)",
+                    stacklevel=2,
+                )
+        return self.handle
+
+
+class BuildError(RuntimeError):
+    """A build that failed; the message is the compiler's first error."""
+
+
+def is_off() -> bool:
+    """Whether the environment asks for the reference (``AIRE_OPS=off``)."""
+    return os.environ.get("AIRE_OPS", "").lower() in ("off", "0", "reference")
+
+
+def capability() -> str:
+    """``AVX512``, ``AVX2`` or ``DEFAULT``: what torch found, or ``AIRE_OPS_CAPABILITY`` if that is less."""
+    found = torch.backends.cpu.get_cpu_capability()
+    order = list(CAPABILITIES)
+    best = next((name for name in order if found.startswith(name)), "DEFAULT")
+    asked = os.environ.get("AIRE_OPS_CAPABILITY", best).upper()
+    if asked not in order:
+        raise BuildError(f"AIRE_OPS_CAPABILITY is {asked}; choose one of {', '.join(order)}")
+    return order[max(order.index(best), order.index(asked))]
+
+
+def cache_folder() -> Path:
+    """Where builds are kept."""
+    given = os.environ.get("AIRE_OPS_CACHE")
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(given) if given else root / "aire_nerfstudio" / "ops"
+
+
+def compiler() -> str:
+    """The C++ compiler: ``$CXX``, or g++ or clang++.
+
+    Raises:
+        BuildError: there is none.
+    """
+    given = os.environ.get("CXX")
+    for name in [given] if given else ["g++", "clang++", "c++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise BuildError(f"no C++ compiler: {given or 'neither g++ nor clang++'} is on the PATH; install one (g++)")
+
+
+def build(name: str, kind: str) -> Path:
+    """The shared library of ``csrc/{name}.cpp`` for a kind of processor, built unless it is there.
+
+    Raises:
+        BuildError: no compiler, or it refuses.
+        OSError: the cache folder cannot be written.
+    """
+    cxx, flags = compiler(), (*FLAGS, *CAPABILITIES[kind], *_openmp())
+    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    text = [version, *flags, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
+    key = hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}-{kind.lower()}-{key}.so"
+    if target.is_file():
+        return target
+    # The lock goes with the process that holds it, however that ends.
+    with (folder / f"{name}-{kind.lower()}-{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_file():
+            print(f"[aire] compiling {name} for {kind} (once, some seconds)", file=sys.stderr)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = _compile(cxx, flags, name, Path(scratch))
+                made.replace(target)
+    return target
+
+
+def _compile(cxx: str, flags: tuple[str, ...], name: str, folder: Path) -> Path:
+    def quoted(text: object) -> str:
+        return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    (folder / "build.ninja").write_text(
+        f"rule compile\n  command = {cxx} {' '.join(flags)} $in -o $out\n  depfile = $out.d\n"
+        f"build {name}.so: compile {quoted(SOURCES / (name + '.cpp'))}\n"
+    )
+    beside = Path(sys.executable).with_name("ninja")  # an environment that was not activated
+    ninja = shutil.which("ninja") or (str(beside) if beside.is_file() else None)
+    if ninja is None:
+        raise BuildError("ninja is not there; pip install ninja")
+    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stdout.splitlines() if "error" in line] or done.stdout.splitlines()[-1:]
+        raise BuildError(f"{Path(cxx).name} could not compile {name}.cpp: {lines[0] if lines else done.stderr}")
+    return folder / f"{name}.so"
+
+
+def _openmp() -> tuple[str, ...]:
+    """Link torch's own OpenMP: a second one would have threads of its own, which wait where ours work."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        return (f"-Wl,-rpath,{path.parent}", f"-L{path.parent}", f"-l:{path.name}")
+    return ()
+
+
+SINE_NETWORK = Library("sine_network")

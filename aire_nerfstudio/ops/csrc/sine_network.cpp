@@ -1,0 +1,356 @@
+// Sine networks, layer after layer on tiles of rows that stay in the cache: value, gradient of a loss, one-pass fits.
+// No torch headers: a build takes seconds. Called through ctypes by ops/sine_network.py, which checks all arguments.
+
+#include "network.h"
+
+namespace {
+
+// What a tile keeps of every sine layer, rows of row_length(width).
+struct Layers {
+    std::vector<float*> value, slope;
+};
+
+template <int KIND, bool KEEP>
+void sine_layer(const float* A, int64_t lda, int64_t rows, const Network& net, const Packed& packed, int l,
+                float* value, float* slope) {
+    int64_t ld = row_length(net.width(l));
+    const float* bias = packed.bias[l].p;
+    float w = net.omega[l];
+    product(A, lda, rows, net.sizes[l], packed.forward[l].p, up(net.width(l), NR), [=](int64_t r, int64_t n, vf(&acc)[MR][2]) {
+        for (int h = 0; h < 2; h++) {
+            vf b = load(bias + n + h * LANES);
+            for (int i = 0; i < MR; i++) {
+                vf v, s;
+                activate<KIND>(acc[i][h] + b, w, v, s);
+                store(value + (r + i) * ld + n + h * LANES, v);
+                if (KEEP) store(slope + (r + i) * ld + n + h * LANES, s);
+            }
+        }
+    });
+}
+
+// y = H W^T + b of the last layer; y is dense, rows of out floats.
+void output_layer(const float* H, int64_t rows, const Network& net, const Packed& packed, float* y) {
+    int L = net.layers;
+    int64_t k = net.width(L - 1), n = net.out(), ld = row_length(k);
+    const float* bias = net.b[L];
+    if (n <= NARROW) {
+        const float* W = net.W[L];
+        int64_t whole = k / LANES * LANES;
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t o = 0; o < n; o++) {
+                vf acc{};
+                for (int64_t i = 0; i < whole; i += LANES) acc += load(H + r * ld + i) * load(W + o * k + i);
+                float total = sum(acc) + bias[o];
+                for (int64_t i = whole; i < k; i++) total += H[r * ld + i] * W[o * k + i];
+                y[r * n + o] = total;
+            }
+        return;
+    }
+    product(H, ld, up(rows, MR), k, packed.forward[L].p, up(n, NR), [=](int64_t r, int64_t c, vf(&acc)[MR][2]) {
+        for (int i = 0; i < MR && r + i < rows; i++) {
+            float line[NR];
+            store(line, acc[i][0]);
+            store(line + LANES, acc[i][1]);
+            int64_t count = std::min<int64_t>(NR, n - c);
+            for (int64_t j = 0; j < count; j++) y[(r + i) * n + c + j] = line[j] + bias[c + j];
+        }
+    });
+}
+
+// Everything a thread needs for one tile after the other.
+struct Workspace {
+    Buffer x, wide, back;
+    Workspace(const Network& net, int64_t tile)
+        : x((tile + MR) * net.in()), wide((tile + MR) * row_length(net.widest())),
+          back((tile + MR) * row_length(net.widest())) {}
+};
+
+// One a thread, made beforehand: an exception must not leave a parallel region.
+std::vector<std::unique_ptr<Workspace>> workspaces(const Network& net, int64_t tile, int threads) {
+    std::vector<std::unique_ptr<Workspace>> all;
+    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
+    return all;
+}
+
+template <int KIND, bool KEEP>
+void forward_tile(const Network& net, const Packed& packed, const float* x, int64_t rows, const Layers& layers,
+                  Workspace& work, float* y) {
+    // A copy: the kernel reads whole multiples of MR rows.
+    std::memcpy(work.x.p, x, 4 * rows * net.in());
+    int64_t whole = up(rows, MR);
+    std::memset(work.x.p + rows * net.in(), 0, 4 * (whole - rows) * net.in());
+    for (int l = 0; l < net.layers; l++) {
+        const float* A = l == 0 ? work.x.p : layers.value[l - 1];
+        int64_t lda = l == 0 ? net.in() : row_length(net.width(l - 1));
+        sine_layer<KIND, KEEP>(A, lda, whole, net, packed, l, layers.value[l], KEEP ? layers.slope[l] : nullptr);
+    }
+    output_layer(layers.value[net.layers - 1], rows, net, packed, y);
+}
+
+// Adds the tile's gradients to grads, and writes dx (dense rows) where it is not null.
+void backward_tile(const Network& net, const Packed& packed, const float* x, const float* gy, int64_t rows,
+                   const Layers& layers, Workspace& work, Gradients& grads, float* dx) {
+    int L = net.layers;
+    int64_t whole = up(rows, MR), n = net.out(), k = net.width(L - 1), ld = row_length(k);
+    float *G = work.wide.p, *next = work.back.p;
+    for (int64_t o = 0; o < n; o++) {
+        float total = 0;
+        for (int64_t r = 0; r < rows; r++) total += gy[r * n + o];
+        grads.b[L].p[o] += total;
+    }
+    const float *value = layers.value[L - 1], *slope = layers.slope[L - 1];
+    float* db = grads.b[L - 1].p;
+    if (n <= NARROW) {
+        const float* panels = packed.backward[L].p;  // [ceil(k / NR)][n][NR]
+        add_outer_narrow(value, ld, k, gy, n, n, rows, grads.W[L].p);
+        for (int64_t i = 0; i < up(k, NR); i += LANES) {
+            const float* W = panels + i / NR * n * NR + i % NR;
+            vf bias = load(db + i);
+            for (int64_t r = 0; r < rows; r++) {
+                vf g{};
+                for (int64_t o = 0; o < n; o++) g += gy[r * n + o] * load(W + o * NR);
+                g *= load(slope + r * ld + i);
+                bias += g;
+                store(G + r * ld + i, g);
+            }
+            for (int64_t r = rows; r < whole; r++) store(G + r * ld + i, vf{});
+            store(db + i, bias);
+        }
+    } else {
+        int64_t ldy = row_length(n);
+        std::memset(next, 0, 4 * whole * ldy);
+        for (int64_t r = 0; r < rows; r++) std::memcpy(next + r * ldy, gy + r * n, 4 * n);
+        add_outer(next, ldy, n, value, ld, k, rows, grads.W[L].p);
+        product(next, ldy, whole, n, packed.backward[L].p, up(k, NR), [=](int64_t r, int64_t i, vf(&acc)[MR][2]) {
+            for (int h = 0; h < 2; h++) {
+                vf bias = load(db + i + h * LANES);
+                for (int q = 0; q < MR; q++) {
+                    vf g = acc[q][h] * load(slope + (r + q) * ld + i + h * LANES);
+                    if (r + q >= rows) g = vf{};  // the slopes of rows that do not exist may be anything
+                    bias += g;
+                    store(G + (r + q) * ld + i + h * LANES, g);
+                }
+                store(db + i + h * LANES, bias);
+            }
+        });
+    }
+    for (int l = L - 1; l >= 1; l--) {
+        int64_t here = net.width(l), before = net.width(l - 1), ldg = row_length(here), lda = row_length(before);
+        add_outer(G, ldg, here, layers.value[l - 1], lda, before, rows, grads.W[l].p);
+        float* db_before = grads.b[l - 1].p;
+        const float* slope_before = layers.slope[l - 1];
+        product(G, ldg, whole, here, packed.backward[l].p, up(before, NR), [=](int64_t r, int64_t i, vf(&acc)[MR][2]) {
+            for (int h = 0; h < 2; h++) {
+                vf bias = load(db_before + i + h * LANES);
+                for (int q = 0; q < MR; q++) {
+                    vf g = acc[q][h] * load(slope_before + (r + q) * lda + i + h * LANES);
+                    if (r + q >= rows) g = vf{};
+                    bias += g;
+                    store(next + (r + q) * lda + i + h * LANES, g);
+                }
+                store(db_before + i + h * LANES, bias);
+            }
+        });
+        std::swap(G, next);
+    }
+    int64_t first = net.width(0), ldg = row_length(first), in = net.in();
+    if (in <= NARROW) {
+        add_outer_narrow(G, ldg, first, x, in, in, rows, grads.W[0].p);
+    } else {
+        int64_t ldx = row_length(in);
+        std::memset(next, 0, 4 * whole * ldx);
+        for (int64_t r = 0; r < rows; r++) std::memcpy(next + r * ldx, x + r * in, 4 * in);
+        add_outer(G, ldg, first, next, ldx, in, rows, grads.W[0].p);
+    }
+    if (dx)
+        product(G, ldg, whole, first, packed.backward[0].p, up(in, NR), [=](int64_t r, int64_t i, vf(&acc)[MR][2]) {
+            for (int q = 0; q < MR && r + q < rows; q++) {
+                float line[NR];
+                store(line, acc[q][0]);
+                store(line + LANES, acc[q][1]);
+                std::memcpy(dx + (r + q) * in + i, line, 4 * std::min<int64_t>(NR, in - i));
+            }
+        });
+}
+
+// Layers whose tiles lie one after the other in memory of the caller, `rows` rows in all.
+struct Kept {
+    std::vector<float*> value, slope;
+    Kept(const Network& net, float* memory, int64_t rows) {
+        for (int l = 0; l < net.layers; l++) {
+            value.push_back(memory);
+            memory += rows * row_length(net.width(l));
+            slope.push_back(memory);
+            memory += rows * row_length(net.width(l));
+        }
+    }
+    Layers at(const Network& net, int64_t row) const {
+        Layers layers{value, slope};
+        for (int l = 0; l < net.layers; l++) {
+            layers.value[l] += row * row_length(net.width(l));
+            layers.slope[l] += row * row_length(net.width(l));
+        }
+        return layers;
+    }
+};
+
+int64_t kept_floats(const Network& net, int64_t rows) {
+    int64_t total = 0;
+    for (int l = 0; l < net.layers; l++) total += 2 * up(rows, MR) * row_length(net.width(l));
+    return total;
+}
+
+std::vector<std::unique_ptr<Gradients>> gradients(const Network& net, int threads) {
+    std::vector<std::unique_ptr<Gradients>> parts;
+    for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
+    return parts;
+}
+
+// Tiles [begin, end) of thread `id`: contiguous, so that sums do not depend on timing.
+void share(int64_t tiles, int id, int threads, int64_t& begin, int64_t& end) {
+    begin = tiles * id / threads;
+    end = tiles * (id + 1) / threads;
+}
+
+template <int KIND>
+void forward(const Network& net, const float* x, int64_t rows, float* y, float* memory, int threads) {
+    Packed packed(net, false);
+    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
+    Kept kept(net, memory, memory ? up(rows, MR) : 0);
+    auto all = workspaces(net, tile, threads);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int id = 0; id < threads; id++) {
+        int64_t begin, end;
+        share(tiles, id, threads, begin, end);
+        Workspace& work = *all[id];
+        for (int64_t t = begin; t < end; t++) {
+            int64_t r = t * tile, count = std::min(tile, rows - r);
+            if (memory) {
+                forward_tile<KIND, true>(net, packed, x + r * net.in(), count, kept.at(net, r), work, y + r * net.out());
+            } else {
+                Layers layers;  // two buffers in turn
+                for (int l = 0; l < net.layers; l++) layers.value.push_back(l % 2 ? work.wide.p : work.back.p);
+                forward_tile<KIND, false>(net, packed, x + r * net.in(), count, layers, work, y + r * net.out());
+            }
+        }
+    }
+}
+
+void backward(const Network& net, const float* x, const float* gy, int64_t rows, float* memory, float* const* dW,
+              float* const* db, float* dx, int threads) {
+    Packed packed(net, true);
+    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
+    Kept kept(net, memory, up(rows, MR));
+    auto parts = gradients(net, threads);
+    auto all = workspaces(net, tile, threads);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int id = 0; id < threads; id++) {
+        int64_t begin, end;
+        share(tiles, id, threads, begin, end);
+        Workspace& work = *all[id];
+        for (int64_t t = begin; t < end; t++) {
+            int64_t r = t * tile, count = std::min(tile, rows - r);
+            backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, kept.at(net, r), work, *parts[id],
+                          dx ? dx + r * net.in() : nullptr);
+        }
+    }
+    reduce(net, parts, dW, db, threads);
+}
+
+// Mean squared error and its gradients, nothing kept between forward and backward.
+template <int KIND>
+double fit(const Network& net, const float* x, const float* target, int64_t rows, float* const* dW, float* const* db,
+           int threads) {
+    Packed packed(net, true);
+    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile, n = net.out();
+    auto parts = gradients(net, threads);
+    auto all = workspaces(net, tile, threads);
+    std::vector<Buffer> buffers;
+    for (int i = 0; i < threads; i++) {
+        buffers.emplace_back(kept_floats(net, tile));
+        buffers.emplace_back(tile * n);
+    }
+    std::vector<double> errors(threads * 8, 0.0);  // a cache line each
+    float scale = 2.0f / float(rows * n);
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int id = 0; id < threads; id++) {
+        int64_t begin, end;
+        share(tiles, id, threads, begin, end);
+        Workspace& work = *all[id];
+        Buffer &memory = buffers[2 * id], &y = buffers[2 * id + 1];
+        Layers layers = Kept(net, memory.p, tile).at(net, 0);
+        for (int64_t t = begin; t < end; t++) {
+            int64_t r = t * tile, count = std::min(tile, rows - r);
+            forward_tile<KIND, true>(net, packed, x + r * net.in(), count, layers, work, y.p);
+            double total = 0;
+            for (int64_t i = 0; i < count * n; i++) {
+                float difference = y.p[i] - target[r * n + i];
+                total += double(difference) * difference;
+                y.p[i] = scale * difference;
+            }
+            errors[id * 8] += total;
+            backward_tile(net, packed, x + r * net.in(), y.p, count, layers, work, *parts[id], nullptr);
+        }
+    }
+    reduce(net, parts, dW, db, threads);
+    double total = 0;
+    for (int id = 0; id < threads; id++) total += errors[id * 8];
+    return total / double(rows * n);
+}
+
+Network network(int layers, const int64_t* sizes, const float* const* W, const float* const* b, const float* omega) {
+    return Network{layers, sizes, W, b, omega};
+}
+
+}  // namespace
+
+#define FOR_KIND(CALL)                                  \
+    switch (kind) {                                     \
+        case SIREN: { constexpr int K = SIREN; CALL; break; }                   \
+        case FINER: { constexpr int K = FINER; CALL; break; }                   \
+        case FINER_DETACHED: { constexpr int K = FINER_DETACHED; CALL; break; } \
+        case SPDER: { constexpr int K = SPDER; CALL; break; }                   \
+        default: return 2;                              \
+    }
+
+// All return 0, or 1 where memory ran out, 2 for an unknown activation.
+extern "C" {
+
+int64_t aire_kept_floats(int layers, const int64_t* sizes, int64_t rows) {
+    return kept_floats(network(layers, sizes, nullptr, nullptr, nullptr), rows);
+}
+
+int aire_forward(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,
+                 const float* omega, const float* x, int64_t rows, float* y, float* memory, int threads) {
+    try {
+        FOR_KIND(forward<K>(network(layers, sizes, W, b, omega), x, rows, y, memory, threads))
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+int aire_backward(int layers, const int64_t* sizes, const float* const* W, const float* const* b, const float* omega,
+                  const float* x, const float* gy, int64_t rows, float* memory, float* const* dW, float* const* db,
+                  float* dx, int threads) {
+    try {
+        backward(network(layers, sizes, W, b, omega), x, gy, rows, memory, dW, db, dx, threads);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+int aire_fit(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,
+             const float* omega, const float* x, const float* target, int64_t rows, float* const* dW,
+             float* const* db, double* error, int threads) {
+    try {
+        FOR_KIND(*error = fit<K>(network(layers, sizes, W, b, omega), x, target, rows, dW, db, threads))
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,111 @@
+"""The training loop of all fits: the strategy's changes, the step, the learning rate's decay, the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.adaptation.aire import AireState
+from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
+from aire_nerfstudio.adaptation.rounds import RoundsState
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.reproduce.evaluate import wait_for
+from aire_nerfstudio.reproduce.fit import Progress
+
+CURVE_POINTS = 100
+
+
+class Watcher:
+    """What a fit does around the changes of its network, beside the clock."""
+
+    def before(self, event: str) -> None:
+        """Just before the neurons are chosen (``decay``) or removed (``prune``), where that happens once."""
+
+    def after(self, reports: Sequence[Report]) -> None:
+        """Just after the changes of a step."""
+
+
+def train(
+    network: SineMLP, strategy: Strategy, steps_per_epoch: int, total: int, learning_rate: float, final_ratio: float,
+    loss: Callable[[int], tuple[Tensor, Tensor | None]], probe: Callable[[int], Probe], curve: Callable[[float], float],
+    device: str, watcher: Watcher | None = None, progress: Progress | None = None,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """Train with Adam, the rate decaying exponentially.
+
+    Args:
+        network: changed in place.
+        strategy: who decides about its size.
+        steps_per_epoch: for schedules that count epochs.
+        total: steps.
+        learning_rate: at the beginning.
+        final_ratio: rate at the end over that at the beginning.
+        loss: of a step (0 or later): the data's ``[]``, and the mean squared error of values in [0, 1], or None.
+        probe: what the strategy may ask at a step.
+        curve: what is kept of the data's loss for the training curve.
+        device: of the network.
+        watcher: called around changes; the clock stands still then.
+        progress: called now and then.
+
+    Returns:
+        The strategy's state, and figures: ``steps``, ``seconds``, ``events`` as (step, name, widths after), ``curve``
+        as (step, value), values not finite as None.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=device.startswith("cuda") or None)
+    state = strategy.init_state(network.neuron_groups(), steps_per_epoch, total)
+    # Rounds have many removals.
+    is_once = isinstance(state, AireState) and not isinstance(state, RoundsState)
+    moments = {state.schedule.decay_start: "decay", state.schedule.prune_at: "prune"} if is_once else {}
+    watch = watcher or Watcher()
+    every = max(1, total // CURVE_POINTS)
+    figures: dict[str, Any] = {"steps": total, "steps_per_epoch": steps_per_epoch, "events": [], "curve": []}
+    clock = _Clock(device)
+    for step in range(total):
+        groups = network.neuron_groups()
+        if step in moments:
+            with clock.paused():
+                watch.before(moments[step])
+        reports = strategy.step(groups, [optimizer], state, step, (), probe(step))
+        if reports:
+            figures["events"] += [[report.step, report.event, list(report.after)] for report in reports]
+            with clock.paused():
+                watch.after(reports)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * final_ratio ** (step / total)
+        optimizer.zero_grad()
+        data_loss, error = loss(step)
+        (data_loss + strategy.penalty(groups, state, step)).backward()
+        optimizer.step()
+        strategy.constrain(groups, [optimizer], state, step, None if error is None else error.detach())
+        if step % every == 0 or step == total - 1:
+            value = curve(float(data_loss.detach()))
+            figures["curve"].append([step, round(value, 4) if math.isfinite(value) else None])
+            if progress is not None:
+                progress(step + 1, total)
+    figures["seconds"] = round(clock.stop(), 3)
+    return state, figures
+
+
+class _Clock:
+    """Seconds of training alone."""
+
+    def __init__(self, device: str) -> None:
+        self._device, self._seconds, self._begin = device, 0.0, time.perf_counter()
+
+    def stop(self) -> float:
+        wait_for(self._device)
+        self._seconds += time.perf_counter() - self._begin
+        return self._seconds
+
+    def paused(self) -> _Clock:
+        return self
+
+    def __enter__(self) -> None:
+        self.stop()
+
+    def __exit__(self, *_: object) -> None:
+        self._begin = time.perf_counter()
