@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.ops import backend, sine_network
+from aire_nerfstudio.ops import backend
 from aire_nerfstudio.ops.sine_network import _SineNetwork, reference
 
 CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
@@ -57,7 +57,7 @@ def test_values_and_gradients_are_the_references(activation, detach, widths, d, 
     eager = x.clone().requires_grad_()
     y, wanted = network(ours), exact(theirs)
     assert isinstance(y.grad_fn, _SineNetwork._backward_cls)
-    plain = reference(eager, *network._for_ops())
+    plain = reference(eager, *network.for_ops())
     assert _relative(y, wanted) < 3 * _relative(plain, wanted) + 1e-6
     found = torch.autograd.grad((y * grad).sum(), [ours, *network.parameters()])
     expected = torch.autograd.grad((wanted * grad.double()).sum(), [theirs, *exact.parameters()])
@@ -74,7 +74,7 @@ def test_the_one_pass_step_is_the_mean_square(activation, detach):
     x, target = 2 * torch.rand(777, 2) - 1, torch.rand(777, 3)
     loss = network.mean_square_step(x, target)
     found = torch.autograd.grad(3 * loss, list(network.parameters()))
-    plain = (reference(x, *network._for_ops()) - target).square().mean()
+    plain = (reference(x, *network.for_ops()) - target).square().mean()
     expected = torch.autograd.grad(3 * plain, list(network.parameters()))
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
     for a, b in zip(found, expected, strict=True):
@@ -98,11 +98,11 @@ def test_sums_do_not_depend_on_timing(threads):
 def test_shapes_that_are_no_matrix_and_none_at_all():
     network = _network((8,), 2, 3)
     x = torch.rand(5, 20, 2)
-    assert torch.allclose(network(x), reference(x, *network._for_ops()), atol=1e-6)
+    assert torch.allclose(network(x), reference(x, *network.for_ops()), atol=1e-6)
     assert network(torch.rand(0, 2)).shape == (0, 3)
     assert network(torch.rand(3, 2)).shape == (3, 3)
     transposed = torch.rand(2, 100).T
-    assert torch.allclose(network(transposed), reference(transposed, *network._for_ops()), atol=1e-6)
+    assert torch.allclose(network(transposed), reference(transposed, *network.for_ops()), atol=1e-6)
     with pytest.raises(ValueError, match="target"):
         network.mean_square_step(torch.rand(100, 2), torch.rand(100, 4))
 
@@ -131,10 +131,10 @@ def test_angles_beyond_the_reduction_and_what_is_not_finite():
         network.affines()[0].weight.fill_(2.0**20)
         network.affines()[0].bias.zero_()
     x = (torch.arange(-64, 64) / 64)[:, None]
-    assert torch.allclose(network(x), reference(x, *network._for_ops()), atol=1e-5)
+    assert torch.allclose(network(x), reference(x, *network.for_ops()), atol=1e-5)
     x[50] = float("nan")
     x[60] = float("inf")
-    assert torch.equal(network(x).isnan(), reference(x, *network._for_ops()).isnan())
+    assert torch.equal(network(x).isnan(), reference(x, *network.for_ops()).isnan())
     assert network(x)[51:60].isfinite().all()
 
 
@@ -181,7 +181,7 @@ def test_any_shape(widths, d, out, rows):
     torch.manual_seed(0)
     network = _network(tuple(widths), d, out, omega=4.0)
     x = (2 * torch.rand(rows, d) - 1).requires_grad_()
-    y, plain = network(x), reference(x, *network._for_ops())
+    y, plain = network(x), reference(x, *network.for_ops())
     assert torch.allclose(y, plain, atol=2e-5)
     inputs = [x, *network.parameters()]
     for a, b in zip(torch.autograd.grad(y.sum(), inputs), torch.autograd.grad(plain.sum(), inputs), strict=True):
@@ -203,7 +203,7 @@ CHECK = """
     for activation in ("siren", "finer", "spder"):
         network = SineMLP(2, [37, 20], 3, activation)
         x = (2 * torch.rand(301, 2) - 1).requires_grad_()
-        y, plain = network(x), reference(x, *network._for_ops())
+        y, plain = network(x), reference(x, *network.for_ops())
         assert "SineNetwork" in type(y.grad_fn).__name__, y.grad_fn
         assert torch.allclose(y, plain, atol=1e-5)
         inputs = [x, *network.parameters()]
@@ -265,4 +265,3 @@ def test_the_status_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "sine_network" in done.stdout
     assert "built for" in done.stdout
-    assert sine_network.FEWEST_ROWS == 64

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops import value_gradient as ops
+from aire_nerfstudio.ops.activations import derivatives
 
 
 def value_and_gradient(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,18 +33,8 @@ def value_and_gradient(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the network has more than one output.
     """
     _check(network)
-    slopes = []
-    h = x
-    for layer, omega in network.sine_layers():
-        value, slope, _ = derivatives(layer(h), network.activation, omega, order=1)
-        slopes.append(slope)
-        h = value
-    last = network.affines()[-1]
-    weights = [layer.weight for layer in network.affines()]
-    back = weights[-1] * slopes[-1]  # [N, n_k]
-    for weight, slope in zip(weights[-2:0:-1], slopes[-2::-1], strict=True):
-        back = (back @ weight) * slope
-    return last(h).squeeze(-1), back @ weights[0]
+    weights, biases, activation, omegas, _ = network.for_ops()
+    return ops.value_and_gradient(x, weights, biases, activation, omegas)
 
 
 def value_gradient_hessian(
@@ -175,29 +166,3 @@ def _check(network: SineMLP, second: bool = False) -> None:
         raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
     if second and network.activation == "spder":
         raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
-
-
-def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> tuple[Tensor, Tensor, Tensor]:
-    """An activation, its first and (``order`` 2) second derivative at pre-activations of any shape, each of that shape.
-
-    With ``order`` 1 the third is empty. SPDER's first derivative is 0 at 0, as in :mod:`sine_layers`.
-    """
-    none = z.new_empty(0)
-    if activation == "siren":
-        u = omega * z
-        sine, cosine = torch.sin(u), torch.cos(u)
-        return sine, omega * cosine, -(omega**2) * sine if order > 1 else none
-    if activation == "finer":
-        size = z.abs()
-        u, rate = omega * (1 + size) * z, omega * (1 + 2 * size)
-        sine, cosine = torch.sin(u), torch.cos(u)
-        bend = 2 * omega * torch.sign(z) * cosine - rate.square() * sine if order > 1 else none
-        return sine, rate * cosine, bend
-    u = omega * z
-    is_zero = u == 0
-    safe = torch.where(is_zero, torch.ones_like(u), u)
-    root = safe.abs().sqrt()
-    sine, cosine = torch.sin(safe), torch.cos(safe)
-    slope = omega * (cosine * root + sine * torch.sign(safe) / (2 * root))
-    zero = torch.zeros_like(u)
-    return torch.where(is_zero, zero, sine * root), torch.where(is_zero, zero, slope), none

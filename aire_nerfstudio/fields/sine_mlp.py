@@ -112,7 +112,7 @@ class SineMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
-        return sine_network(x, *self._for_ops())
+        return sine_network(x, *self.for_ops())
 
     def mean_square_step(self, x: Tensor, target: Tensor) -> Tensor:
         """``((self(x) - target) ** 2).mean()``, ``[]``, faster where one ``backward`` of it is all that follows.
@@ -121,9 +121,10 @@ class SineMLP(nn.Module):
             x: ``[N, d]``.
             target: ``[N, out]``.
         """
-        return mean_square_step(x, target, *self._for_ops())
+        return mean_square_step(x, target, *self.for_ops())
 
-    def _for_ops(self) -> tuple[list[nn.Parameter], list[nn.Parameter], Activation, list[float], bool]:
+    def for_ops(self) -> tuple[list[nn.Parameter], list[nn.Parameter], Activation, list[float], bool]:
+        """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take."""
         weights, biases = [layer.weight for layer in self.affines()], [layer.bias for layer in self.affines()]
         return weights, biases, self.activation, [omega for _, omega in self.sine_layers()], self.detach_finer_scale
 

@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from aire_nerfstudio.ops.backend import SINE_NETWORK, cache_folder, capability, is_off
+from aire_nerfstudio.ops.backend import LIBRARIES, cache_folder, capability, is_off
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, processor {torch.backends.cpu.get_cpu_capability()}, builds in {cache_folder()}")
     if is_off():
         print("AIRE_OPS is off: PyTorch's operations are used")
-    for library in (SINE_NETWORK,):
+    for library in LIBRARIES:
         if library.load() is not None:
             print(f"{library.name}: built for {capability()}, {library.path}")
         else:

@@ -88,3 +88,29 @@ def activate(z: Tensor, activation: Activation, omega: float, detach_finer_scale
     if activation == "spder":
         return spder(z, omega)
     raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+
+
+def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An activation, its first and (``order`` 2) second derivative at pre-activations of any shape, each of that shape.
+
+    With ``order`` 1 the third is empty. SPDER's first derivative is 0 at 0, as for :func:`spder`.
+    """
+    none = z.new_empty(0)
+    if activation == "siren":
+        u = omega * z
+        sine, cosine = torch.sin(u), torch.cos(u)
+        return sine, omega * cosine, -(omega**2) * sine if order > 1 else none
+    if activation == "finer":
+        size = z.abs()
+        u, rate = omega * (1 + size) * z, omega * (1 + 2 * size)
+        sine, cosine = torch.sin(u), torch.cos(u)
+        bend = 2 * omega * torch.sign(z) * cosine - rate.square() * sine if order > 1 else none
+        return sine, rate * cosine, bend
+    u = omega * z
+    is_zero = u == 0
+    safe = torch.where(is_zero, torch.ones_like(u), u)
+    root = safe.abs().sqrt()
+    sine, cosine = torch.sin(safe), torch.cos(safe)
+    slope = omega * (cosine * root + sine * torch.sign(safe) / (2 * root))
+    zero = torch.zeros_like(u)
+    return torch.where(is_zero, zero, sine * root), torch.where(is_zero, zero, slope), none

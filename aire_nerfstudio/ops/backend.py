@@ -63,6 +63,11 @@ class Library:
                 )
         return self.handle
 
+    def loaded(self) -> ctypes.CDLL:
+        """The library, after :meth:`load` has said that it is there."""
+        assert self.handle is not None
+        return self.handle
+
 
 class BuildError(RuntimeError):
     """A build that failed; the message is the compiler's first error."""
@@ -159,3 +164,5 @@ def _openmp() -> tuple[str, ...]:
 
 
 SINE_NETWORK = Library("sine_network")
+VALUE_GRADIENT = Library("value_gradient")
+LIBRARIES = (SINE_NETWORK, VALUE_GRADIENT)

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation, activate
-from aire_nerfstudio.ops.backend import SINE_NETWORK, is_off
+from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.backend import SINE_NETWORK
 
-# Below so many rows the call costs more than it saves.
-FEWEST_ROWS = 64
 KINDS = {("siren", False): 0, ("finer", False): 1, ("finer", True): 2, ("spder", False): 3}
 
 
@@ -55,10 +54,10 @@ def sine_network(
     detach_finer_scale: bool = False,
 ) -> Tensor:  # fmt: skip
     """As :func:`reference`, compiled where that is possible: float32 on CPU, 64 rows or more, no autocast."""
-    if not _can_compile(x, weights, biases):
+    if not can_compile(SINE_NETWORK, x, weights, biases):
         return reference(x, weights, biases, activation, omegas, detach_finer_scale)
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
-    settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
+    settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind, torch.is_grad_enabled())
     return _SineNetwork.apply(x, settings, *weights, *biases)
 
 
@@ -72,84 +71,32 @@ def mean_square_step(
     there before ``backward`` asks for them. ``x`` and ``target`` get none.
     """
     needs_none = not (x.requires_grad or target.requires_grad)
-    if not (needs_none and torch.is_grad_enabled() and _can_compile(x, weights, biases)):
+    if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
         return (reference(x, weights, biases, activation, omegas, detach_finer_scale) - target).square().mean()
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
     return _MeanSquareStep.apply(x, target, (tuple(map(float, omegas)), kind), *weights, *biases)
 
 
-def _can_compile(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-    if x.device.type != "cpu" or x.dtype != torch.float32 or is_off() or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.numel() < FEWEST_ROWS * x.shape[-1] or torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp...
-        return False
-    if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
-        return False
-    return SINE_NETWORK.load() is not None
-
-
-class _Arguments:
-    """A network as the library wants it; keeps alive what the pointers point to."""
-
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], omegas: Sequence[float]) -> None:
-        self._tensors = [t.detach().contiguous() for t in (*weights, *biases)]
-        count = len(weights)
-        sizes = [weights[0].shape[1], *(w.shape[0] for w in weights)]
-        self.layers = ctypes.c_int(count - 1)
-        self.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
-        self.weights = _pointers(self._tensors[:count])
-        self.biases = _pointers(self._tensors[count:])
-        self.omegas = (ctypes.c_float * len(omegas))(*omegas)
-        self.network = (self.layers, self.sizes, self.weights, self.biases, self.omegas)
-
-
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())
-
-
-def _checked(status: int) -> None:
-    if status == 1:
-        raise MemoryError("a compiled sine network ran out of memory; take fewer rows at a time")
-    if status != 0:
-        raise RuntimeError(f"a compiled sine network refused its arguments (status {status})")
-
-
-def _library() -> ctypes.CDLL:
-    library = SINE_NETWORK.load()
-    assert library is not None
-    return library
-
-
 class _SineNetwork(torch.autograd.Function):
-    """Forward and backward, tile by tile; values and slopes of the layers are kept between the two."""
+    """Forward and backward, tile by tile; pre-activations are kept between the two."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
-        _, omegas, _, kind = settings
+        _, omegas, _, kind, is_grad_enabled = settings
         weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
-        arguments = _Arguments(weights, biases, omegas)
+        arguments = Arguments(weights, biases, omegas)
         y = rows.new_empty(len(rows), weights[-1].shape[0])
         kept = None
-        if any(ctx.needs_input_grad):
-            library = _library()
+        if is_grad_enabled and any(ctx.needs_input_grad):
+            library = SINE_NETWORK.loaded()
             library.aire_kept_floats.restype = ctypes.c_int64
             count = library.aire_kept_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
             kept = rows.new_empty(count)
-        _checked(
-            _library().aire_forward(
-                ctypes.c_int(kind), *arguments.network, _pointer(rows), ctypes.c_int64(len(rows)), _pointer(y),
-                _pointer(kept), _threads(),
+        checked(
+            SINE_NETWORK.loaded().aire_forward(
+                ctypes.c_int(kind), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)), pointer(y),
+                pointer(kept), threads(),
             )
         )  # fmt: skip
         if kept is not None:
@@ -166,13 +113,14 @@ class _SineNetwork(torch.autograd.Function):
             return _differentiable_backward(ctx, x, parameters, grad)
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         gy = grad.detach().reshape(len(rows), -1).contiguous()
-        arguments = _Arguments(parameters[:count], parameters[count:], omegas)
+        arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         dx = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        _checked(
-            _library().aire_backward(
-                *arguments.network, _pointer(rows), _pointer(gy), ctypes.c_int64(len(rows)), _pointer(kept),
-                _pointers(gradients[:count]), _pointers(gradients[count:]), _pointer(dx), _threads(),
+        checked(
+            SINE_NETWORK.loaded().aire_backward(
+                ctypes.c_int(ctx.settings[3]), *arguments.network, pointer(rows), pointer(gy),
+                ctypes.c_int64(len(rows)), pointer(kept),
+                pointers(gradients[:count]), pointers(gradients[count:]), pointer(dx), threads(),
             )
         )  # fmt: skip
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
@@ -181,7 +129,7 @@ class _SineNetwork(torch.autograd.Function):
 
 def _differentiable_backward(ctx: Any, x: Tensor, parameters: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
-    activation, omegas, detach, _ = ctx.settings
+    activation, omegas, detach, *_ = ctx.settings
     count = len(parameters) // 2
     with torch.enable_grad():
         y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
@@ -205,13 +153,13 @@ class _MeanSquareStep(torch.autograd.Function):
                 f"x must be [N, d] and target [N, {parameters[count - 1].shape[0]}]; got {tuple(x.shape)} and "
                 f"{tuple(target.shape)}"
             )
-        arguments = _Arguments(parameters[:count], parameters[count:], omegas)
+        arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         error = ctypes.c_double()
-        _checked(
-            _library().aire_fit(
-                ctypes.c_int(kind), *arguments.network, _pointer(rows), _pointer(wanted), ctypes.c_int64(len(rows)),
-                _pointers(gradients[:count]), _pointers(gradients[count:]), ctypes.byref(error), _threads(),
+        checked(
+            SINE_NETWORK.loaded().aire_fit(
+                ctypes.c_int(kind), *arguments.network, pointer(rows), pointer(wanted), ctypes.c_int64(len(rows)),
+                pointers(gradients[:count]), pointers(gradients[count:]), ctypes.byref(error), threads(),
             )
         )  # fmt: skip
         ctx.save_for_backward(*gradients)

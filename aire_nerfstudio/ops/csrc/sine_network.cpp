@@ -5,14 +5,17 @@
 
 namespace {
 
-// What a tile keeps of every sine layer, rows of row_length(width).
+// Every sine layer's values of a tile, rows of row_length(width).
 struct Layers {
     std::vector<float*> value, slope;
 };
 
-template <int KIND, bool KEEP>
+// Whether a layer's slopes are wanted beside its values, or its pre-activations z, or neither.
+enum Keep { NOTHING, SLOPE, Z };
+
+template <int KIND, Keep KEEP>
 void sine_layer(const float* A, int64_t lda, int64_t rows, const Network& net, const Packed& packed, int l,
-                float* value, float* slope) {
+                float* value, float* kept) {
     int64_t ld = row_length(net.width(l));
     const float* bias = packed.bias[l].p;
     float w = net.omega[l];
@@ -20,10 +23,12 @@ void sine_layer(const float* A, int64_t lda, int64_t rows, const Network& net, c
         for (int h = 0; h < 2; h++) {
             vf b = load(bias + n + h * LANES);
             for (int i = 0; i < MR; i++) {
-                vf v, s;
-                activate<KIND>(acc[i][h] + b, w, v, s);
-                store(value + (r + i) * ld + n + h * LANES, v);
-                if (KEEP) store(slope + (r + i) * ld + n + h * LANES, s);
+                vf z = acc[i][h] + b, v, s;
+                activate<KIND>(z, w, v, s);
+                int64_t at = (r + i) * ld + n + h * LANES;
+                store(value + at, v);
+                if (KEEP == SLOPE) store(kept + at, s);
+                if (KEEP == Z) store(kept + at, z);
             }
         }
     });
@@ -73,19 +78,36 @@ std::vector<std::unique_ptr<Workspace>> workspaces(const Network& net, int64_t t
     return all;
 }
 
-template <int KIND, bool KEEP>
-void forward_tile(const Network& net, const Packed& packed, const float* x, int64_t rows, const Layers& layers,
-                  Workspace& work, float* y) {
+// kept: slopes or z of each layer, as KEEP says; values may share buffers where only the last is wanted.
+template <int KIND, Keep KEEP>
+void forward_tile(const Network& net, const Packed& packed, const float* x, int64_t rows,
+                  const std::vector<float*>& value, const std::vector<float*>& kept, Workspace& work, float* y) {
     // A copy: the kernel reads whole multiples of MR rows.
     std::memcpy(work.x.p, x, 4 * rows * net.in());
     int64_t whole = up(rows, MR);
     std::memset(work.x.p + rows * net.in(), 0, 4 * (whole - rows) * net.in());
     for (int l = 0; l < net.layers; l++) {
-        const float* A = l == 0 ? work.x.p : layers.value[l - 1];
+        const float* A = l == 0 ? work.x.p : value[l - 1];
         int64_t lda = l == 0 ? net.in() : row_length(net.width(l - 1));
-        sine_layer<KIND, KEEP>(A, lda, whole, net, packed, l, layers.value[l], KEEP ? layers.slope[l] : nullptr);
+        sine_layer<KIND, KEEP>(A, lda, whole, net, packed, l, value[l], KEEP == NOTHING ? nullptr : kept[l]);
     }
-    output_layer(layers.value[net.layers - 1], rows, net, packed, y);
+    output_layer(value[net.layers - 1], rows, net, packed, y);
+}
+
+// Values and slopes again from z: cheaper than to bring them back from memory.
+template <int KIND>
+void from_z(const Network& net, const std::vector<float*>& z, int64_t rows, const Layers& layers) {
+    for (int l = 0; l < net.layers; l++) {
+        int64_t ld = row_length(net.width(l)), columns = up(net.width(l), NR);
+        float w = net.omega[l];
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < columns; c += LANES) {
+                vf v, s;
+                activate<KIND>(load(z[l] + r * ld + c), w, v, s);
+                store(layers.value[l] + r * ld + c, v);
+                store(layers.slope[l] + r * ld + c, s);
+            }
+    }
 }
 
 // Adds the tile's gradients to grads, and writes dx (dense rows) where it is not null.
@@ -174,32 +196,32 @@ void backward_tile(const Network& net, const Packed& packed, const float* x, con
         });
 }
 
-// Layers whose tiles lie one after the other in memory of the caller, `rows` rows in all.
-struct Kept {
-    std::vector<float*> value, slope;
-    Kept(const Network& net, float* memory, int64_t rows) {
-        for (int l = 0; l < net.layers; l++) {
-            value.push_back(memory);
-            memory += rows * row_length(net.width(l));
-            slope.push_back(memory);
-            memory += rows * row_length(net.width(l));
-        }
-    }
-    Layers at(const Network& net, int64_t row) const {
-        Layers layers{value, slope};
-        for (int l = 0; l < net.layers; l++) {
-            layers.value[l] += row * row_length(net.width(l));
-            layers.slope[l] += row * row_length(net.width(l));
-        }
-        return layers;
-    }
-};
-
 int64_t kept_floats(const Network& net, int64_t rows) {
     int64_t total = 0;
-    for (int l = 0; l < net.layers; l++) total += 2 * up(rows, MR) * row_length(net.width(l));
+    for (int l = 0; l < net.layers; l++) total += up(rows, MR) * row_length(net.width(l));
     return total;
 }
+
+// One pointer a layer into memory of `rows` rows each, at a row.
+std::vector<float*> places(const Network& net, float* memory, int64_t rows, int64_t row) {
+    std::vector<float*> layers;
+    for (int l = 0; l < net.layers; l++) {
+        layers.push_back(memory + row * row_length(net.width(l)));
+        memory += up(rows, MR) * row_length(net.width(l));
+    }
+    return layers;
+}
+
+// Values and slopes of one tile, for each thread.
+struct Tiles {
+    std::vector<Buffer> buffers;
+    Tiles(const Network& net, int64_t tile, int threads) {
+        for (int i = 0; i < 2 * threads; i++) buffers.emplace_back(kept_floats(net, tile));
+    }
+    Layers of(const Network& net, int64_t tile, int id) const {
+        return {places(net, buffers[2 * id].p, tile, 0), places(net, buffers[2 * id + 1].p, tile, 0)};
+    }
+};
 
 std::vector<std::unique_ptr<Gradients>> gradients(const Network& net, int threads) {
     std::vector<std::unique_ptr<Gradients>> parts;
@@ -217,41 +239,42 @@ template <int KIND>
 void forward(const Network& net, const float* x, int64_t rows, float* y, float* memory, int threads) {
     Packed packed(net, false);
     int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
-    Kept kept(net, memory, memory ? up(rows, MR) : 0);
     auto all = workspaces(net, tile, threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int id = 0; id < threads; id++) {
         int64_t begin, end;
         share(tiles, id, threads, begin, end);
         Workspace& work = *all[id];
+        std::vector<float*> value;  // two buffers in turn
+        for (int l = 0; l < net.layers; l++) value.push_back(l % 2 ? work.wide.p : work.back.p);
         for (int64_t t = begin; t < end; t++) {
             int64_t r = t * tile, count = std::min(tile, rows - r);
-            if (memory) {
-                forward_tile<KIND, true>(net, packed, x + r * net.in(), count, kept.at(net, r), work, y + r * net.out());
-            } else {
-                Layers layers;  // two buffers in turn
-                for (int l = 0; l < net.layers; l++) layers.value.push_back(l % 2 ? work.wide.p : work.back.p);
-                forward_tile<KIND, false>(net, packed, x + r * net.in(), count, layers, work, y + r * net.out());
-            }
+            const float* points = x + r * net.in();
+            if (memory)
+                forward_tile<KIND, Z>(net, packed, points, count, value, places(net, memory, rows, r), work, y + r * net.out());
+            else
+                forward_tile<KIND, NOTHING>(net, packed, points, count, value, {}, work, y + r * net.out());
         }
     }
 }
 
+template <int KIND>
 void backward(const Network& net, const float* x, const float* gy, int64_t rows, float* memory, float* const* dW,
               float* const* db, float* dx, int threads) {
     Packed packed(net, true);
     int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
-    Kept kept(net, memory, up(rows, MR));
     auto parts = gradients(net, threads);
     auto all = workspaces(net, tile, threads);
+    Tiles local(net, tile, threads);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int id = 0; id < threads; id++) {
         int64_t begin, end;
         share(tiles, id, threads, begin, end);
-        Workspace& work = *all[id];
+        Layers layers = local.of(net, tile, id);
         for (int64_t t = begin; t < end; t++) {
             int64_t r = t * tile, count = std::min(tile, rows - r);
-            backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, kept.at(net, r), work, *parts[id],
+            from_z<KIND>(net, places(net, memory, rows, r), up(count, MR), layers);
+            backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, layers, *all[id], *parts[id],
                           dx ? dx + r * net.in() : nullptr);
         }
     }
@@ -266,11 +289,9 @@ double fit(const Network& net, const float* x, const float* target, int64_t rows
     int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile, n = net.out();
     auto parts = gradients(net, threads);
     auto all = workspaces(net, tile, threads);
-    std::vector<Buffer> buffers;
-    for (int i = 0; i < threads; i++) {
-        buffers.emplace_back(kept_floats(net, tile));
-        buffers.emplace_back(tile * n);
-    }
+    Tiles local(net, tile, threads);
+    std::vector<Buffer> outputs;
+    for (int i = 0; i < threads; i++) outputs.emplace_back(tile * n);
     std::vector<double> errors(threads * 8, 0.0);  // a cache line each
     float scale = 2.0f / float(rows * n);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -278,11 +299,11 @@ double fit(const Network& net, const float* x, const float* target, int64_t rows
         int64_t begin, end;
         share(tiles, id, threads, begin, end);
         Workspace& work = *all[id];
-        Buffer &memory = buffers[2 * id], &y = buffers[2 * id + 1];
-        Layers layers = Kept(net, memory.p, tile).at(net, 0);
+        Buffer& y = outputs[id];
+        Layers layers = local.of(net, tile, id);
         for (int64_t t = begin; t < end; t++) {
             int64_t r = t * tile, count = std::min(tile, rows - r);
-            forward_tile<KIND, true>(net, packed, x + r * net.in(), count, layers, work, y.p);
+            forward_tile<KIND, SLOPE>(net, packed, x + r * net.in(), count, layers.value, layers.slope, work, y.p);
             double total = 0;
             for (int64_t i = 0; i < count * n; i++) {
                 float difference = y.p[i] - target[r * n + i];
@@ -331,11 +352,11 @@ int aire_forward(int kind, int layers, const int64_t* sizes, const float* const*
     return 0;
 }
 
-int aire_backward(int layers, const int64_t* sizes, const float* const* W, const float* const* b, const float* omega,
+int aire_backward(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b, const float* omega,
                   const float* x, const float* gy, int64_t rows, float* memory, float* const* dW, float* const* db,
                   float* dx, int threads) {
     try {
-        backward(network(layers, sizes, W, b, omega), x, gy, rows, memory, dW, db, dx, threads);
+        FOR_KIND(backward<K>(network(layers, sizes, W, b, omega), x, gy, rows, memory, dW, db, dx, threads))
     } catch (const std::bad_alloc&) {
         return 1;
     }

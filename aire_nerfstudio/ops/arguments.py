@@ -1,0 +1,66 @@
+"""What compiled ops for sine networks have in common: when they are used, and how a network is handed to them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.ops.backend import Library, is_off
+
+# Below so many rows the call costs more than it saves.
+FEWEST_ROWS = 64
+
+
+def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """Whether the library may and can be used for a network at ``x [..., d]``: float32 on CPU, rows enough."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or is_off() or torch.is_autocast_enabled("cpu"):
+        return False
+    if x.numel() < FEWEST_ROWS * x.shape[-1] or torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp...
+        return False
+    if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
+        return False
+    return library.load() is not None
+
+
+class Arguments:
+    """A network as the library wants it; keeps alive what the pointers point to."""
+
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor], omegas: Sequence[float]) -> None:
+        self._tensors = [t.detach().contiguous() for t in (*weights, *biases)]
+        count = len(weights)
+        sizes = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+        self.layers = ctypes.c_int(count - 1)
+        self.sizes = (ctypes.c_int64 * len(sizes))(*sizes)
+        self.weights = pointers(self._tensors[:count])
+        self.biases = pointers(self._tensors[count:])
+        self.omegas = (ctypes.c_float * len(omegas))(*omegas)
+        self.network = (self.layers, self.sizes, self.weights, self.biases, self.omegas)
+
+
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """``float* const*``."""
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """``float*``, null for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def threads() -> ctypes.c_int:
+    """As many as torch uses."""
+    return ctypes.c_int(torch.get_num_threads())
+
+
+def checked(status: int) -> None:
+    """Raise what a status other than 0 stands for."""
+    if status == 1:
+        raise MemoryError("a compiled sine network ran out of memory; take fewer rows at a time")
+    if status != 0:
+        raise RuntimeError(f"a compiled sine network refused its arguments (status {status})")

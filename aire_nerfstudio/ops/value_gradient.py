@@ -1,0 +1,124 @@
+"""Value and spatial gradient of a sine network in one call: what losses on distances need.
+
+Equivalent PyTorch: :func:`reference`. Derivatives of :func:`value_and_gradient`:
+
+=================  ==============  ================================================================
+derivative         compiled        remark
+=================  ==============  ================================================================
+weights, biases    yes             of both outputs; six products a hidden layer, as double backward, in fewer passes
+x                  by reference    where ``x`` asks for it, the whole call is the reference's
+second (weights)   by reference    with ``create_graph``
+=================  ==============  ================================================================
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.ops.activations import Activation, derivatives
+from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.backend import VALUE_GRADIENT
+
+# SPDER's second derivative has no bound at 0.
+KINDS = {"siren": 0, "finer": 1}
+MOST_COORDINATES = 8
+
+
+def reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The specification: forward once, then back through the transposed layers; FINER's exact derivative.
+
+    Args:
+        x: ``[N, d]``.
+        weights: ``[n_1, d], ..., [1, n_k]``.
+        biases: ``[n_1], ..., [1]``.
+        activation: ``siren``, ``finer`` or ``spder``.
+        omegas: ``w0`` of each sine layer.
+
+    Returns:
+        ``f [N]`` and ``df/dx [N, d]``.
+    """
+    slopes = []
+    h = x
+    for weight, bias, omega in zip(weights, biases, omegas, strict=False):
+        h, slope, _ = derivatives(torch.nn.functional.linear(h, weight, bias), activation, omega, order=1)
+        slopes.append(slope)
+    back = weights[-1] * slopes[-1]  # [N, n_k]
+    for weight, slope in zip(weights[-2:0:-1], slopes[-2::-1], strict=True):
+        back = (back @ weight) * slope
+    return torch.nn.functional.linear(h, weights[-1], biases[-1]).squeeze(-1), back @ weights[0]
+
+
+def value_and_gradient(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`reference`, compiled where that is possible: SIREN or FINER, float32 on CPU, 64 rows or more."""
+    is_possible = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
+    if not is_possible or not can_compile(VALUE_GRADIENT, x, weights, biases):
+        return reference(x, weights, biases, activation, omegas)
+    return _ValueGradient.apply(x, (activation, tuple(map(float, omegas))), *weights, *biases)
+
+
+class _ValueGradient(torch.autograd.Function):
+    """Both outputs from one pass over the layers and back; what backward needs of the layers is kept between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x.detach().contiguous()
+        value, gradient, kept = _forward(rows, settings, parameters)
+        if any(ctx.needs_input_grad):
+            ctx.settings = settings
+            ctx.save_for_backward(rows, kept, *parameters)
+            ctx.set_materialize_grads(True)
+        return value, gradient
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, kept, *parameters = ctx.saved_tensors
+        activation, omegas = ctx.settings
+        count = len(parameters) // 2
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
+            inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
+            found = iter(
+                torch.autograd.grad(outputs, inputs, (grad_value, grad_gradient), create_graph=True, allow_unused=True)
+            )
+            return None, None, *(next(found) if need else None for need in needs)
+        gf, gg = grad_value.detach().contiguous(), grad_gradient.detach().contiguous()
+        arguments = Arguments(parameters[:count], parameters[count:], omegas)
+        gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
+        checked(
+            VALUE_GRADIENT.loaded().aire_value_gradient_backward(
+                ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gf), pointer(gg),
+                ctypes.c_int64(len(rows)), pointer(kept),
+                pointers(gradients[:count]), pointers(gradients[count:]), threads(),
+            )
+        )  # fmt: skip
+        return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def _forward(rows: Tensor, settings: tuple, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    activation, omegas = settings
+    count = len(parameters) // 2
+    arguments = Arguments(parameters[:count], parameters[count:], omegas)
+    library = VALUE_GRADIENT.loaded()
+    library.aire_value_gradient_floats.restype = ctypes.c_int64
+    kept = rows.new_empty(
+        library.aire_value_gradient_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
+    )
+    value, gradient = rows.new_empty(len(rows)), torch.empty_like(rows)
+    checked(
+        library.aire_value_gradient(
+            ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
+            pointer(value), pointer(gradient), pointer(kept), threads(),
+        )
+    )  # fmt: skip
+    return value, gradient, kept
