@@ -2,7 +2,8 @@
 
 The sources in ``csrc/`` are free of torch headers, so that a build takes seconds. What is built depends on sources,
 flags and compiler; it is kept in ``$AIRE_OPS_CACHE`` (default: ``aire_nerfstudio/ops`` in the user's cache folder). Two
-processes that build at once wait for each other; a file appears only when whole.
+processes that build at once wait for each other; a file appears only when whole. ``$AIRE_OPS_FLAGS`` are given to the
+compiler besides.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def build(name: str, kind: str) -> Path:
         BuildError: no compiler, or it refuses.
         OSError: the cache folder cannot be written.
     """
-    cxx, flags = compiler(), (*FLAGS, *CAPABILITIES[kind], *_openmp())
+    extra = os.environ.get("AIRE_OPS_FLAGS", "").split()
+    cxx, flags = compiler(), (*FLAGS, *CAPABILITIES[kind], *_openmp(), *extra)
     version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
     text = [version, *flags, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
     key = hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]

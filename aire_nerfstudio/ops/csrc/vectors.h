@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16, MR = 12;
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -33,6 +37,13 @@ static inline float sum(vf v) {
     return total;
 }
 
+// a - b c, rounded once: the reduction below rests on it, whatever the compiler makes of other expressions.
+#if defined(__AVX512F__)
+static inline vf minus_product(vf a, vf b, float c) { return (vf)_mm512_fnmadd_ps((__m512)b, _mm512_set1_ps(c), (__m512)a); }
+#elif defined(__AVX2__) && defined(__FMA__)
+static inline vf minus_product(vf a, vf b, float c) { return (vf)_mm256_fnmadd_ps((__m256)b, _mm256_set1_ps(c), (__m256)a); }
+#endif
+
 // Largest |x| that the reduction below takes to full accuracy; a network that diverges goes beyond.
 constexpr float LARGEST_ANGLE = 3e4f;
 
@@ -43,23 +54,22 @@ static void __attribute__((noinline)) sincos_slow(vf x, vf& s, vf& c) {
     }
 }
 
-// Sine and cosine, absolute error below 2e-7. Reduction to [-pi/4, pi/4] in three parts, then Cephes' polynomials.
+// Sine and cosine, absolute error below 2e-7. Reduction to [-pi/4, pi/4] in two parts, then Cephes' polynomials.
 static inline void sincos(vf x, vf& s, vf& c) {
 #if defined(__FMA__)
     vi beyond = ~(magnitude(x) <= splat(LARGEST_ANGLE));  // true of NaN as well
     bool any = false;
 #if defined(__AVX512F__)
-    any = __builtin_ia32_ptestmd512(beyond, beyond, -1) != 0;
+    any = _mm512_test_epi32_mask((__m512i)beyond, (__m512i)beyond) != 0;
 #else
-    any = __builtin_ia32_movmskps256((vf)beyond) != 0;
+    any = _mm256_movemask_ps((__m256)beyond) != 0;
 #endif
     if (__builtin_expect(any, 0)) return sincos_slow(x, s, c);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
     vf shifted = x * 0.636619772f + magic;
     vf q = shifted - magic;
     vi quadrant = bits(shifted);
-    vf r = x - q * 1.57079637050628662f;
-    r = r + q * 4.37113900018624283e-8f;
+    vf r = minus_product(minus_product(x, q, 1.57079637050628662f), q, -4.37113900018624283e-8f);
     vf r2 = r * r;
     vf ps = r2 * -1.9515295891e-4f + 8.3321608736e-3f;
     ps = ps * r2 - 1.6666654611e-1f;
