@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from nerfstudio.cameras.rays import RaySamples
@@ -12,7 +11,8 @@ from nerfstudio.fields.base_field import Field
 from torch import Tensor
 
 from aire_nerfstudio.fields.sine_layers import Activation
-from aire_nerfstudio.fields.sine_mlp import Affine, SineMLP
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.value_gradient import value_and_gradient
 
 LOG_DENSITY_LIMIT = 15.0
 
@@ -97,9 +97,7 @@ class SineRadianceField(Field):
 
     def density(self, x: Tensor) -> Tensor:
         """Density ``[...]`` per normalised unit at normalised positions ``[..., 3]``, without the features."""
-        head = cast(Affine, self.density_net.layers[-1])
-        h = self.density_net.hidden(x)
-        return truncated_exp(torch.nn.functional.linear(h, head.weight[:1], head.bias[:1])[..., 0].float())
+        return truncated_exp(self.density_net.first_output(x).float())
 
     def colour(self, directions: Tensor, features: Tensor) -> Tensor:
         """RGB in [0, 1], ``[..., 3]``, for unit directions ``[..., 3]``."""
@@ -110,16 +108,12 @@ class SineRadianceField(Field):
 
         Uses FINER's exact derivative even when training with the detached one. Zero where the gradient vanishes.
         """
-        net = self.density_net
-        detached, net.detach_finer_scale = net.detach_finer_scale, False
-        try:
-            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-                x = x.detach().float().requires_grad_()
-                # The exponential is monotone: the logarithm of the density has the same normals and never overflows.
-                (gradient,) = torch.autograd.grad(net(x)[..., 0].sum(), x)
-        finally:
-            net.detach_finer_scale = detached
-        return -torch.nn.functional.normalize(gradient, dim=-1)
+        # The exponential is monotone: the logarithm of the density has the same normals and never overflows.
+        weights, biases, activation, omegas, _ = self.density_net.for_ops(1)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            points = x.detach().float().reshape(-1, x.shape[-1])
+            _, gradient = value_and_gradient(points, weights, biases, activation, omegas)
+        return -torch.nn.functional.normalize(gradient.view(x.shape), dim=-1)
 
     # nerfstudio's own interface, used by its samplers, exporters and anything written against ``Field``.
 

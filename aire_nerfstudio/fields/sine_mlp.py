@@ -114,6 +114,10 @@ class SineMLP(nn.Module):
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
         return sine_network(x, *self.for_ops())
 
+    def first_output(self, x: Tensor) -> Tensor:
+        """The first output alone, ``[...]``, at ``x [..., d]``."""
+        return sine_network(x, *self.for_ops(1)).squeeze(-1)
+
     def mean_square_step(self, x: Tensor, target: Tensor) -> Tensor:
         """``((self(x) - target) ** 2).mean()``, ``[]``, faster where one ``backward`` of it is all that follows.
 
@@ -123,9 +127,16 @@ class SineMLP(nn.Module):
         """
         return mean_square_step(x, target, *self.for_ops())
 
-    def for_ops(self) -> tuple[list[nn.Parameter], list[nn.Parameter], Activation, list[float], bool]:
-        """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take."""
-        weights, biases = [layer.weight for layer in self.affines()], [layer.bias for layer in self.affines()]
+    def for_ops(self, outputs: int | None = None) -> tuple[list[Tensor], list[Tensor], Activation, list[float], bool]:
+        """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take.
+
+        Args:
+            outputs: the first so many of the network's outputs alone; None: all.
+        """
+        weights: list[Tensor] = [layer.weight for layer in self.affines()]
+        biases: list[Tensor] = [layer.bias for layer in self.affines()]
+        if outputs is not None:
+            weights[-1], biases[-1] = weights[-1][:outputs], biases[-1][:outputs]
         return weights, biases, self.activation, [omega for _, omega in self.sine_layers()], self.detach_finer_scale
 
     def hidden(self, x: Tensor) -> Tensor:
