@@ -19,3 +19,10 @@ def reproduce() -> None:
     from aire_nerfstudio.reproduce.cli import main
 
     main()
+
+
+def bench() -> None:
+    """``aire-bench``."""
+    from aire_nerfstudio.bench.cli import main
+
+    main()

@@ -11,9 +11,9 @@ ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ORDER = [
     *("errors", "ops", "fields", "losses", "adaptation", "analysis", "data", "models"),
-    *("export", "summary", "reproduce", "method_configs", "commands"),
+    *("export", "summary", "reproduce", "bench", "method_configs", "commands"),
 ]
-WITHOUT_NERFSTUDIO = {"errors", "ops", "losses", "adaptation", "analysis", "summary", "reproduce"}
+WITHOUT_NERFSTUDIO = {"errors", "ops", "losses", "adaptation", "analysis", "summary", "reproduce", "bench"}
 
 
 def _sources():

@@ -81,6 +81,20 @@ def test_the_one_pass_step_is_the_mean_square(activation, detach):
         assert _relative(a, b) < 2e-5
 
 
+def test_the_one_pass_step_twice_differentiated():
+    torch.manual_seed(2)
+    network = _network((12, 9), 2, 1, omega=5.0)
+    x, target = torch.rand(70, 2), torch.rand(70, 1)
+
+    def second(loss):
+        first = torch.autograd.grad(loss, list(network.parameters()), create_graph=True)
+        return torch.autograd.grad(first[0].square().sum(), list(network.parameters())[:-1])
+
+    plain = (reference(x, *network.for_ops()) - target).square().mean()
+    for a, b in zip(second(network.mean_square_step(x, target)), second(plain), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_sums_do_not_depend_on_timing(threads):
     before = torch.get_num_threads()

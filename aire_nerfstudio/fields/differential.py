@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops import mean_curvature
 from aire_nerfstudio.ops import value_gradient as ops
 from aire_nerfstudio.ops.activations import derivatives
 
@@ -130,6 +131,14 @@ def gradient_and_motion(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the network has more than one output, or is a SPDER.
     """
     _check(network, second=True)
+    weights, biases, activation, omegas, _ = network.for_ops()
+    if mean_curvature.is_possible(x, weights, biases, activation):
+        return mean_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
+    return gradient_and_motion_by_torch(network, x)
+
+
+def gradient_and_motion_by_torch(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`gradient_and_motion` in PyTorch's operations: the specification of the compiled one."""
     with torch.enable_grad():
         points = x.detach().requires_grad_()
         normal = value_and_gradient(network, points)[1][:, :3]

@@ -167,4 +167,5 @@ def _openmp() -> tuple[str, ...]:
 
 SINE_NETWORK = Library("sine_network")
 VALUE_GRADIENT = Library("value_gradient")
-LIBRARIES = (SINE_NETWORK, VALUE_GRADIENT)
+MEAN_CURVATURE = Library("mean_curvature")
+LIBRARIES = (SINE_NETWORK, VALUE_GRADIENT, MEAN_CURVATURE)

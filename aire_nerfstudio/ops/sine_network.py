@@ -74,7 +74,8 @@ def mean_square_step(
     if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
         return (reference(x, weights, biases, activation, omegas, detach_finer_scale) - target).square().mean()
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
-    return _MeanSquareStep.apply(x, target, (tuple(map(float, omegas)), kind), *weights, *biases)
+    settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
+    return _MeanSquareStep.apply(x, target, settings, *weights, *biases)
 
 
 class _SineNetwork(torch.autograd.Function):
@@ -145,7 +146,7 @@ class _MeanSquareStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
-        omegas, kind = settings
+        _, omegas, _, kind = settings
         count = len(parameters) // 2
         rows, wanted = x.detach().contiguous(), target.detach().contiguous()
         if rows.dim() != 2 or wanted.shape != (len(rows), parameters[count - 1].shape[0]):
@@ -162,12 +163,22 @@ class _MeanSquareStep(torch.autograd.Function):
                 pointers(gradients[:count]), pointers(gradients[count:]), ctypes.byref(error), threads(),
             )
         )  # fmt: skip
-        ctx.save_for_backward(*gradients)
+        ctx.settings = settings
+        ctx.save_for_backward(x, target, *parameters, *gradients)
         return rows.new_tensor(error.value)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, target, *rest = ctx.saved_tensors
+        parameters, gradients = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        needs = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            activation, omegas, detach, _ = ctx.settings
+            count = len(parameters) // 2
+            y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+            inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
+            found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
+            return None, None, None, *(next(found) if need else None for need in needs)
         is_one = bool(grad == 1)
-        gradients = [g if is_one else grad * g for g in ctx.saved_tensors]
-        return None, None, None, *gradients
+        scaled = [g if is_one else grad * g for g in gradients]
+        return None, None, None, *(g if need else None for g, need in zip(scaled, needs, strict=True))

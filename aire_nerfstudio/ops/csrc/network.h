@@ -174,7 +174,7 @@ static void reduce(const Network& net, const std::vector<std::unique_ptr<Gradien
 }
 
 // Rows at a time: as many as keep so many buffers of a layer in half a megabyte of cache, a multiple of MR.
-static int64_t tile_rows(const Network& net, int buffers = 3) {
+static inline int64_t tile_rows(const Network& net, int buffers = 3) {
     int64_t rows = (1 << 17) / (buffers * row_length(net.widest()));
     return up(std::min<int64_t>(384, std::max<int64_t>(72, rows)), MR);
 }

@@ -1,0 +1,1 @@
+"""Speed of sine networks, side by side in one process: ``aire-bench``."""

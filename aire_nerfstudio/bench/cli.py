@@ -1,0 +1,113 @@
+"""``aire-bench``: how fast sine networks train and run here, against PyTorch, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, surface_case
+from aire_nerfstudio.bench.report import Result, table, write
+from aire_nerfstudio.bench.timing import time_in_turn
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.ops.backend import LIBRARIES, capability, is_off
+from aire_nerfstudio.ops.host_memory import keep_freed_memory
+from aire_nerfstudio.reproduce.store import machine
+
+KINDS = ["image", "surface", "flow"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aire-bench", description=__doc__)
+    parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16_384], help="points a step")
+    parser.add_argument(
+        "--cases", nargs="+", default=["image", "surface", "flow"], choices=["image", "surface", "flow"]
+    )
+    parser.add_argument("--activation", default="siren", choices=get_args(Activation), help="of the image cases")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it warms up for minutes")
+    parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, .md and .png")
+    return parser
+
+
+@exit_on_bad_input
+def main(arguments: list[str] | None = None) -> None:
+    """Time, report, draw."""
+    given = _parser().parse_args(arguments)
+    for name in ("widths", "batches", "repeats", "threads"):
+        value = getattr(given, name)
+        if value is not None and min(value if isinstance(value, list) else [value]) < 1:
+            raise InputError(f"--{name} is {value}; it must be at least 1")
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {given.device}: there is no CUDA device; use cpu")
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    console = Console()
+    for library in LIBRARIES:
+        if given.device == "cpu" and (is_off() or library.load() is None):
+            console.print(
+                f"[yellow]{library.name} is not compiled ({library.reason or 'AIRE_OPS is off'}): ours is eager"
+            )
+    if given.device != "cpu":
+        console.print("[yellow]there are no compiled ops for CUDA yet: ours is eager there, but for closed forms")
+    plan: list[tuple[str, int, int]] = [
+        (kind, width, batch) for kind in given.cases for width in given.widths for batch in given.batches
+    ]
+    results: list[Result] = []
+    about = {
+        **machine(given.device), "threads": torch.get_num_threads(), "ops": capability(),
+        "activation": given.activation, "GFLOP/s": round(peak(given.device)),
+    }  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=len(plan))
+        for kind, width, batch in plan:
+            progress.update(bar, description=f"{kind}, {width} wide, {batch:,} points")
+            for case in _cases(kind, width, batch, given):
+                torch._dynamo.reset()
+                results.append((case, time_in_turn(case.ways, given.repeats, given.device)))
+            progress.advance(bar)
+    made = write(results, about, given.out)
+    console.print(Markdown(table(results, about)))
+    console.print("wrote " + ", ".join(str(path) for path in made))
+
+
+def _cases(kind: str, width: int, batch: int, given: Any) -> list[Case]:
+    if kind == "image":
+        return image_cases(width, batch, given.activation, given.device, not given.no_compile)
+    return [(surface_case if kind == "surface" else flow_case)(width, batch, given.device)]
+
+
+def peak(device: str, size: int = 2048, repeats: int = 5) -> float:
+    """Rate of large matrix products in float32, in GFLOP/s: the fastest of some."""
+    a, b = torch.rand(size, size, device=device), torch.rand(size, size, device=device)
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        a @ b
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best / 1e9
+
+
+if __name__ == "__main__":
+    main()

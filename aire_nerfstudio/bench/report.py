@@ -1,0 +1,81 @@
+"""The results of ``aire-bench`` as JSON, a Markdown table and a chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aire_nerfstudio.bench.cases import Case
+from aire_nerfstudio.bench.timing import Timed
+
+Result = tuple[Case, dict[str, Timed]]
+
+
+def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
+    """Medians, spans, ratios to the baseline, and the share of the machine's own rate of matrix products."""
+    lines = [
+        "# aire-bench",
+        "",
+        " | ".join(f"{name} {value}" for name, value in machine.items()),
+        "",
+        "Medians of repetitions in turn (fastest to slowest); times faster than the first way of the row's case; share "
+        "of the rate at which this machine multiplies large matrices.",
+        "",
+        "| case | width | points | way | ms | faster | share of peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, times in results:
+        base = next(iter(times.values())).median
+        for name, timed in times.items():
+            low, high = timed.span
+            share = case.flop / timed.median / 1e6 / machine["GFLOP/s"] if case.flop else None
+            cells = [
+                case.name, str(case.width), f"{case.rows:,}", name, f"{timed.median:.1f} ({low:.1f} to {high:.1f})",
+                f"{base / timed.median:.2f}", "" if share is None else f"{100 * share:.0f} %",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(results: Sequence[Result], machine: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``bench.json``, ``.md`` and ``.png``; returns them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {"case": case.name, "width": case.width, "points": case.rows, "flop": case.flop,
+         "ms": {name: list(timed.milliseconds) for name, timed in times.items()}}
+        for case, times in results
+    ]  # fmt: skip
+    made = [folder / f"bench.{suffix}" for suffix in ("json", "md", "png")]
+    made[0].write_text(json.dumps({"machine": machine, "results": entries}, indent=1))
+    made[1].write_text(table(results, machine))
+    _draw(results, made[2])
+    return made
+
+
+def _draw(results: Sequence[Result], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.62 * len(results)), layout="constrained")
+    names = list(dict.fromkeys(name for _, times in results for name in list(times)[1:]))
+    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    for line, (_, times) in enumerate(results):
+        base, others = next(iter(times.values())).median, list(times.items())[1:]
+        height = 0.8 / len(others)
+        for index, (name, timed) in enumerate(others):
+            bars = axes.barh(line + (index + 0.5) * height - 0.4, base / timed.median, height, color=colours[name])
+            axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+    for name in names:
+        axes.barh(0, 0, color=colours[name], label=name)
+    axes.axvline(1, color="black", lw=0.8)
+    axes.set_yticks(range(len(results)), [f"{case.name}, {case.width} wide, {case.rows:,}" for case, _ in results])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set(xlabel="times faster than eager PyTorch (surface: double backward; flow: autograd)")
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
