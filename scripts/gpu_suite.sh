@@ -21,41 +21,19 @@ if [ $# -ge 4 ]; then
     done
 fi
 
-for mesh in ${MESHES:+"$MESHES"/*.ply}; do
-    shape="$(basename "$mesh" .ply)"
-    # 1,000 epochs of 2 x vertices / 20,000 steps.
-    sdf_steps="$(python -c 'import sys; from pathlib import Path; from aire_nerfstudio.data.surface import read_surface
-print(round(1000 * 2 * len(read_surface(Path(sys.argv[1])).points) / 20000))' "$mesh")"
-    for activation in siren finer; do
-        for variant in aire large small aire_rounds; do
-            run="$out/$shape-$variant/aire-sdf-$activation/run"
-            if [ ! -f "$run/eval.json" ]; then
-                begin=$(date +%s)
-                ns-train "aire-sdf-$activation" --output-dir "$out" --experiment-name "$shape-$variant" --timestamp run \
-                    --data "$mesh" --max-num-iterations "$sdf_steps" --steps-per-save 5000 --vis tensorboard \
-                    --steps-per-eval-batch 1000000 --logging.local-writer.enable False \
-                    --pipeline.model.eval-resolution 512 --pipeline.model.variant "$variant" \
-                    > "$out/$shape-$activation-$variant.log" 2>&1
-                echo "$(( $(date +%s) - begin ))" > "$run/seconds"
-                ns-eval --load-config "$run/config.yml" --output-path "$run/eval.json" \
-                    >> "$out/$shape-$activation-$variant.log" 2>&1
-            fi
-            echo "$shape $activation $variant $(cat "$run/seconds") s | $(python -m aire_nerfstudio.summary "$run")" \
-                | tee -a "$out/surfaces.txt"
-        done
+if [ -n "${MESHES:-}" ]; then
+    for table in sdf-table6 sdf-table5 sdf-figure4 sdf-table1; do
+        aire-reproduce "$table" --budget paper --data "$MESHES" --jobs 4 --out "$out/surfaces"
     done
-done
-if [ -n "${MESHES:-}" ] && [ -f "$MESHES/armadillo.ply" ]; then
+    aire-reproduce sdf-table7 --budget paper --data "$MESHES" --out "$out/surfaces"
     python scripts/bench_surface.py 256 60000 | tee "$out/bench_surface.txt"
-    for variant in large aire; do
-        run="$out/flow-$variant/aire-flow-siren/run"
-        [ -d "$run/nerfstudio_models" ] || ns-train aire-flow-siren --output-dir "$out" --experiment-name "flow-$variant" \
-            --timestamp run --data "$MESHES/armadillo.ply" --vis tensorboard --steps-per-eval-batch 1000000 \
-            --logging.local-writer.enable False --pipeline.model.variant "$variant" > "$out/flow-$variant.log" 2>&1
-    done
-    aire-export compare --load-config "$out/flow-large/aire-flow-siren/run/config.yml" --resolution 512 \
-        --other-config "$out/flow-aire/aire-flow-siren/run/config.yml" --output-path "$out/flow.json"
+    if [ -f "$MESHES/armadillo.ply" ]; then
+        aire-reproduce flow --budget paper --data "$MESHES" --shapes armadillo --jobs 3 --out "$out/surfaces"
+    fi
 fi
+
+# Eager float32, torch.compile and the closed forms of derivatives.
+aire-bench --widths 64 128 256 512 --batches 65536 --out "$out/bench"
 
 # Step overhead of nerfstudio's trainer at the paper's size.
 python scripts/bench_overhead.py --rays 4096 --width 182 | tee "$out/overhead.txt"

@@ -73,8 +73,8 @@ class _MeanCurvature(torch.autograd.Function):
         activation, omegas = ctx.settings
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the compiled mean curvature cannot be differentiated twice (create_graph=True); set AIRE_OPS=off to use "
-                "PyTorch's operations, which can"
+                "the compiled mean curvature cannot be differentiated twice (create_graph=True); set AIRE_OPS=off to "
+                "use PyTorch's operations, which can"
             )
         count = len(parameters) // 2
         arguments = Arguments(parameters[:count], parameters[count:], omegas)

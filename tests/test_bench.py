@@ -1,0 +1,68 @@
+"""aire-bench: every way computes the same, the report says what was timed, bad requests end in one line."""
+
+import json
+
+import pytest
+import torch
+
+from aire_nerfstudio.bench.cases import flow_case, image_cases, surface_case
+from aire_nerfstudio.bench.cli import main
+from aire_nerfstudio.bench.timing import time_in_turn
+
+
+@pytest.mark.parametrize("which", ["image", "surface", "flow"])
+def test_all_ways_leave_the_same_gradients(which, monkeypatch):
+    import aire_nerfstudio.bench.cases as module
+
+    made = []
+    original = module.SineMLP
+
+    def watched(*arguments, **options):
+        made.append(original(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(module, "SineMLP", watched)
+    if which == "image":
+        case = image_cases(24, 100, "finer", "cpu", with_compile=False)[0]
+    else:
+        case = (surface_case if which == "surface" else flow_case)(24, 100, "cpu")
+    gradients = {}
+    for name, way in case.ways.items():
+        way()
+        gradients[name] = [p.grad.clone() for p in made[0].parameters() if p.grad is not None and p.grad.any()]
+    first, *others = gradients.values()
+    for other in others:
+        assert len(other) == len(first)
+        for a, b in zip(first, other, strict=True):
+            assert torch.allclose(a, b, atol=2e-3 * float(a.abs().max()))
+
+
+def test_every_way_runs_as_often():
+    calls = []
+    times = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
+    assert calls == ["a", "b"] + ["a", "b"] * 3  # once to warm up, then in turn
+    assert [len(timed.milliseconds) for timed in times.values()] == [3, 3]
+    low, high = times["a"].span
+    assert low <= times["a"].median <= high
+
+
+def test_the_report_holds_what_was_timed(tmp_path, capsys):
+    sizes = ["--widths", "16", "--batches", "256", "--repeats", "2"]
+    main([*sizes, "--no-compile", "--device", "cpu", "--out", str(tmp_path)])
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert {entry["case"] for entry in report["results"]} == {"training step", "inference", "surface step", "flow step"}
+    for entry in report["results"]:
+        assert all(len(values) == 2 and min(values) > 0 for values in entry["ms"].values())
+    page = (tmp_path / "bench.md").read_text()
+    assert "| training step | 16 | 256 | ours, one pass |" in page
+    assert (tmp_path / "bench.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--widths", "0"], "--widths is"), (["--repeats", "0"], "--repeats is 0")]
+)
+def test_bad_requests_end_in_one_line(tmp_path, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments, "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
