@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export AIRE_OPS_CACHE="$PWD/.sanitize" AIRE_OPS_FLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
-runtime="$(g++ -print-file-name=libasan.so)"
+# The C++ library beside it: without it the sanitizer cannot pass on exceptions that torch throws.
+runtime="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
 # Python's own leaks are not ours; the loader must find the sanitizer first. A build that two processes race for is left
 # out: the compiler itself would run under the sanitizer.
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -m aire_nerfstudio.ops

@@ -8,8 +8,8 @@ compiler besides.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,10 +17,16 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
@@ -128,15 +134,22 @@ def build(name: str, kind: str) -> Path:
     target = folder / f"{name}-{kind.lower()}-{key}.so"
     if target.is_file():
         return target
-    # The lock goes with the process that holds it, however that ends.
-    with (folder / f"{name}-{kind.lower()}-{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(target.with_suffix(".lock")):
         if not target.is_file():
             print(f"[aire] compiling {name} for {kind} (once, some seconds)", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = _compile(cxx, flags, name, Path(scratch))
                 made.replace(target)
     return target
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process that holds it, however that ends."""
+    with path.open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(cxx: str, flags: tuple[str, ...], name: str, folder: Path) -> Path:

@@ -70,6 +70,9 @@ def mean_square_step(
     Compiled, value and gradients come in one pass, in which nothing is kept: the gradients of weights and biases are
     there before ``backward`` asks for them. ``x`` and ``target`` get none.
     """
+    out = weights[-1].shape[0]
+    if x.dim() != 2 or target.shape != (len(x), out):
+        raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")
     needs_none = not (x.requires_grad or target.requires_grad)
     if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
         return (reference(x, weights, biases, activation, omegas, detach_finer_scale) - target).square().mean()
@@ -149,11 +152,6 @@ class _MeanSquareStep(torch.autograd.Function):
         _, omegas, _, kind = settings
         count = len(parameters) // 2
         rows, wanted = x.detach().contiguous(), target.detach().contiguous()
-        if rows.dim() != 2 or wanted.shape != (len(rows), parameters[count - 1].shape[0]):
-            raise ValueError(
-                f"x must be [N, d] and target [N, {parameters[count - 1].shape[0]}]; got {tuple(x.shape)} and "
-                f"{tuple(target.shape)}"
-            )
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         error = ctypes.c_double()

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.ops.backend import LIBRARIES
 from aire_nerfstudio.reproduce.fit import Fit
 from aire_nerfstudio.reproduce.store import Store
 
@@ -50,6 +51,10 @@ def run_fits(
     for fit in {fit.source: fit for fit in wanted}.values():
         fit.check(sources)
     missing = [fit for fit in wanted if not store.is_finished(fit, is_recorded or fit in needed, is_timed)]
+    if device == "cpu":
+        # Compiled before the first clock starts.
+        for library in LIBRARIES:
+            library.load()
     console.print(
         f"{len(wanted)} fits, {len(wanted) - len(missing)} of them finished before, {jobs} at a time on {device}"
     )

@@ -48,16 +48,6 @@ struct Workspace {
     }
 };
 
-struct Weights {
-    Packed packed;
-    Buffer first, last;
-    explicit Weights(const Network& net)
-        : packed(net, true), first(net.in() * up(net.width(0), NR)), last(pad(net.W[net.layers], net.width(net.layers - 1))) {
-        for (int64_t j = 0; j < net.width(0); j++)
-            for (int64_t d = 0; d < net.in(); d++) first.p[d * up(net.width(0), NR) + j] = net.W[0][j * net.in() + d];
-    }
-};
-
 // C = A times panels; C has rows of ldc floats.
 void plain_product(const float* A, int64_t lda, int64_t rows, int64_t depth, const float* panels, int64_t columns,
                    float* C, int64_t ldc) {
@@ -80,7 +70,7 @@ void weigh(const float* A, int64_t ld, int64_t rows, const float* w, int64_t col
 
 // Fills work; all rows of the tile are computed, those that do not exist at x = 0.
 template <int KIND>
-void forward_tile(const Network& net, const Weights& weights, const float* x, int64_t rows, Workspace& work,
+void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work,
                   float* motion) {
     int L = net.layers;
     int64_t d = net.in(), R = work.tile;
@@ -147,7 +137,7 @@ void forward_tile(const Network& net, const Weights& weights, const float* x, in
 }
 
 // After forward_tile: adds what gg [rows, d] (of the gradient) and gm [rows] (of the motion) ask for.
-void backward_tile(const Network& net, const Weights& weights, const float* gg, const float* gm, int64_t rows,
+void backward_tile(const Network& net, const DerivativeWeights& weights, const float* gg, const float* gm, int64_t rows,
                    Workspace& work, Gradients& grads) {
     int L = net.layers;
     int64_t d = net.in(), R = work.tile;
@@ -260,17 +250,6 @@ void backward_tile(const Network& net, const Weights& weights, const float* gg, 
             }
 }
 
-template <class Do>
-void over_tiles(const Network& net, int64_t rows, int threads, Do what) {
-    const int64_t tile = 2 * MR, tiles = (rows + tile - 1) / tile;
-    std::vector<std::unique_ptr<Workspace>> all;
-    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++)
-        for (int64_t t = tiles * id / threads; t < tiles * (id + 1) / threads; t++)
-            what(id, t * tile, std::min(tile, rows - t * tile), *all[id]);
-}
-
 }  // namespace
 
 // Both return 0, or 1 where memory ran out, 2 for another activation, 3 for fewer than 3 or more than 4 coordinates.
@@ -282,8 +261,8 @@ int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float*
     if (sizes[0] < SPACE || sizes[0] > 4) return 3;
     try {
         Network net{layers, sizes, W, b, omega};
-        Weights weights(net);
-        over_tiles(net, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
+        DerivativeWeights weights(net);
+        over_tiles<Workspace>(net, 2 * MR, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
             auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, work, motion + r);
             for (int64_t i = 0; i < count; i++)
@@ -302,10 +281,9 @@ int aire_mean_curvature_backward(int kind, int layers, const int64_t* sizes, con
     if (sizes[0] < SPACE || sizes[0] > 4) return 3;
     try {
         Network net{layers, sizes, W, b, omega};
-        Weights weights(net);
-        std::vector<std::unique_ptr<Gradients>> parts;
-        for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
-        over_tiles(net, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
+        DerivativeWeights weights(net);
+        auto parts = gradients(net, threads);
+        over_tiles<Workspace>(net, 2 * MR, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
             float motion[2 * MR];
             auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, work, motion);

@@ -178,3 +178,35 @@ static inline int64_t tile_rows(const Network& net, int buffers = 3) {
     int64_t rows = (1 << 17) / (buffers * row_length(net.widest()));
     return up(std::min<int64_t>(384, std::max<int64_t>(72, rows)), MR);
 }
+
+// Weights of a network with one output whose derivatives are wanted: panels for both directions, the first weight
+// transposed, [in][up(n, NR)], the last one padded.
+struct DerivativeWeights {
+    Packed packed;
+    Buffer first, last;
+    explicit DerivativeWeights(const Network& net)
+        : packed(net, true), first(net.in() * up(net.width(0), NR)),
+          last(pad(net.W[net.layers], net.width(net.layers - 1))) {
+        for (int64_t j = 0; j < net.width(0); j++)
+            for (int64_t d = 0; d < net.in(); d++) first.p[d * up(net.width(0), NR) + j] = net.W[0][j * net.in() + d];
+    }
+};
+
+static inline std::vector<std::unique_ptr<Gradients>> gradients(const Network& net, int threads) {
+    std::vector<std::unique_ptr<Gradients>> parts;
+    for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
+    return parts;
+}
+
+// what(thread, first row, rows, workspace) for every tile. Each thread has its own workspace, made beforehand, since an
+// exception must not leave a parallel region, and the same tiles every time, so that sums do not depend on timing.
+template <class Workspace, class Do>
+static inline void over_tiles(const Network& net, int64_t tile, int64_t rows, int threads, Do what) {
+    const int64_t tiles = (rows + tile - 1) / tile;
+    std::vector<std::unique_ptr<Workspace>> all;
+    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int id = 0; id < threads; id++)
+        for (int64_t t = tiles * id / threads; t < tiles * (id + 1) / threads; t++)
+            what(id, t * tile, std::min(tile, rows - t * tile), *all[id]);
+}

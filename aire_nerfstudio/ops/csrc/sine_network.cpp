@@ -71,13 +71,6 @@ struct Workspace {
           back((tile + MR) * row_length(net.widest())) {}
 };
 
-// One a thread, made beforehand: an exception must not leave a parallel region.
-std::vector<std::unique_ptr<Workspace>> workspaces(const Network& net, int64_t tile, int threads) {
-    std::vector<std::unique_ptr<Workspace>> all;
-    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
-    return all;
-}
-
 // kept: slopes or z of each layer, as KEEP says; values may share buffers where only the last is wanted.
 template <int KIND, Keep KEEP>
 void forward_tile(const Network& net, const Packed& packed, const float* x, int64_t rows,
@@ -212,72 +205,40 @@ std::vector<float*> places(const Network& net, float* memory, int64_t rows, int6
     return layers;
 }
 
-// Values and slopes of one tile, for each thread.
-struct Tiles {
-    std::vector<Buffer> buffers;
-    Tiles(const Network& net, int64_t tile, int threads) {
-        for (int i = 0; i < 2 * threads; i++) buffers.emplace_back(kept_floats(net, tile));
-    }
-    Layers of(const Network& net, int64_t tile, int id) const {
-        return {places(net, buffers[2 * id].p, tile, 0), places(net, buffers[2 * id + 1].p, tile, 0)};
-    }
+// A workspace with room for every layer's values and slopes of a tile, and for its outputs.
+struct LayeredWorkspace : Workspace {
+    Buffer values, slopes, y;
+    Layers layers;
+    LayeredWorkspace(const Network& net, int64_t tile)
+        : Workspace(net, tile), values(kept_floats(net, tile)), slopes(kept_floats(net, tile)), y(tile * net.out()),
+          layers{places(net, values.p, tile, 0), places(net, slopes.p, tile, 0)} {}
 };
-
-std::vector<std::unique_ptr<Gradients>> gradients(const Network& net, int threads) {
-    std::vector<std::unique_ptr<Gradients>> parts;
-    for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
-    return parts;
-}
-
-// Tiles [begin, end) of thread `id`: contiguous, so that sums do not depend on timing.
-void share(int64_t tiles, int id, int threads, int64_t& begin, int64_t& end) {
-    begin = tiles * id / threads;
-    end = tiles * (id + 1) / threads;
-}
 
 template <int KIND>
 void forward(const Network& net, const float* x, int64_t rows, float* y, float* memory, int threads) {
     Packed packed(net, false);
-    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
-    auto all = workspaces(net, tile, threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++) {
-        int64_t begin, end;
-        share(tiles, id, threads, begin, end);
-        Workspace& work = *all[id];
+    over_tiles<Workspace>(net, tile_rows(net), rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
         std::vector<float*> value;  // two buffers in turn
         for (int l = 0; l < net.layers; l++) value.push_back(l % 2 ? work.wide.p : work.back.p);
-        for (int64_t t = begin; t < end; t++) {
-            int64_t r = t * tile, count = std::min(tile, rows - r);
-            const float* points = x + r * net.in();
-            if (memory)
-                forward_tile<KIND, Z>(net, packed, points, count, value, places(net, memory, rows, r), work, y + r * net.out());
-            else
-                forward_tile<KIND, NOTHING>(net, packed, points, count, value, {}, work, y + r * net.out());
-        }
-    }
+        const float* points = x + r * net.in();
+        if (memory)
+            forward_tile<KIND, Z>(net, packed, points, count, value, places(net, memory, rows, r), work, y + r * net.out());
+        else
+            forward_tile<KIND, NOTHING>(net, packed, points, count, value, {}, work, y + r * net.out());
+    });
 }
 
 template <int KIND>
 void backward(const Network& net, const float* x, const float* gy, int64_t rows, float* memory, float* const* dW,
               float* const* db, float* dx, int threads) {
     Packed packed(net, true);
-    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile;
     auto parts = gradients(net, threads);
-    auto all = workspaces(net, tile, threads);
-    Tiles local(net, tile, threads);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++) {
-        int64_t begin, end;
-        share(tiles, id, threads, begin, end);
-        Layers layers = local.of(net, tile, id);
-        for (int64_t t = begin; t < end; t++) {
-            int64_t r = t * tile, count = std::min(tile, rows - r);
-            from_z<KIND>(net, places(net, memory, rows, r), up(count, MR), layers);
-            backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, layers, *all[id], *parts[id],
+    over_tiles<LayeredWorkspace>(
+        net, tile_rows(net), rows, threads, [&](int id, int64_t r, int64_t count, LayeredWorkspace& work) {
+            from_z<KIND>(net, places(net, memory, rows, r), up(count, MR), work.layers);
+            backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, work.layers, work, *parts[id],
                           dx ? dx + r * net.in() : nullptr);
-        }
-    }
+        });
     reduce(net, parts, dW, db, threads);
 }
 
@@ -286,34 +247,23 @@ template <int KIND>
 double fit(const Network& net, const float* x, const float* target, int64_t rows, float* const* dW, float* const* db,
            int threads) {
     Packed packed(net, true);
-    int64_t tile = tile_rows(net), tiles = (rows + tile - 1) / tile, n = net.out();
+    int64_t n = net.out();
     auto parts = gradients(net, threads);
-    auto all = workspaces(net, tile, threads);
-    Tiles local(net, tile, threads);
-    std::vector<Buffer> outputs;
-    for (int i = 0; i < threads; i++) outputs.emplace_back(tile * n);
     std::vector<double> errors(threads * 8, 0.0);  // a cache line each
     float scale = 2.0f / float(rows * n);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++) {
-        int64_t begin, end;
-        share(tiles, id, threads, begin, end);
-        Workspace& work = *all[id];
-        Buffer& y = outputs[id];
-        Layers layers = local.of(net, tile, id);
-        for (int64_t t = begin; t < end; t++) {
-            int64_t r = t * tile, count = std::min(tile, rows - r);
-            forward_tile<KIND, SLOPE>(net, packed, x + r * net.in(), count, layers.value, layers.slope, work, y.p);
+    over_tiles<LayeredWorkspace>(
+        net, tile_rows(net), rows, threads, [&](int id, int64_t r, int64_t count, LayeredWorkspace& work) {
+            float* y = work.y.p;
+            forward_tile<KIND, SLOPE>(net, packed, x + r * net.in(), count, work.layers.value, work.layers.slope, work, y);
             double total = 0;
             for (int64_t i = 0; i < count * n; i++) {
-                float difference = y.p[i] - target[r * n + i];
+                float difference = y[i] - target[r * n + i];
                 total += double(difference) * difference;
-                y.p[i] = scale * difference;
+                y[i] = scale * difference;
             }
             errors[id * 8] += total;
-            backward_tile(net, packed, x + r * net.in(), y.p, count, layers, work, *parts[id], nullptr);
-        }
-    }
+            backward_tile(net, packed, x + r * net.in(), y, count, work.layers, work, *parts[id], nullptr);
+        });
     reduce(net, parts, dW, db, threads);
     double total = 0;
     for (int id = 0; id < threads; id++) total += errors[id * 8];

@@ -53,19 +53,8 @@ struct Workspace {
     }
 };
 
-// Panels that products need: forward and backward of the hidden layers; the first weight transposed, the last padded.
-struct Weights {
-    Packed packed;
-    Buffer first, last;
-    explicit Weights(const Network& net)
-        : packed(net, true), first(net.in() * up(net.width(0), NR)), last(pad(net.W[net.layers], net.width(net.layers - 1))) {
-        for (int64_t j = 0; j < net.width(0); j++)
-            for (int64_t d = 0; d < net.in(); d++) first.p[d * up(net.width(0), NR) + j] = net.W[0][j * net.in() + d];
-    }
-};
-
 template <int KIND>
-void forward_tile(const Network& net, const Weights& weights, const float* x, int64_t rows, const Kept& kept,
+void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, const Kept& kept,
                   Workspace& work, float* f, float* gradient) {
     int L = net.layers;
     const Layers& layers = work.layers;
@@ -128,7 +117,7 @@ void forward_tile(const Network& net, const Weights& weights, const float* x, in
 
 // h, act', v and u act'' of a tile from z and u.
 template <int KIND>
-void from_kept(const Network& net, const Weights& weights, const Kept& kept, int64_t rows, const Layers& layers) {
+void from_kept(const Network& net, const DerivativeWeights& weights, const Kept& kept, int64_t rows, const Layers& layers) {
     for (int l = 0; l < net.layers; l++) {
         int64_t ld = row_length(net.width(l)), columns = up(net.width(l), NR);
         bool is_last = l == net.layers - 1;
@@ -146,7 +135,7 @@ void from_kept(const Network& net, const Weights& weights, const Kept& kept, int
 }
 
 // Adds to grads what a loss with df/d(loss) = gf [rows] and d(loss)/d(gradient) = gg [rows, d] gives.
-void backward_tile(const Network& net, const Weights& weights, const float* x, const float* gf, const float* gg,
+void backward_tile(const Network& net, const DerivativeWeights& weights, const float* x, const float* gf, const float* gg,
                    int64_t rows, Workspace& work, Gradients& grads) {
     int L = net.layers;
     const Layers& layers = work.layers;
@@ -220,17 +209,6 @@ void backward_tile(const Network& net, const Weights& weights, const float* x, c
     add_outer_narrow(here, ld0, net.width(0), x, d, d, rows, grads.W[0].p);
 }
 
-template <class Do>
-void over_tiles(const Network& net, int64_t rows, int threads, Do what) {
-    int64_t tile = tile_rows(net, 5), tiles = (rows + tile - 1) / tile;
-    std::vector<std::unique_ptr<Workspace>> all;
-    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++)
-        for (int64_t t = tiles * id / threads; t < tiles * (id + 1) / threads; t++)
-            what(id, t * tile, std::min(tile, rows - t * tile), *all[id]);
-}
-
 }  // namespace
 
 // All return 0, or 1 where memory ran out, 2 for an activation without a second derivative.
@@ -246,8 +224,8 @@ int aire_value_gradient(int kind, int layers, const int64_t* sizes, const float*
     if (kind != SIREN && kind != FINER) return 2;
     try {
         Network net{layers, sizes, W, b, omega};
-        Weights weights(net);
-        over_tiles(net, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
+        DerivativeWeights weights(net);
+        over_tiles<Workspace>(net, tile_rows(net, 5), rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
             Kept kept = kept_at(net, memory, rows, r);
             auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, kept, work, f + r, gradient + r * net.in());
@@ -264,10 +242,9 @@ int aire_value_gradient_backward(int kind, int layers, const int64_t* sizes, con
     if (kind != SIREN && kind != FINER) return 2;
     try {
         Network net{layers, sizes, W, b, omega};
-        Weights weights(net);
-        std::vector<std::unique_ptr<Gradients>> parts;
-        for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
-        over_tiles(net, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
+        DerivativeWeights weights(net);
+        auto parts = gradients(net, threads);
+        over_tiles<Workspace>(net, tile_rows(net, 5), rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
             auto prepare = kind == SIREN ? from_kept<SIREN> : from_kept<FINER>;
             prepare(net, weights, kept_at(net, memory, rows, r), up(count, MR), work.layers);
             backward_tile(net, weights, x + r * net.in(), gf + r, gg + r * net.in(), count, work, *parts[id]);
