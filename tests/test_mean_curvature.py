@@ -99,3 +99,8 @@ def test_second_derivatives_are_refused():
     moved = gradient_and_motion(network, torch.rand(64, 3))[1]
     with pytest.raises(RuntimeError, match="AIRE_OPS=off"):
         torch.autograd.grad(moved.square().sum(), list(network.parameters())[:1], create_graph=True)
+
+
+def test_points_of_another_dimension_are_an_error_and_not_garbage():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        gradient_and_motion(SineMLP(4, [64, 64], 1), torch.rand(1000, 3))

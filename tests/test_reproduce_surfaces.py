@@ -14,7 +14,7 @@ from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce.arrays import load_arrays
-from aire_nerfstudio.reproduce.cli import main
+from aire_nerfstudio.reproduce.cli import choose_sources, main
 from aire_nerfstudio.reproduce.experiment import Cell, Choice, Experiment, Gain
 from aire_nerfstudio.reproduce.experiments import make_experiment
 from aire_nerfstudio.reproduce.flow_fit import FlowFit
@@ -208,6 +208,14 @@ def test_bad_requests_end_in_one_line(folder, tmp_path, arguments, message):
         main([*arguments, "--data", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_files_of_one_name_are_not_mixed_up(tmp_path):
+    for suffix in ("ply", "obj"):
+        trimesh.creation.icosphere(subdivisions=1).export(tmp_path / f"a.{suffix}")
+    with pytest.raises(InputError, match="several files called a"):
+        choose_sources(tmp_path, None, "surfaces")
+    assert choose_sources(tmp_path, ["a.obj"], "surfaces") == ("a.obj",)
 
 
 def test_a_bad_shape_is_found_before_any_fit(tmp_path):

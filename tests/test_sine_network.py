@@ -188,6 +188,53 @@ def test_growth_and_removal_between_two_steps_with_the_old_loss_alive():
     assert network.widths == [18, 16]
 
 
+def test_what_does_not_fit_together_is_an_error_and_not_garbage():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        _network((64, 64), 3, 1)(torch.rand(1000, 2))
+    network = _network((16,), 2, 3)
+    x, target = torch.rand(100, 2), torch.rand(100, 3)
+    right = float(network.mean_square_step(x, target).detach())
+    assert float(network.mean_square_step(x, target.double()).detach()) == pytest.approx(right, rel=1e-5)
+    assert float(network.mean_square_step(x, target.half()).detach()) == pytest.approx(right, rel=1e-2)
+
+
+def test_long_sums_keep_their_digits():
+    torch.manual_seed(0)
+    network = _network((16, 16), 3, 1)
+    exact = _in_double(network)
+    x = 2 * torch.rand(400_000, 3) - 1
+    found = torch.autograd.grad(network(x).mean(), list(network.parameters()))
+    expected = torch.autograd.grad(exact(x.double()).mean(), list(exact.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        assert _relative(a, b) < 2e-4
+
+
+def test_hooks_are_called_and_forward_mode_works():
+    network = _network((16, 16), 2, 3)
+    x = torch.rand(100, 2)
+    expected = reference(x, *network.for_ops())
+    seen = []
+    handle = network.affines()[0].register_forward_hook(lambda *_: seen.append(1))
+    assert torch.allclose(network(x), expected, atol=1e-5)
+    assert float(network.mean_square_step(x, expected.detach()).detach()) < 1e-9
+    assert len(seen) == 2
+    handle.remove()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(network(dual)).tangent is not None
+
+
+def test_who_gets_the_gradients_may_change_them():
+    network = _network((8,), 2, 1)
+    loss = network.mean_square_step(torch.rand(100, 2), torch.rand(100, 1))
+    first = torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    for a, b in zip(torch.autograd.grad(loss, list(network.parameters())), kept, strict=True):
+        assert torch.equal(a, b)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 70), min_size=1, max_size=4), st.integers(1, 12), st.integers(1, 12), st.integers(64, 900)
@@ -260,6 +307,12 @@ def test_importing_builds_nothing_and_a_failed_build_is_said_once(tmp_path):
         assert len(said) == 1 and "no C++ compiler" in said[0], said
     """ % str(tmp_path)  # noqa: UP031
     done = _python(code, AIRE_OPS_CACHE=str(tmp_path), CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiler_may_have_arguments_and_the_folder_a_space(tmp_path):
+    code = "from aire_nerfstudio.ops.backend import SINE_NETWORK as s; assert s.load() is not None, s.reason"
+    done = _python(code, AIRE_OPS_CACHE=str(tmp_path / "a folder: $ours"), CXX="g++ -O1")
     assert done.returncode == 0, done.stderr
 
 

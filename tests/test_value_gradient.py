@@ -149,3 +149,8 @@ def test_any_shape(widths, d, rows):
     for ours, plain, true in zip(*results, strict=True):
         # Sums that cancel lose digits in float32 whoever adds them up.
         assert _relative(ours, true) < 5 * _relative(plain, true) + 1e-4
+
+
+def test_points_of_another_dimension_are_an_error_and_not_garbage():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        value_and_gradient(SineMLP(4, [64, 64], 1), torch.rand(1000, 3))

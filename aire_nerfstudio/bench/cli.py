@@ -17,7 +17,7 @@ from aire_nerfstudio.bench.report import Result, table, write
 from aire_nerfstudio.bench.timing import time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
-from aire_nerfstudio.ops.backend import LIBRARIES, capability, is_off
+from aire_nerfstudio.ops.backend import LIBRARIES, BuildError, capability, compiler, is_off
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.store import machine
 
@@ -62,12 +62,21 @@ def main(arguments: list[str] | None = None) -> None:
             )
     if given.device != "cpu":
         console.print("[yellow]there are no compiled ops for CUDA yet: ours is eager there, but for closed forms")
+    is_compiled = given.device == "cpu" and not is_off() and all(library.handle for library in LIBRARIES)
+    ops = capability() if is_compiled else "none"
+    with_compile = not given.no_compile
+    if with_compile and given.device == "cpu":
+        try:
+            compiler()
+        except BuildError as error:
+            console.print(f"[yellow]torch.compile is left out: {error}")
+            with_compile = False
     plan: list[tuple[str, int, int]] = [
         (kind, width, batch) for kind in given.cases for width in given.widths for batch in given.batches
     ]
     results: list[Result] = []
     about = {
-        **machine(given.device), "threads": torch.get_num_threads(), "ops": capability(),
+        **machine(given.device), "threads": torch.get_num_threads(), "ops": ops,
         "activation": given.activation, "GFLOP/s": round(peak(given.device)),
     }  # fmt: skip
     columns = (
@@ -81,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         bar = progress.add_task("", total=len(plan))
         for kind, width, batch in plan:
             progress.update(bar, description=f"{kind}, {width} wide, {batch:,} points")
-            for case in _cases(kind, width, batch, given):
+            for case in _cases(kind, width, batch, given, with_compile):
                 torch._dynamo.reset()
                 results.append((case, time_in_turn(case.ways, given.repeats, given.device)))
             progress.advance(bar)
@@ -90,9 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
     console.print("wrote " + ", ".join(str(path) for path in made))
 
 
-def _cases(kind: str, width: int, batch: int, given: Any) -> list[Case]:
+def _cases(kind: str, width: int, batch: int, given: Any, with_compile: bool) -> list[Case]:
     if kind == "image":
-        return image_cases(width, batch, given.activation, given.device, not given.no_compile)
+        return image_cases(width, batch, given.activation, given.device, with_compile)
     return [(surface_case if kind == "surface" else flow_case)(width, batch, given.device)]
 
 

@@ -112,6 +112,8 @@ class SineMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
+        if self._has_hooks():
+            return self.layers[-1](self.hidden(x))
         return sine_network(x, *self.for_ops())
 
     def first_output(self, x: Tensor) -> Tensor:
@@ -125,7 +127,13 @@ class SineMLP(nn.Module):
             x: ``[N, d]``.
             target: ``[N, out]``.
         """
+        if self._has_hooks():
+            return (self(x) - target).square().mean()
         return mean_square_step(x, target, *self.for_ops())
+
+    def _has_hooks(self) -> bool:
+        """Whether someone waits for the layers to be called, such as torch.nn.utils.prune."""
+        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
 
     def for_ops(self, outputs: int | None = None) -> tuple[list[Tensor], list[Tensor], Activation, list[float], bool]:
         """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take.

@@ -16,15 +16,26 @@ FEWEST_ROWS = 64
 
 
 def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-    """Whether the library may and can be used for a network at ``x [..., d]``: float32 on CPU, rows enough."""
+    """Whether the library may and can be used for a network at ``x [..., d]``.
+
+    It takes float32 on CPU, 64 rows or more, outside autocast, compilation, ``torch.func`` and forward-mode
+    differentiation, and only shapes that fit together: the reference says what is wrong with others.
+    """
     if x.device.type != "cpu" or x.dtype != torch.float32 or is_off() or torch.is_autocast_enabled("cpu"):
         return False
-    if x.numel() < FEWEST_ROWS * x.shape[-1] or torch.compiler.is_compiling():
+    if x.dim() == 0 or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]) or torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp...
         return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
     if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
         return False
+    width = x.shape[-1]
+    for weight, bias in zip(weights, biases, strict=True):
+        if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+            return False
+        width = weight.shape[0]
     return library.load() is not None
 
 

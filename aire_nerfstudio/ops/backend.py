@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,12 +48,14 @@ class Library:
         handle: the loaded library, None before it is asked for and where it cannot be had.
         reason: why it cannot be had, in a line.
         path: where it lies.
+        kind: of processor it is for.
     """
 
     name: str
     handle: ctypes.CDLL | None = None
     reason: str | None = None
     path: Path | None = None
+    kind: str = "none"
     is_tried: bool = field(default=False)
 
     def load(self) -> ctypes.CDLL | None:
@@ -60,9 +63,10 @@ class Library:
         if not self.is_tried:
             self.is_tried = True
             try:
-                self.path = build(self.name, capability())
+                self.kind = capability()
+                self.path = build(self.name, self.kind)
                 self.handle = ctypes.CDLL(str(self.path))
-            except (OSError, BuildError) as error:
+            except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
                 self.reason = str(error)
                 warnings.warn(
                     f"compiled ops are not used, PyTorch's are: {self.reason} (python -m aire_nerfstudio.ops)",
@@ -98,23 +102,29 @@ def capability() -> str:
 
 def cache_folder() -> Path:
     """Where builds are kept."""
-    given = os.environ.get("AIRE_OPS_CACHE")
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(given) if given else root / "aire_nerfstudio" / "ops"
+    given, cache = os.environ.get("AIRE_OPS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given)
+    return (Path(cache) if cache else Path.home() / ".cache") / "aire_nerfstudio" / "ops"
 
 
-def compiler() -> str:
-    """The C++ compiler: ``$CXX``, or g++ or clang++.
+def compiler() -> list[str]:
+    """The C++ compiler and what is to be said to it first: ``$CXX`` (``ccache g++``, say), or g++ or clang++.
 
     Raises:
         BuildError: there is none.
     """
-    given = os.environ.get("CXX")
-    for name in [given] if given else ["g++", "clang++", "c++"]:
+    given = shlex.split(os.environ.get("CXX", ""))
+    if given:
+        found = shutil.which(given[0])
+        if found is None:
+            raise BuildError(f"no C++ compiler: CXX is {given[0]}, which is not on the PATH; install it or unset CXX")
+        return [found, *given[1:]]
+    for name in ("g++", "clang++", "c++"):
         found = shutil.which(name)
         if found:
-            return found
-    raise BuildError(f"no C++ compiler: {given or 'neither g++ nor clang++'} is on the PATH; install one (g++)")
+            return [found]
+    raise BuildError("no C++ compiler: neither g++ nor clang++ is on the PATH; install one")
 
 
 def build(name: str, kind: str) -> Path:
@@ -126,8 +136,8 @@ def build(name: str, kind: str) -> Path:
     """
     extra = os.environ.get("AIRE_OPS_FLAGS", "").split()
     cxx, flags = compiler(), (*FLAGS, *CAPABILITIES[kind], *_openmp(), *extra)
-    version = subprocess.run([cxx, "--version"], capture_output=True, text=True, check=False).stdout
-    text = [version, *flags, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
+    version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
+    text = [version, *cxx, *flags, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
     key = hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,22 +162,28 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(cxx: str, flags: tuple[str, ...], name: str, folder: Path) -> Path:
-    def quoted(text: object) -> str:
-        return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def _compile(cxx: list[str], flags: tuple[str, ...], name: str, folder: Path) -> Path:
+    def for_ninja(text: str) -> str:
+        return text.replace("$", "$$")
 
+    def as_path(path: Path) -> str:
+        return for_ninja(str(path)).replace(" ", "$ ").replace(":", "$:")
+
+    command = for_ninja(shlex.join([*cxx, *flags]))
     (folder / "build.ninja").write_text(
-        f"rule compile\n  command = {cxx} {' '.join(flags)} $in -o $out\n  depfile = $out.d\n"
-        f"build {name}.so: compile {quoted(SOURCES / (name + '.cpp'))}\n"
+        f"rule compile\n  command = {command} $in -o $out\n"
+        f"build {name}.so: compile {as_path(SOURCES / (name + '.cpp'))}\n"
     )
     beside = Path(sys.executable).with_name("ninja")  # an environment that was not activated
     ninja = shutil.which("ninja") or (str(beside) if beside.is_file() else None)
     if ninja is None:
         raise BuildError("ninja is not there; pip install ninja")
-    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False)
+    # The compiler's errors are looked for by their English name.
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if "error" in line] or done.stdout.splitlines()[-1:]
-        raise BuildError(f"{Path(cxx).name} could not compile {name}.cpp: {lines[0] if lines else done.stderr}")
+        raise BuildError(f"{Path(cxx[0]).name} could not compile {name}.cpp: {lines[0] if lines else done.stderr}")
     return folder / f"{name}.so"
 
 

@@ -29,7 +29,7 @@ KINDS = {"siren": 0, "finer": 1}
 def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation) -> bool:
     """Whether :func:`gradient_and_motion` can be had: ``x [N, 3]`` or ``[N, 4]``, float32 on CPU, rows enough."""
     fits = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
-    return fits and can_compile(MEAN_CURVATURE, x, weights, biases)
+    return fits and weights[-1].shape[0] == 1 and can_compile(MEAN_CURVATURE, x, weights, biases)
 
 
 def gradient_and_motion(

@@ -8,6 +8,7 @@ derivative         compiled        remark
 weights, biases    yes             sums over rows in a fixed order: the same bits for the same threads
 x                  yes             where ``x`` asks for it
 second (all)       by reference    with ``create_graph`` the backward is that of :func:`reference`
+many at once       no              ``is_grads_batched``, ``jacobian(vectorize=True)``: take ``AIRE_OPS=off``
 =================  ==============  ================================================================
 """
 
@@ -73,7 +74,7 @@ def mean_square_step(
     out = weights[-1].shape[0]
     if x.dim() != 2 or target.shape != (len(x), out):
         raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")
-    needs_none = not (x.requires_grad or target.requires_grad)
+    needs_none = not (x.requires_grad or target.requires_grad) and target.dtype == x.dtype and target.device == x.device
     if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
         return (reference(x, weights, biases, activation, omegas, detach_finer_scale) - target).square().mean()
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
@@ -114,7 +115,7 @@ class _SineNetwork(torch.autograd.Function):
         omegas = ctx.settings[1]
         count = len(parameters) // 2
         if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, x, parameters, grad)
+            return _backward_by_reference(ctx, x, parameters, grad)
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         gy = grad.detach().reshape(len(rows), -1).contiguous()
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
@@ -131,7 +132,7 @@ class _SineNetwork(torch.autograd.Function):
         return None if dx is None else dx.view(x.shape), None, *wanted
 
 
-def _differentiable_backward(ctx: Any, x: Tensor, parameters: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward_by_reference(ctx: Any, x: Tensor, parameters: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
     activation, omegas, detach, *_ = ctx.settings
     count = len(parameters) // 2
@@ -178,5 +179,6 @@ class _MeanSquareStep(torch.autograd.Function):
             found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
             return None, None, None, *(next(found) if need else None for need in needs)
         is_one = bool(grad == 1)
-        scaled = [g if is_one else grad * g for g in gradients]
+        # Copies: whoever gets them may change them.
+        scaled = [g.clone() if is_one else grad * g for g in gradients]
         return None, None, None, *(g if need else None for g, need in zip(scaled, needs, strict=True))

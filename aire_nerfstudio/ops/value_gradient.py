@@ -60,6 +60,7 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`reference`, compiled where that is possible: SIREN or FINER, float32 on CPU, 64 rows or more."""
     is_possible = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
+    is_possible = is_possible and weights[-1].shape[0] == 1
     if not is_possible or not can_compile(VALUE_GRADIENT, x, weights, biases):
         return reference(x, weights, biases, activation, omegas)
     return _ValueGradient.apply(x, (activation, tuple(map(float, omegas))), *weights, *biases)

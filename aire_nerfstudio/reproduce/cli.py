@@ -69,15 +69,18 @@ def choose_sources(folder: Path, names: list[str] | None, kind: Kind) -> tuple[s
     present = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in suffixes)
     if not present:
         raise InputError(f"--data {folder} holds no {kind} ({', '.join(suffixes)})")
-    if names is None:
-        return tuple(present)
-    chosen = []
-    for name in names:
+    chosen = present if names is None else []
+    for name in names or ():
         matches = [file for file in present if name in (file, Path(file).stem)]
         if not matches:
             raise InputError(f"{name}: {folder} has no such file among its {kind}; it has {', '.join(present)}")
         chosen.append(matches[0])
-    return tuple(dict.fromkeys(chosen))
+    chosen = list(dict.fromkeys(chosen))
+    stems = [Path(file).stem for file in chosen]
+    twin = next((file for file in chosen if stems.count(Path(file).stem) > 1), None)
+    if twin is not None:
+        raise InputError(f"{folder} has several files called {Path(twin).stem}; name the one to take, e.g. {twin}")
+    return tuple(chosen)
 
 
 def default_source(kind: Kind) -> Path:
@@ -121,6 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run, report, draw."""
     given = _parser().parse_args(arguments)
     names = [given.experiment]
+    if given.experiment == "all" and given.data is None and given.sources:
+        raise InputError(f"{given.sources[0]} names a file of --data, which is not given; give the folder it is in")
     if given.experiment == "all":
         kind = "images" if given.budget == "crop" else _kind_in(given.data)
         names = [name for name in EXPERIMENTS if kind is None or kind_of(name) == kind]

@@ -31,7 +31,10 @@ def draw(experiment: Experiment, measured: Sequence[Measured], store: Store, fol
         return [_save(heat_map(experiment, measured), folder / f"{experiment.name}.png")]
     rows: dict[str, Fit] = {}
     for m in measured:
-        rows.setdefault(m.cell.row, m.cell.fits[0])
+        # Where a row holds several variants, each has a curve of its own.
+        known = rows.setdefault(m.cell.row, m.cell.fits[0])
+        if known.variant != m.cell.fits[0].variant:
+            rows.setdefault(f"{m.cell.row} {m.cell.fits[0].variant}", m.cell.fits[0])
     found = {row: store.load(fit) for row, fit in rows.items()}
     runs = {row: figures for row, figures in found.items() if figures is not None}
     made = [_save(curves(runs, experiment.curve), folder / f"{experiment.name}-curves.png")]

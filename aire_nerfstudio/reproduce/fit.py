@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aire_nerfstudio.adaptation.variants import Variant
+
 if TYPE_CHECKING:
     from aire_nerfstudio.reproduce.store import Store
 
@@ -26,6 +28,10 @@ class Fit(Protocol):
     @property
     def seed(self) -> int:
         """Of initialisation and order."""
+
+    @property
+    def variant(self) -> Variant:
+        """Who decides about the network's size."""
 
     @property
     def label(self) -> str:

@@ -8,6 +8,7 @@ import os
 import queue
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.ops.backend import LIBRARIES
+from aire_nerfstudio.ops.backend import LIBRARIES, is_off
 from aire_nerfstudio.reproduce.fit import Fit
 from aire_nerfstudio.reproduce.store import Store
 
@@ -51,7 +52,7 @@ def run_fits(
     for fit in {fit.source: fit for fit in wanted}.values():
         fit.check(sources)
     missing = [fit for fit in wanted if not store.is_finished(fit, is_recorded or fit in needed, is_timed)]
-    if device == "cpu":
+    if missing and device == "cpu" and not is_off():
         # Compiled before the first clock starts.
         for library in LIBRARIES:
             library.load()
@@ -96,7 +97,11 @@ def run_fits(
                 elif not open_needs:
                     waiting.remove(fit)
                     keep = is_recorded or fit in needed
-                    work[pool.submit(_run_one, fit, sources, store, device, jobs, keep)] = fit
+                    try:
+                        work[pool.submit(_run_one, fit, sources, store, device, jobs, keep)] = fit
+                    except BrokenProcessPool as broken:  # a worker was killed, for want of memory say
+                        failed.add(fit)
+                        failures.append(f"{fit.label}: {broken}")
             try:
                 key, share = messages.get(timeout=0.5)
                 shares[key] = max(shares[key], share)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.ops.backend import SINE_NETWORK, is_off
 from aire_nerfstudio.reproduce.fit import Fit
 
 
@@ -58,7 +59,11 @@ class Store:
     def machine_of(self, fit: Fit) -> str:
         """What a finished fit ran on, in words."""
         entry = self._entry(fit)
-        return "" if entry is None else f"{entry['machine']['device']}, torch {entry['machine']['torch']}"
+        if entry is None:
+            return ""
+        words = entry["machine"]
+        ops = f", ops {words['ops']}" if "ops" in words else ""  # fits of earlier versions do not say
+        return f"{words['device']}, torch {words['torch']}{ops}"
 
     def is_finished(self, fit: Fit, is_recorded: bool = False, is_alone: bool = False) -> bool:
         """Whether nothing is left to do: with its arrays, and having run alone, where these are wanted."""
@@ -83,7 +88,7 @@ class Store:
         entry = {
             "fit": dataclasses.asdict(fit),  # type: ignore[call-overload]
             "figures": figures,
-            "machine": {**machine(self._device), "jobs": jobs},
+            "machine": {**machine(self._device), "ops": ops_in_use(self._device), "jobs": jobs},
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         unfinished = self.path(fit).with_suffix(f".{os.getpid()}.part")
@@ -95,6 +100,11 @@ def machine(device: str) -> dict[str, str]:
     """What the fits ran on."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def ops_in_use(device: str) -> str:
+    """Which compiled ops the fits used: ``AVX512``, ``AVX2``, ``DEFAULT`` or ``none``."""
+    return SINE_NETWORK.kind if device == "cpu" and SINE_NETWORK.handle is not None and not is_off() else "none"
 
 
 def _processor() -> str:

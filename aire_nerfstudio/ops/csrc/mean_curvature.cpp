@@ -148,7 +148,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
         float weight = r < rows ? gm[r] : 0;
         for (int64_t j = 0; j < top; j += LANES) {
             store(M_bar + r * ld_top + j, weight * load(weights.last.p + j));
-            store(grads.W[L].p + j, load(grads.W[L].p + j) + weight * load(work.layers[L - 1].M + r * ld_top + j));
+            store(grads.tile_last.p + j, load(grads.tile_last.p + j) + weight * load(work.layers[L - 1].M + r * ld_top + j));
         }
     }
     for (int l = L - 1; l >= 0; l--) {
@@ -198,7 +198,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
             int64_t row = (k * R + r) * ld_top;
             for (int64_t j = 0; j < top; j += LANES) {
                 store(J_bar + row + j, weight * load(weights.last.p + j));
-                store(grads.W[L].p + j, load(grads.W[L].p + j) + weight * load(work.layers[L - 1].J + row + j));
+                store(grads.tile_last.p + j, load(grads.tile_last.p + j) + weight * load(work.layers[L - 1].J + row + j));
             }
         }
     for (int l = L - 1; l >= 0; l--) {
@@ -227,7 +227,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
     for (int l = L - 1; l >= 0; l--) {
         const Layer& here = work.layers[l];
         int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l));
-        float* db = grads.b[l].p;
+        float* db = grads.tile_b[l].p;
         for (int64_t r = 0; r < R; r++)
             for (int64_t j = 0; j < columns; j += LANES) {
                 int64_t at = r * ld + j;
@@ -245,9 +245,11 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
     for (int64_t k = 0; k < d; k++)
         for (int64_t r = 0; r < R; r++)
             for (int64_t j = 0; j < first; j += LANES) {
-                float* dW = grads.W[0].p + k * first + j;
+                float* dW = grads.tile_first.p + k * first + j;
                 store(dW, load(dW) + load(work.layers[0].Jz_bar + (k * R + r) * ld_first + j));
             }
+    grads.end_tile(net);
+    grads.end_tile_weights(net);
 }
 
 }  // namespace

@@ -113,14 +113,14 @@ static void add_outer_of(
     for (int64_t j = 0; j < ld; j += LANES) {
         vf acc[K];
 #pragma GCC unroll 8
-        for (int i = 0; i < K; i++) acc[i] = load(dW + i * ld + j);
+        for (int i = 0; i < K; i++) acc[i] = vf{};
         for (int64_t r = 0; r < rows; r++) {
             vf g = load(G + r * ldg + j);
 #pragma GCC unroll 8
             for (int i = 0; i < K; i++) acc[i] += X[r * ldx + i] * g;
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < K; i++) store(dW + i * ld + j, acc[i]);
+        for (int i = 0; i < K; i++) store(dW + i * ld + j, load(dW + i * ld + j) + acc[i]);
     }
 }
 
@@ -133,15 +133,33 @@ static void add_outer_narrow(
     of[k - 1](G, ldg, n, X, ldx, rows, dW);
 }
 
-// What one thread has summed up.
+// What one thread has summed up. Vectors are summed within a tile first: one long float32 sum would lose digits.
 struct Gradients {
-    std::vector<Buffer> W, b;
-    explicit Gradients(const Network& net) {
+    std::vector<Buffer> W, b, tile_b;
+    Buffer tile_first, tile_last;  // [in][up(n, NR)] and [up(k, NR)], for those who sum weights row by row
+    explicit Gradients(const Network& net)
+        : tile_first(net.in() * up(net.width(0), NR)), tile_last(up(net.width(net.layers - 1), NR)) {
         for (int l = 0; l <= net.layers; l++) {
             int64_t k = net.sizes[l], n = net.sizes[l + 1];
             W.emplace_back(is_narrow(net, l) ? std::max(k * up(n, NR), n * up(k, NR)) : up(n, MR) * row_length(k));
             b.emplace_back(up(n, NR));
+            tile_b.emplace_back(up(n, NR));
         }
+    }
+    static void move(Buffer& from, Buffer& to, int64_t count) {
+        for (int64_t i = 0; i < count; i += LANES) {
+            store(to.p + i, load(to.p + i) + load(from.p + i));
+            store(from.p + i, vf{});
+        }
+    }
+    // Add the tile's vectors to the thread's.
+    void end_tile(const Network& net) {
+        for (int l = 0; l <= net.layers; l++) move(tile_b[l], b[l], up(net.sizes[l + 1], NR));
+    }
+    // The same of the first and last weight, where these are narrow.
+    void end_tile_weights(const Network& net) {
+        move(tile_first, W[0], net.in() * up(net.width(0), NR));
+        move(tile_last, W[net.layers], up(net.width(net.layers - 1), NR));
     }
     // Narrow layers are kept transposed at the input, [k][up(n)], and as they are at the output, [n][up(k)].
     static bool is_narrow(const Network& net, int l) {

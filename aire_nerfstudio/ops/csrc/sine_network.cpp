@@ -112,10 +112,10 @@ void backward_tile(const Network& net, const Packed& packed, const float* x, con
     for (int64_t o = 0; o < n; o++) {
         float total = 0;
         for (int64_t r = 0; r < rows; r++) total += gy[r * n + o];
-        grads.b[L].p[o] += total;
+        grads.tile_b[L].p[o] += total;
     }
     const float *value = layers.value[L - 1], *slope = layers.slope[L - 1];
-    float* db = grads.b[L - 1].p;
+    float* db = grads.tile_b[L - 1].p;
     if (n <= NARROW) {
         const float* panels = packed.backward[L].p;  // [ceil(k / NR)][n][NR]
         add_outer_narrow(value, ld, k, gy, n, n, rows, grads.W[L].p);
@@ -153,7 +153,7 @@ void backward_tile(const Network& net, const Packed& packed, const float* x, con
     for (int l = L - 1; l >= 1; l--) {
         int64_t here = net.width(l), before = net.width(l - 1), ldg = row_length(here), lda = row_length(before);
         add_outer(G, ldg, here, layers.value[l - 1], lda, before, rows, grads.W[l].p);
-        float* db_before = grads.b[l - 1].p;
+        float* db_before = grads.tile_b[l - 1].p;
         const float* slope_before = layers.slope[l - 1];
         product(G, ldg, whole, here, packed.backward[l].p, up(before, NR), [=](int64_t r, int64_t i, vf(&acc)[MR][2]) {
             for (int h = 0; h < 2; h++) {
@@ -178,6 +178,7 @@ void backward_tile(const Network& net, const Packed& packed, const float* x, con
         for (int64_t r = 0; r < rows; r++) std::memcpy(next + r * ldx, x + r * in, 4 * in);
         add_outer(G, ldg, first, next, ldx, in, rows, grads.W[0].p);
     }
+    grads.end_tile(net);
     if (dx)
         product(G, ldg, whole, first, packed.backward[0].p, up(in, NR), [=](int64_t r, int64_t i, vf(&acc)[MR][2]) {
             for (int q = 0; q < MR && r + q < rows; q++) {

@@ -171,7 +171,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
     // The output, and down again: ``here`` becomes d loss / d z.
     int64_t k = net.width(L - 1), ld = row_length(k);
     for (int64_t j = 0; j < up(k, NR); j += LANES) {
-        vf w = load(weights.last.p + j), dw = load(grads.W[L].p + j), db = load(grads.b[L - 1].p + j);
+        vf w = load(weights.last.p + j), dw{}, db{};
         for (int64_t r = 0; r < rows; r++) {
             int64_t at = r * ld + j;
             dw += load(here + at) + gf[r] * load(layers.value[L - 1] + at);
@@ -180,14 +180,14 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
             store(here + at, z);
         }
         for (int64_t r = rows; r < whole; r++) store(here + r * ld + j, vf{});
-        store(grads.W[L].p + j, dw);
-        store(grads.b[L - 1].p + j, db);
+        store(grads.W[L].p + j, load(grads.W[L].p + j) + dw);
+        store(grads.tile_b[L - 1].p + j, db);
     }
-    for (int64_t r = 0; r < rows; r++) grads.b[L].p[0] += gf[r];
+    for (int64_t r = 0; r < rows; r++) grads.tile_b[L].p[0] += gf[r];
     for (int l = L - 1; l >= 1; l--) {
         int64_t before = net.width(l - 1), lda = row_length(before), ldg = row_length(net.width(l));
         const float *slope = layers.slope[l - 1], *bend = layers.bend[l - 1];
-        float* db = grads.b[l - 1].p;
+        float* db = grads.tile_b[l - 1].p;
         add_outer(here, ldg, net.width(l), layers.value[l - 1], lda, before, rows, grads.W[l].p);
         product(here, ldg, whole, net.width(l), weights.packed.backward[l].p, up(before, NR),
                 [=](int64_t r, int64_t n, vf(&acc)[MR][2]) {
@@ -207,6 +207,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
         std::swap(here, next);
     }
     add_outer_narrow(here, ld0, net.width(0), x, d, d, rows, grads.W[0].p);
+    grads.end_tile(net);
 }
 
 }  // namespace
