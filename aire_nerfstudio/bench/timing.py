@@ -31,16 +31,13 @@ class Timed:
         return min(self.milliseconds), max(self.milliseconds)
 
 
-def time_in_turn(
-    ways: Mapping[str, Callable[[], object]], repeats: int, device: str, tick: Callable[[], None] = lambda: None
-) -> dict[str, Timed]:
+def time_in_turn(ways: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, Timed]:
     """Run each way once to warm up, then all of them in turn, ``repeats`` times.
 
     Args:
         ways: by name.
         repeats: at least 1.
         device: waited for around each.
-        tick: called after each run.
     """
 
     def wait() -> None:
@@ -49,7 +46,6 @@ def time_in_turn(
 
     for way in ways.values():
         way()
-        tick()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -58,5 +54,4 @@ def time_in_turn(
             way()
             wait()
             times[name].append(1e3 * (time.perf_counter() - begin))
-            tick()
     return {name: Timed(tuple(values)) for name, values in times.items()}

@@ -136,8 +136,7 @@ def _backward_by_reference(ctx: Any, x: Tensor, parameters: list[Tensor], grad: 
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
     activation, omegas, detach, *_ = ctx.settings
     count = len(parameters) // 2
-    with torch.enable_grad():
-        y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+    y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
     inputs = [t for t, need in zip([x, *parameters], needs, strict=True) if need]
     found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))

@@ -86,8 +86,7 @@ class _ValueGradient(torch.autograd.Function):
         count = len(parameters) // 2
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
+            outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
             inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
             found = iter(
                 torch.autograd.grad(outputs, inputs, (grad_value, grad_gradient), create_graph=True, allow_unused=True)

@@ -191,6 +191,13 @@ static void reduce(const Network& net, const std::vector<std::unique_ptr<Gradien
     }
 }
 
+// Floats that one value a neuron takes over so many rows, all sine layers together.
+static inline int64_t layer_floats(const Network& net, int64_t rows) {
+    int64_t total = 0;
+    for (int l = 0; l < net.layers; l++) total += up(rows, MR) * row_length(net.width(l));
+    return total;
+}
+
 // Rows at a time: as many as keep so many buffers of a layer in half a megabyte of cache, a multiple of MR.
 static inline int64_t tile_rows(const Network& net, int buffers = 3) {
     int64_t rows = (1 << 17) / (buffers * row_length(net.widest()));

@@ -190,12 +190,6 @@ void backward_tile(const Network& net, const Packed& packed, const float* x, con
         });
 }
 
-int64_t kept_floats(const Network& net, int64_t rows) {
-    int64_t total = 0;
-    for (int l = 0; l < net.layers; l++) total += up(rows, MR) * row_length(net.width(l));
-    return total;
-}
-
 // One pointer a layer into memory of `rows` rows each, at a row.
 std::vector<float*> places(const Network& net, float* memory, int64_t rows, int64_t row) {
     std::vector<float*> layers;
@@ -211,7 +205,7 @@ struct LayeredWorkspace : Workspace {
     Buffer values, slopes, y;
     Layers layers;
     LayeredWorkspace(const Network& net, int64_t tile)
-        : Workspace(net, tile), values(kept_floats(net, tile)), slopes(kept_floats(net, tile)), y(tile * net.out()),
+        : Workspace(net, tile), values(layer_floats(net, tile)), slopes(layer_floats(net, tile)), y(tile * net.out()),
           layers{places(net, values.p, tile, 0), places(net, slopes.p, tile, 0)} {}
 };
 
@@ -271,10 +265,6 @@ double fit(const Network& net, const float* x, const float* target, int64_t rows
     return total / double(rows * n);
 }
 
-Network network(int layers, const int64_t* sizes, const float* const* W, const float* const* b, const float* omega) {
-    return Network{layers, sizes, W, b, omega};
-}
-
 }  // namespace
 
 #define FOR_KIND(CALL)                                  \
@@ -290,13 +280,14 @@ Network network(int layers, const int64_t* sizes, const float* const* W, const f
 extern "C" {
 
 int64_t aire_kept_floats(int layers, const int64_t* sizes, int64_t rows) {
-    return kept_floats(network(layers, sizes, nullptr, nullptr, nullptr), rows);
+    return layer_floats(Network{layers, sizes, nullptr, nullptr, nullptr}, rows);
 }
 
 int aire_forward(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,
                  const float* omega, const float* x, int64_t rows, float* y, float* memory, int threads) {
     try {
-        FOR_KIND(forward<K>(network(layers, sizes, W, b, omega), x, rows, y, memory, threads))
+        const Network net{layers, sizes, W, b, omega};
+        FOR_KIND(forward<K>(net, x, rows, y, memory, threads))
     } catch (const std::bad_alloc&) {
         return 1;
     }
@@ -307,7 +298,8 @@ int aire_backward(int kind, int layers, const int64_t* sizes, const float* const
                   const float* x, const float* gy, int64_t rows, float* memory, float* const* dW, float* const* db,
                   float* dx, int threads) {
     try {
-        FOR_KIND(backward<K>(network(layers, sizes, W, b, omega), x, gy, rows, memory, dW, db, dx, threads))
+        const Network net{layers, sizes, W, b, omega};
+        FOR_KIND(backward<K>(net, x, gy, rows, memory, dW, db, dx, threads))
     } catch (const std::bad_alloc&) {
         return 1;
     }
@@ -318,7 +310,8 @@ int aire_fit(int kind, int layers, const int64_t* sizes, const float* const* W, 
              const float* omega, const float* x, const float* target, int64_t rows, float* const* dW,
              float* const* db, double* error, int threads) {
     try {
-        FOR_KIND(*error = fit<K>(network(layers, sizes, W, b, omega), x, target, rows, dW, db, threads))
+        const Network net{layers, sizes, W, b, omega};
+        FOR_KIND(*error = fit<K>(net, x, target, rows, dW, db, threads))
     } catch (const std::bad_alloc&) {
         return 1;
     }

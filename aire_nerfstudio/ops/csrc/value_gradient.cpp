@@ -20,12 +20,6 @@ struct Kept {
     std::vector<float*> z, u;
 };
 
-int64_t floats_of(const Network& net, int64_t rows) {
-    int64_t total = 0;
-    for (int l = 0; l < net.layers; l++) total += up(rows, MR) * row_length(net.width(l));
-    return total;
-}
-
 Kept kept_at(const Network& net, float* memory, int64_t rows, int64_t row) {
     Kept kept;
     for (auto* list : {&kept.z, &kept.u})
@@ -43,7 +37,7 @@ struct Workspace {
     Layers layers;
     Workspace(const Network& net, int64_t tile)
         : x((tile + MR) * net.in()), one((tile + MR) * row_length(net.widest())),
-          other((tile + MR) * row_length(net.widest())), tile_values(4 * floats_of(net, tile)) {
+          other((tile + MR) * row_length(net.widest())), tile_values(4 * layer_floats(net, tile)) {
         float* memory = tile_values.p;
         for (int l = 0; l < net.layers; l++)
             for (auto* list : {&layers.value, &layers.slope, &layers.back, &layers.bend}) {
@@ -216,7 +210,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
 extern "C" {
 
 int64_t aire_value_gradient_floats(int layers, const int64_t* sizes, int64_t rows) {
-    return 2 * floats_of(Network{layers, sizes, nullptr, nullptr, nullptr}, rows);
+    return 2 * layer_floats(Network{layers, sizes, nullptr, nullptr, nullptr}, rows);
 }
 
 int aire_value_gradient(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,
