@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from aire_nerfstudio.bench.cases import flow_case, image_cases, surface_case
+from aire_nerfstudio.bench.cases import flow_case, image_cases, surface_case, with_precisions
 from aire_nerfstudio.bench.cli import main
 from aire_nerfstudio.bench.timing import time_in_turn
 
@@ -27,9 +27,11 @@ def test_all_ways_leave_the_same_gradients(which, monkeypatch):
     else:
         case = (surface_case if which == "surface" else flow_case)(24, 100, "cpu")
     gradients = {}
-    for name, way in case.ways.items():
+    for name, way in with_precisions(case, ["high"]).ways.items():
         way()
         gradients[name] = [p.grad.clone() for p in made[0].parameters() if p.grad is not None and p.grad.any()]
+    # A precision is in force while its way runs, and no longer.
+    assert torch.get_float32_matmul_precision() == "highest"
     first, *others = gradients.values()
     for other in others:
         assert len(other) == len(first)
@@ -55,6 +57,7 @@ def test_the_report_holds_what_was_timed(tmp_path, capsys):
         assert all(len(values) == 2 and min(values) > 0 for values in entry["ms"].values())
     page = (tmp_path / "bench.md").read_text()
     assert "| training step | 16 | 256 | ours, one pass |" in page
+    assert "| training step | 16 | 256 | ours, one pass, high |" in page
     assert (tmp_path / "bench.png").stat().st_size > 5_000
 
 

@@ -129,6 +129,30 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(root, finished, kille
     assert _differences(got, whole) == []
 
 
+def test_iterations_of_several_steps_train_the_same(root, finished, tmp_path):
+    """Four steps an iteration, changes in the middle of one, a kill and a resume: the weights of one step each."""
+    name = "fourfold"
+    options = ("--steps-per-iteration", "4", "--max-num-iterations", str(STEPS // 4), "--steps-per-save", "3")
+    done = _train(name, *options, cwd=root)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved, expected = _load(_last(_folder(root, name))), _load(_last(finished[0]))
+    assert saved["step"] == STEPS // 4 - 1
+    assert _differences(saved["pipeline"], expected["pipeline"]) == []
+    assert _differences(saved["optimizers"], expected["optimizers"]) == []
+    early = sorted((_folder(root, name) / "nerfstudio_models").glob("step-*.ckpt"))[1]
+    folder = tmp_path / "early"
+    folder.mkdir()
+    shutil.copy(early, folder)
+    resumed = _train("fourfold-resumed", *options, "--load-dir", folder, cwd=root)
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    again = _load(_last(_folder(root, "fourfold-resumed")))
+    assert _differences(again["pipeline"], expected["pipeline"]) == []
+    refused = _train("fourfold-refused", *options, "--steps-per-iteration", "2", "--load-dir", folder, cwd=root)
+    assert refused.returncode != 0
+    assert "--steps-per-iteration is 2" in refused.stdout + refused.stderr
+    assert "give 4" in refused.stdout + refused.stderr
+
+
 @pytest.mark.parametrize("method", ["aire-finer", "aire-spder"])
 def test_the_other_activations_train(root, method):
     done = _train("other", "--max-num-iterations", 70, cwd=root, method=method)

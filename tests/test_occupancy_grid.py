@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
-from aire_nerfstudio.ops.ray_marching import voxel_indices
+from aire_nerfstudio.ops.occupancy import voxel_indices
 
 
 def _ball(x):
@@ -45,13 +45,14 @@ def test_axes_are_x_y_z():
     assert grid.occupied.sum() == 4
 
 
-def test_state_dict_restores_the_dilated_grid_too():
+def test_state_dict_restores_what_the_marchers_read():
     torch.manual_seed(0)
     grid, other = OccupancyGrid(8, 10.0), OccupancyGrid(8, 10.0)
     grid.update(_ball, everywhere=True)
     other.load_state_dict(grid.state_dict())
     assert torch.equal(grid.occupied, other.occupied)
-    assert torch.equal(grid.dilated, other.dilated)
+    assert torch.equal(grid.occupancy.bits, other.occupancy.bits)
+    assert torch.equal(grid.occupancy.dilated, other.occupancy.dilated)
 
 
 @pytest.mark.parametrize("arguments", [(1, 10.0), (8, 0.0), (8, 10.0, 1.0), (8, 10.0, 0.0)])

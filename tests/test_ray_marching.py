@@ -5,15 +5,9 @@ import math
 import pytest
 import torch
 
-from aire_nerfstudio.ops.ray_marching import (
-    Samples,
-    composite_rays_train,
-    dilate,
-    early_stop,
-    exclusive_sum,
-    march_rays_train,
-    near_far_from_aabb,
-)
+from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop, exclusive_sum
+from aire_nerfstudio.ops.occupancy import Occupancy
+from aire_nerfstudio.ops.ray_marching import Samples, march_rays_train, near_far_from_aabb
 
 CUBE = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 
@@ -82,7 +76,7 @@ def test_marching_finds_the_samples_of_a_plain_loop(size, step, with_jitter):
     near, far = near_far_from_aabb(origins, directions, CUBE.double())
     occupied = torch.rand(size, size, size, generator=torch.Generator().manual_seed(1)) < 0.15
     jitter = torch.rand(23, generator=torch.Generator().manual_seed(2)).double() if with_jitter else None
-    samples = march_rays_train(origins, directions, near, far, occupied, dilate(occupied), step, jitter)
+    samples = march_rays_train(origins, directions, near, far, Occupancy(occupied), step, jitter)
     expected = _march_by_loop(origins, directions, near, far, occupied, step, jitter)
     assert samples.ray_indices.tolist() == [ray for ray, _ in expected]
     assert torch.allclose(samples.starts, torch.tensor([s for _, s in expected]).double(), atol=1e-9)
@@ -95,7 +89,7 @@ def test_marching_misses_no_lone_voxel():
     occupied[2::5, 3::6, 1::4] = True
     origins, directions = (x.double() for x in _rays(600, seed=3))
     near, far = near_far_from_aabb(origins, directions, CUBE.double())
-    samples = march_rays_train(origins, directions, near, far, occupied, dilate(occupied), 0.02)
+    samples = march_rays_train(origins, directions, near, far, Occupancy(occupied), 0.02)
     expected = _march_by_loop(origins, directions, near, far, occupied, 0.02, None)
     assert len(expected) > 200
     assert samples.ray_indices.tolist() == [ray for ray, _ in expected]
@@ -103,13 +97,13 @@ def test_marching_misses_no_lone_voxel():
 
 def test_marching_nothing():
     empty = torch.zeros(0, 3)
-    grid = torch.ones(4, 4, 4, dtype=torch.bool)
-    assert len(march_rays_train(empty, empty, torch.zeros(0), torch.zeros(0), grid, grid, 0.1).starts) == 0
+    grid = Occupancy(torch.ones(4, 4, 4, dtype=torch.bool))
+    assert len(march_rays_train(empty, empty, torch.zeros(0), torch.zeros(0), grid, 0.1).starts) == 0
     origins, directions = _rays(5)
     zero = torch.zeros(5)
-    assert len(march_rays_train(origins, directions, zero, zero, grid, grid, 0.1).starts) == 0
-    none = torch.zeros_like(grid)
-    assert len(march_rays_train(origins, directions, zero, zero + 6, none, none, 0.1).starts) == 0
+    assert len(march_rays_train(origins, directions, zero, zero, grid, 0.1).starts) == 0
+    none = Occupancy(torch.zeros_like(grid.occupied))
+    assert len(march_rays_train(origins, directions, zero, zero + 6, none, 0.1).starts) == 0
 
 
 def _packed(counts, seed=0, dtype=torch.float64):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.ops import backend
+from aire_nerfstudio.ops import backend, processors
 from aire_nerfstudio.ops.sine_network import _SineNetwork, reference
 
 CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
@@ -284,7 +284,7 @@ CHECK = """
 
 @pytest.mark.parametrize("kind", ["AVX2", "DEFAULT"])
 def test_lesser_processors_get_the_same(kind):
-    if kind == "AVX2" and backend.capability() == "DEFAULT":
+    if kind == "AVX2" and processors.capability() == "DEFAULT":
         pytest.skip("this processor has no AVX2")
     done = _python(CHECK, AIRE_OPS_CAPABILITY=kind)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +35,30 @@ class Case:
     rows: int
     ways: dict[str, Way]
     flop: float = 0.0
+
+
+def at_precision(way: Way, precision: str) -> Way:
+    """``way`` with ``torch.set_float32_matmul_precision(precision)`` in force."""
+
+    def run() -> None:
+        torch.set_float32_matmul_precision(precision)
+        try:
+            way()
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    return run
+
+
+def with_precisions(case: Case, precisions: list[str]) -> Case:
+    """The case with eager PyTorch and ours, whatever it is called, once more at each of the lower precisions."""
+    ways = dict(case.ways)
+    baseline = next(iter(ways))
+    for precision in precisions:
+        for name, way in case.ways.items():
+            if name == baseline or name.startswith("ours"):
+                ways[f"{name}, {precision}"] = at_precision(way, precision)
+    return replace(case, ways=ways)
 
 
 def image_cases(width: int, rows: int, activation: Activation, device: str, with_compile: bool) -> list[Case]:

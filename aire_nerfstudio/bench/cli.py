@@ -12,16 +12,16 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, surface_case
+from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, surface_case, with_precisions
 from aire_nerfstudio.bench.report import Result, table, write
 from aire_nerfstudio.bench.timing import time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
-from aire_nerfstudio.ops.backend import LIBRARIES, BuildError, capability, compiler, is_off
+from aire_nerfstudio.ops.backend import LIBRARIES, is_off
+from aire_nerfstudio.ops.build import BuildError, compiler
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
+from aire_nerfstudio.ops.processors import capability, kind_for
 from aire_nerfstudio.reproduce.store import machine
-
-KINDS = ["image", "surface", "flow"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,6 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--activation", default="siren", choices=get_args(Activation), help="of the image cases")
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--precisions", nargs="*", default=["high", "medium"], choices=["high", "medium"],
+        help="of torch.set_float32_matmul_precision, beside float32 (highest)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it warms up for minutes")
@@ -62,8 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
             )
     if given.device != "cpu":
         console.print("[yellow]there are no compiled ops for CUDA yet: ours is eager there, but for closed forms")
-    is_compiled = given.device == "cpu" and not is_off() and all(library.handle for library in LIBRARIES)
-    ops = capability() if is_compiled else "none"
+    is_compiled = given.device == "cpu" and not is_off() and all(library.load() is not None for library in LIBRARIES)
+    ops = [capability() if is_compiled else "none"]
+    if is_compiled:
+        ops += [f"{kind_for(name)} ({name})" for name in given.precisions]
     with_compile = not given.no_compile
     if with_compile and given.device == "cpu":
         try:
@@ -76,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     results: list[Result] = []
     about = {
-        **machine(given.device), "threads": torch.get_num_threads(), "ops": ops,
+        **machine(given.device), "threads": torch.get_num_threads(), "ops": ", ".join(ops),
         "activation": given.activation, "GFLOP/s": round(peak(given.device)),
     }  # fmt: skip
     columns = (
@@ -90,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         bar = progress.add_task("", total=len(plan))
         for kind, width, batch in plan:
             progress.update(bar, description=f"{kind}, {width} wide, {batch:,} points")
-            for case in _cases(kind, width, batch, given, with_compile):
+            for plain in _cases(kind, width, batch, given, with_compile):
+                case = with_precisions(plain, given.precisions)
                 torch._dynamo.reset()
                 results.append((case, time_in_turn(case.ways, given.repeats, given.device)))
             progress.advance(bar)

@@ -60,9 +60,11 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.62 * len(results)), layout="constrained")
+    figure, axes = plt.subplots(
+        figsize=(8, 0.9 + 0.14 * sum(1 + len(times) for _, times in results)), layout="constrained"
+    )
     names = list(dict.fromkeys(name for _, times in results for name in list(times)[1:]))
-    colours = dict(zip(names, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
     for line, (_, times) in enumerate(results):
         base, others = next(iter(times.values())).median, list(times.items())[1:]
         height = 0.8 / len(others)

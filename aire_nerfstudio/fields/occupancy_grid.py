@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from aire_nerfstudio.ops.ray_marching import dilate
+from aire_nerfstudio.ops.occupancy import LARGEST_RESOLUTION, Occupancy, update_density_grid
 
 
 class OccupancyGrid(nn.Module):
@@ -24,12 +24,11 @@ class OccupancyGrid(nn.Module):
 
     density: Tensor
     occupied: Tensor
-    dilated: Tensor
 
     def __init__(self, resolution: int, threshold: float, decay: float = 0.95) -> None:
         super().__init__()
-        if resolution < 2:
-            raise ValueError(f"grid resolution {resolution} must be at least 2")
+        if not 2 <= resolution <= LARGEST_RESOLUTION:
+            raise ValueError(f"grid resolution {resolution} must lie in [2, {LARGEST_RESOLUTION}]")
         if threshold <= 0:
             raise ValueError(f"density threshold {threshold} must be positive")
         if not 0 < decay < 1:
@@ -40,7 +39,15 @@ class OccupancyGrid(nn.Module):
         shape = (resolution,) * 3
         self.register_buffer("density", torch.zeros(shape))
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
-        self.register_buffer("dilated", torch.ones(shape, dtype=torch.bool), persistent=False)
+        self._occupancy: Occupancy | None = None
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """The occupied voxels, for the marchers."""
+        # Another tensor after an update, and after a move to another device.
+        if self._occupancy is None or self._occupancy.occupied is not self.occupied:
+            self._occupancy = Occupancy(self.occupied)
+        return self._occupancy
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], everywhere: bool, chunk: int = 1 << 18) -> None:
@@ -63,9 +70,7 @@ class OccupancyGrid(nn.Module):
             index = torch.cat([uniform, occupied]).unique()
         points = self._points_in(index)
         fresh = torch.cat([density(part) for part in points.split(chunk)])
-        stored = self.density.view(-1)
-        stored *= self.decay
-        stored[index] = torch.maximum(stored[index], fresh.to(stored))
+        update_density_grid(self.density, index, fresh.to(self.density), self.decay)
         self._threshold()
 
     def occupied_points(self, count: int) -> Tensor:
@@ -84,8 +89,7 @@ class OccupancyGrid(nn.Module):
 
     def _threshold(self) -> None:
         self.occupied = self.density > min(self.threshold, float(self.density.mean()))
-        self.dilated = dilate(self.occupied)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.dilated = dilate(self.occupied)
+        self._occupancy = None

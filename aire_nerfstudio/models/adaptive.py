@@ -120,6 +120,7 @@ class AdaptiveModel(Model):
         self._saved_state: dict[str, Any] | None = None
         self._history: list[dict[str, Any]] = []
         self._step = 0
+        self._steps_per_iteration = 1
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._batch_error: Tensor | None = None
         self._ema_every = self.config.ema_every or 1
@@ -159,13 +160,19 @@ class AdaptiveModel(Model):
         if optimizers is None or trainer is None:
             raise TypeError("an adaptive model needs the trainer's optimizers to change with it")
         self._prepare(total_steps=trainer.total_steps)
+        self._optimizers = list(optimizers.optimizers.values())
+        each = self._steps_per_iteration = trainer.config.steps_per_iteration
 
+        # nerfstudio's steps are iterations; within one of several steps the trainer calls both.
         def before(step: int) -> None:
-            self._before_step(step, list(optimizers.optimizers.values()))
+            self.before_step(step * each)
+
+        def after(step: int) -> None:
+            self.after_step(step * each + each - 1)
 
         return [
             TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], before),
-            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self._after_step),
+            TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], after),
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._after_run),
         ]
 
@@ -199,22 +206,25 @@ class AdaptiveModel(Model):
             )
         self._print_plan(total_steps)
 
-    def _before_step(self, step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def before_step(self, step: int) -> None:
+        """What is due before an optimizer step; steps count from the start of the run."""
         self._step = step
         if self._saved_state is not None:
             # Only now: set-up itself draws random numbers, which the uninterrupted run did not draw here.
             set_rng_state(self._saved_state["rng"])
             self._saved_state = None
         groups = self.adaptive_groups(self.field)
-        self._optimizers = optimizers
         self._announce_removal(step)
-        changes = self._strategy.step(groups, optimizers, self._adaptation_state, step, self._twins(), self.probe())
+        changes = self._strategy.step(
+            groups, self._optimizers, self._adaptation_state, step, self._twins(), self.probe()
+        )
         for report in changes:
             self._log(report)
             self.on_change(report)
 
     @torch.no_grad()
-    def _after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
+        """What follows an optimizer step: what the strategy allows, and the weight average."""
         groups, error = self.adaptive_groups(self.field), self._batch_error
         self._strategy.constrain(groups, self._optimizers, self._adaptation_state, step, error)
         if self.field_average is None or (step + 1) % self._ema_every:
@@ -255,7 +265,7 @@ class AdaptiveModel(Model):
             table.add_column(column, justify="right" if column in ("step", "parameters after") else "left")
         count = count_parameters(self.field)
         widths = [group.width for group in self.adaptive_groups(self.field)]
-        table.add_row(str(self._step_shown()), "start", str(widths), f"{count:,}")
+        table.add_row(str(self.steps_done()), "start", str(widths), f"{count:,}")
         for planned in self._strategy.plan(self._adaptation_state, widths):
             after = "" if planned.widths is None else str(list(planned.widths))
             table.add_row(f"{planned.step:,}", planned.event, after, "")
@@ -275,7 +285,8 @@ class AdaptiveModel(Model):
             f"step {step:,}: by theorem 2 the removal changes no output of the network by more than {bound:.3g}"
         )
 
-    def _step_shown(self) -> int:
+    def steps_done(self) -> int:
+        """Optimizer steps before the one that training takes up: 0, or those of the checkpoint."""
         return 0 if self._saved_state is None else int(self._saved_state["step"]) + 1
 
     def _log(self, report: Report) -> None:
@@ -295,9 +306,10 @@ class AdaptiveModel(Model):
             f"step {report.step:,}: {report.event} {list(report.counts)} | widths {list(report.before)} -> "
             f"{list(report.after)} | {count:,} parameters ({change:+.2f} %)"
         )
-        writer.put_scalar(name="Adaptation/parameters", scalar=count, step=report.step)
+        iteration = report.step // self._steps_per_iteration  # what nerfstudio counts its own curves in
+        writer.put_scalar(name="Adaptation/parameters", scalar=count, step=iteration)
         for index, width in enumerate(report.after):
-            writer.put_scalar(name=f"Adaptation/width {index}", scalar=width, step=report.step)
+            writer.put_scalar(name=f"Adaptation/width {index}", scalar=width, step=iteration)
 
     # --- checkpoint ------------------------------------------------------------------------------------------------
 

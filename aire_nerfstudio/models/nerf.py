@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -21,16 +21,14 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics, psnr
+from aire_nerfstudio.models.nerf_rendering import render_rays
+from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop
 from aire_nerfstudio.ops.ray_marching import (
     Samples,
-    composite_rays_train,
-    early_stop,
     march_rays_train,
+    march_rays_train_by_nerfacc,
     near_far_from_aabb,
 )
-
-# Samples that weigh less add next to nothing to a pixel's normal, and most samples do.
-NORMAL_WEIGHT = 0.02
 
 
 @dataclass
@@ -70,6 +68,8 @@ class NerfModelConfig(AdaptiveModelConfig):
     """Steps during which each update evaluates every voxel."""
     max_steps_per_ray: int = 1024
     """Samples that the cube's diagonal would hold."""
+    marcher: Literal["aire", "nerfacc"] = "aire"
+    """What finds the samples of training rays: this package's marcher, or nerfacc's (CUDA only)."""
     early_stop_epsilon: float = 1e-4
     """Samples behind this transmittance are left out."""
     background_color: Literal["white", "black", "random"] = "white"
@@ -138,8 +138,9 @@ class NerfModel(AdaptiveModel):
         if report.event == "prune":
             self.grid.update(self.field.density, everywhere=True)
 
-    def _before_step(self, step: int, optimizers: Any) -> None:
-        super()._before_step(step, optimizers)
+    def before_step(self, step: int) -> None:
+        """As every adaptive model's; the grid follows the density."""
+        super().before_step(step)
         if step % self.config.grid_every == 0:
             self.grid.update(self.field.density, everywhere=step < self.config.grid_warmup)
 
@@ -152,20 +153,28 @@ class NerfModel(AdaptiveModel):
             ``rgb [N, 3]``, ``depth [N, 1]`` (expected distance along the ray), ``accumulation [N, 1]``; outside
             training also ``normals [N, 3]`` in [0, 1] (0.5 + n / 2); in training also ``num_samples [1]``.
         """
-        renders_for_training = self.training
+        is_training = self.training
         field = cast(SineRadianceField, self.evaluated_field)
         origins = field.normalise(ray_bundle.origins).reshape(-1, 3)
         directions = ray_bundle.directions.reshape(-1, 3)
-        n_rays = len(origins)
         near, far = near_far_from_aabb(origins, directions, self.aabb)
         if ray_bundle.nears is not None and ray_bundle.fars is not None:
             # The viewer's crop box arrives as near and far distances, in world units.
             near = torch.maximum(near, ray_bundle.nears.reshape(-1) / field.half_side)
             far = torch.minimum(far, ray_bundle.fars.reshape(-1) / field.half_side)
-        jitter = torch.rand(n_rays, device=origins.device) if renders_for_training else None
-        samples = march_rays_train(
-            origins, directions, near, far, self.grid.occupied, self.grid.dilated, self._step_length, jitter
-        )
+        scene = (origins, directions, near, far)
+        outputs = self._rendered_for_training(field, *scene) if is_training else self._rendered(field, *scene)
+        shape = ray_bundle.origins.shape[:-1]
+        return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
+
+    def _rendered_for_training(
+        self, field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
+    ) -> dict[str, Tensor]:
+        """Colour without the background, which the loss adds and may draw at random."""
+        n_rays = len(origins)
+        march = march_rays_train_by_nerfacc if self.config.marcher == "nerfacc" else march_rays_train
+        jitter = torch.rand(n_rays, device=origins.device)
+        samples = march(origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
 
         def density(part: Samples) -> Tensor:
             return field.density(part.positions(origins, directions))
@@ -174,47 +183,30 @@ class NerfModel(AdaptiveModel):
         samples = samples.select(reached)
         sigma, features = field.features(samples.positions(origins, directions))
         rgb = field.colour(directions[samples.ray_indices], features)
-        weights, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
+        _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
+        return {
+            "rgb": colour,
+            "depth": _expected_depth(accumulation, depth, far) * field.half_side,
+            "accumulation": accumulation,
+            "num_samples": torch.tensor([len(samples.starts)], device=origins.device),
+        }
 
-        accumulation = accumulation[:, None]
-        distance = depth[:, None] / accumulation.clamp_min(1e-6)
-        outputs: dict[str, Tensor] = {}
-        if renders_for_training:
-            # The loss adds the background, which it may draw at random.
-            outputs["rgb"] = colour
-        else:
-            outputs["rgb"] = (colour + self._background(colour) * (1 - accumulation)).clamp(0, 1)
-        empty = accumulation < 1e-3
-        outputs["depth"] = torch.where(empty, far[:, None], distance) * field.half_side
-        outputs["accumulation"] = accumulation
-        if renders_for_training:
-            outputs["num_samples"] = torch.tensor([len(samples.starts)], device=origins.device)
-        else:
-            normals = self._normals(field, origins, directions, samples, weights, n_rays)
-            outputs["normals"] = 0.5 + 0.5 * normals
-        shape = ray_bundle.origins.shape[:-1]
-        return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
-
-    def _normals(
-        self,
-        field: SineRadianceField,
-        origins: Tensor,
-        directions: Tensor,
-        samples: Samples,
-        weights: Tensor,
-        n_rays: int,
-    ) -> Tensor:
-        """Weighted mean of the samples' normals, made unit again, ``[N, 3]``; zero where a ray meets nothing.
-
-        Not the normal at the expected depth: behind the densest point of a surface the gradient points inwards.
-        """
-        seen = (weights.detach() > NORMAL_WEIGHT).nonzero().squeeze(1)
-        total = weights.new_zeros(n_rays, 3)
-        if len(seen):
-            part = samples.select(seen)
-            normals = field.normals(part.positions(origins, directions))
-            total.index_add_(0, part.ray_indices, weights.detach()[seen, None] * normals)
-        return torch.nn.functional.normalize(total, dim=-1)
+    def _rendered(
+        self, field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
+    ) -> dict[str, Tensor]:
+        """Colour over the background, and normals."""
+        rendered, normals = render_rays(
+            field, origins, directions, near, far, self.grid.occupancy, self._step_length,
+            self.config.early_stop_epsilon,
+        )  # fmt: skip
+        colour, accumulation = rendered.colour, rendered.accumulation
+        rgb = colour + self._background(colour) * (1 - accumulation[:, None])
+        return {
+            "rgb": rgb.clamp(0, 1),
+            "depth": _expected_depth(accumulation, rendered.depth, far) * field.half_side,
+            "accumulation": accumulation,
+            "normals": 0.5 + 0.5 * normals,
+        }
 
     def _background(self, like: Tensor) -> Tensor:
         """The colour behind the scene in evaluation, broadcast to ``like [..., 3]``; ``random`` renders black."""
@@ -281,3 +273,8 @@ class NerfModel(AdaptiveModel):
             "normals": outputs["normals"],
         }
         return image_metrics(rgb, truth), images
+
+
+def _expected_depth(accumulation: Tensor, depth: Tensor, far: Tensor) -> Tensor:
+    """Expected distance ``[N]``, and ``far`` where a ray meets nothing."""
+    return torch.where(accumulation < 1e-3, far, depth / accumulation.clamp_min(1e-6))

@@ -9,6 +9,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -20,6 +21,7 @@ from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -30,6 +32,13 @@ class AdaptiveTrainerConfig(TrainerConfig):
     """Trainer configuration of every method of this package."""
 
     _target: type = field(default_factory=lambda: AdaptiveTrainer)
+    steps_per_iteration: int = 1
+    """Optimizer steps in one of nerfstudio's iterations, whose own work (logging, viewer, checks) costs about a
+    millisecond. --max-num-iterations and the other --steps-per-... count iterations, schedules count steps."""
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """How float32 products are computed (torch.set_float32_matmul_precision): highest, float32; high, TF32 on CUDA and
+    three bfloat16 products for one on processors with a tile unit; medium, plain bfloat16 there. First layers, sums and
+    weights are float32 in all on CPU."""
 
     def set_experiment_name(self) -> None:
         """As nerfstudio's; a file's own name, and ``demo``, ``astronaut`` or ``bunny`` where no data was named."""
@@ -57,14 +66,18 @@ class AdaptiveTrainer(Trainer):
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         if config.max_num_iterations < 1:
             raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
+        if config.steps_per_iteration < 1:
+            raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
         if world_size > 1:
             raise InputError(
                 f"--machine.num-devices is {world_size}; training on several devices is not there yet, use 1"
             )
+        torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(config)
         # The total length of the run, also for a resumed one: schedules are laid out over it.
-        self.total_steps = config.max_num_iterations
+        self._total_iterations = config.max_num_iterations
+        self.total_steps = config.max_num_iterations * config.steps_per_iteration
         for group in config.optimizers.values():
             scheduler = group.get("scheduler")
             if isinstance(scheduler, ExponentialDecayConfig) and scheduler.max_steps is None:
@@ -86,6 +99,11 @@ class AdaptiveTrainer(Trainer):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
+        if self.config.steps_per_iteration > 1:
+            # What nerfstudio divides by an iteration's time for its rays a second.
+            manager = self.pipeline.datamanager
+            rays = manager.get_train_rays_per_batch() * self.config.steps_per_iteration
+            manager.get_train_rays_per_batch = lambda: rays  # type: ignore[method-assign]
         if self.local_rank == 0:
             path = self.base_dir / "config.yml"
             CONSOLE.log(f"Saving config to: {path}")
@@ -95,6 +113,23 @@ class AdaptiveTrainer(Trainer):
     def train(self) -> None:
         """See nerfstudio; what can only be judged while training ends in one line, too."""
         super().train()
+
+    def train_iteration(self, step: int) -> Any:
+        """See nerfstudio; as many optimizer steps as the configuration says, each as if it were an iteration.
+
+        Returns:
+            Loss, its parts and metrics of the last step.
+        """
+        model = cast(AdaptiveModel, self.pipeline.model)
+        first, end = step * self.config.steps_per_iteration, (step + 1) * self.config.steps_per_iteration
+        for number in range(first, end):
+            # Before the first and after the last one nerfstudio calls the model itself.
+            if number > first:
+                model.before_step(number)
+            outputs = super().train_iteration(number)
+            if number < end - 1:
+                model.after_step(number)
+        return outputs
 
     def eval_iteration(self, step: int) -> None:
         """As nerfstudio's, but without effect on the random numbers that training draws.
@@ -114,14 +149,25 @@ class AdaptiveTrainer(Trainer):
         if path is not None:
             check_checkpoint(path, set(self.pipeline.state_dict()))
         super()._load_checkpoint()
-        if self._start_step >= self.total_steps:
+        self._check_steps_per_iteration()
+        if self._start_step >= self._total_iterations:
             raise InputError(
-                f"the checkpoint is at step {self._start_step - 1} and --max-num-iterations is {self.total_steps}, the "
-                "total length of the run; nothing is left to train, raise it to go on"
+                f"the checkpoint is at step {self._start_step - 1} and --max-num-iterations is "
+                f"{self._total_iterations}, the total length of the run; nothing is left to train, raise it to go on"
             )
         # nerfstudio 1.1.5 trains this many steps more after a resume; later versions count from the start, as we do.
         if "self._start_step + num_iterations" in inspect.getsource(Trainer.train):
-            self.config.max_num_iterations = self.total_steps - self._start_step
+            self.config.max_num_iterations = self._total_iterations - self._start_step
+
+    def _check_steps_per_iteration(self) -> None:
+        """Refuse to count on in iterations of another length than the run began with."""
+        done = cast(AdaptiveModel, self.pipeline.model).steps_done()
+        each = self.config.steps_per_iteration
+        if self._start_step and done != self._start_step * each:
+            raise InputError(
+                f"--steps-per-iteration is {each}, but the checkpoint's {self._start_step} iterations were {done} "
+                f"steps; give {done // self._start_step}"
+            )
 
     def _checkpoint_to_load(self) -> Path | None:
         """The file that --load-dir, --load-step and --load-checkpoint name, if any."""

@@ -1,4 +1,4 @@
-"""``python -m aire_nerfstudio.ops``: what is built, for which processor, and if not, why."""
+"""``python -m aire_nerfstudio.ops``: what is built, for which device, and if not, why."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import warnings
 
 import torch
 
-from aire_nerfstudio.ops.backend import LIBRARIES, cache_folder, capability, is_off
+from aire_nerfstudio.ops import cuda
+from aire_nerfstudio.ops.backend import LIBRARIES, Build, is_off
+from aire_nerfstudio.ops.build import cache_folder
+
+# What CUDA sources are compiled for where there is no device to ask: Hopper.
+WITHOUT_DEVICE = (9, 0)
 
 
 def main() -> None:
@@ -15,12 +20,40 @@ def main() -> None:
     print(f"torch {torch.__version__}, processor {torch.backends.cpu.get_cpu_capability()}, builds in {cache_folder()}")
     if is_off():
         print("AIRE_OPS is off: PyTorch's operations are used")
+    for precision in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        print(f'torch.set_float32_matmul_precision("{precision}"):')
+        for library in LIBRARIES:
+            if library.has_precisions:
+                _say(library.name, library.build())
+    print("whatever the precision:")
     for library in LIBRARIES:
-        if library.load() is not None:
-            print(f"{library.name}: built for {capability()}, {library.path}")
-        else:
-            print(f"{library.name}: not built, PyTorch's operations are used: {library.reason}")
-    print("CUDA: no compiled ops yet; PyTorch's operations are used there")
+        if not library.has_precisions:
+            _say(library.name, library.build())
+    _say_cuda()
+
+
+def _say_cuda() -> None:
+    print("CUDA:")
+    if torch.cuda.is_available():
+        for library in cuda.LIBRARIES:
+            _say(library.name, library.build(torch.cuda.get_device_capability()))
+        return
+    for library in cuda.LIBRARIES:
+        try:
+            path = library.compile(WITHOUT_DEVICE)
+            print(
+                f"  {library.name}: there is no device; compiled for SM_{WITHOUT_DEVICE[0]}{WITHOUT_DEVICE[1]}, {path}"
+            )
+        except (OSError, RuntimeError) as error:
+            print(f"  {library.name}: there is no device, and it could not be compiled: {error}")
+
+
+def _say(name: str, made: Build) -> None:
+    if made.handle is not None:
+        print(f"  {name}: built for {made.kind}, {made.path}")
+    else:
+        print(f"  {name}: not built, PyTorch's operations are used: {made.reason}")
 
 
 if __name__ == "__main__":

@@ -21,13 +21,9 @@ def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: 
     It takes float32 on CPU, 64 rows or more, outside autocast, compilation, ``torch.func`` and forward-mode
     differentiation, and only shapes that fit together: the reference says what is wrong with others.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or is_off() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu") or is_transformed():
         return False
-    if x.dim() == 0 or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]) or torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad, jvp...
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
+    if x.dim() == 0 or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]):
         return False
     if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
         return False
@@ -37,6 +33,16 @@ def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: 
             return False
         width = weight.shape[0]
     return library.load() is not None
+
+
+def is_transformed() -> bool:
+    """Whether a call into a library would go past what torch does with the call, or is switched off."""
+    return (
+        is_off()
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad, jvp...
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class Arguments:
@@ -70,7 +76,7 @@ def threads() -> ctypes.c_int:
 
 
 def checked(status: int) -> None:
-    """Raise what a status other than 0 stands for."""
+    """Raise what a status other than 0 of a sine network's library stands for."""
     if status == 1:
         raise MemoryError("a compiled sine network ran out of memory; take fewer rows at a time")
     if status != 0:

@@ -57,13 +57,14 @@ class _MeanCurvature(torch.autograd.Function):
         rows = x.detach().contiguous()
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradient, motion = torch.empty_like(rows), rows.new_empty(len(rows))
+        library = MEAN_CURVATURE.loaded()
         checked(
-            MEAN_CURVATURE.loaded().aire_mean_curvature(
+            library.aire_mean_curvature(
                 ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
                 pointer(gradient), pointer(motion), threads(),
             )
         )  # fmt: skip
-        ctx.settings = settings
+        ctx.settings, ctx.library = settings, library
         ctx.save_for_backward(rows, *parameters)
         return gradient, motion
 
@@ -81,7 +82,7 @@ class _MeanCurvature(torch.autograd.Function):
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         gg, gm = grad_gradient.contiguous(), grad_motion.contiguous()
         checked(
-            MEAN_CURVATURE.loaded().aire_mean_curvature_backward(
+            ctx.library.aire_mean_curvature_backward(
                 ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gg), pointer(gm),
                 ctypes.c_int64(len(rows)), pointers(gradients[:count]), pointers(gradients[count:]), threads(),
             )

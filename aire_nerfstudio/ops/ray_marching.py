@@ -1,4 +1,4 @@
-"""Ray marching through an occupancy grid, in PyTorch, on CPU and CUDA.
+"""Ray marching through an occupancy grid: compiled on processors and CUDA, in PyTorch elsewhere, with the same samples.
 
 Names follow torch-ngp's ``raymarching``; the layout is packed: samples of ray 0, then ray 1, ..., in order of distance.
 A sample is an interval ``[t_start, t_end)`` of constant length; its colour and density are taken at the middle.
@@ -7,11 +7,18 @@ A sample is an interval ``[t_start, t_end)`` of constant length; its colour and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from aire_nerfstudio.ops.occupancy import Occupancy, voxel_indices
+from aire_nerfstudio.ops.ray_library import ray_library
+
+# What march_rays writes as a ray's next sample once it has left the box.
+ENDED = 1 << 24
+# Candidates that march_rays looks at for each sample it may return, in PyTorch.
+WINDOW = 8
 
 
 class Samples(NamedTuple):
@@ -37,6 +44,7 @@ class Samples(NamedTuple):
         return origins[self.ray_indices] + middle * directions[self.ray_indices]
 
 
+@torch.no_grad()
 def near_far_from_aabb(
     origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +59,12 @@ def near_far_from_aabb(
     Returns:
         ``near [N], far [N]``. A ray that misses the box has ``far == near``.
     """
+    library = ray_library(origins, directions, aabb)
+    if library is not None and origins.dim() == 2:
+        near, far = origins.new_empty(len(origins)), origins.new_empty(len(origins))
+        rays = origins.contiguous(), directions.contiguous()
+        library.call("aire_near_far", len(origins), *rays, aabb.contiguous(), float(min_near), near, far)
+        return near, far
     # A zero component makes 0/0 on a face; a tiny one decides it and keeps the rest finite.
     safe = torch.where(directions.abs() < 1e-12, torch.full_like(directions, 1e-12), directions)
     to_lower = (aabb[:3] - origins) / safe
@@ -60,152 +74,178 @@ def near_far_from_aabb(
     return near, torch.maximum(far, near)
 
 
-def voxel_indices(positions: Tensor, resolution: int) -> Tensor:
-    """Flat index (x slowest) of the voxel of each position in ``[-1, 1]^3``, ``[..., 3] -> [...]``, clamped inside."""
-    index = ((positions + 1) * (0.5 * resolution)).long().clamp_(0, resolution - 1)
-    return (index[..., 0] * resolution + index[..., 1]) * resolution + index[..., 2]
-
-
-def dilate(occupied: Tensor) -> Tensor:
-    """Occupied voxels and their 26 neighbours, bool ``[G, G, G]``."""
-    return torch.nn.functional.max_pool3d(occupied[None, None].float(), 3, stride=1, padding=1)[0, 0] > 0
-
-
 @torch.no_grad()
 def march_rays_train(
     origins: Tensor,
     directions: Tensor,
     near: Tensor,
     far: Tensor,
-    occupied: Tensor,
-    dilated: Tensor,
+    occupancy: Occupancy,
     step: float,
     jitter: Tensor | None = None,
 ) -> Samples:
     """Samples of constant length in the occupied voxels of a grid over ``[-1, 1]^3``.
 
-    Stretches of several steps are tested first against ``dilated``, so that empty space costs one look-up a stretch.
-
     Args:
         origins: ``[N, 3]``, in the grid's frame.
         directions: unit vectors, ``[N, 3]``.
         near: ``[N]``.
-        far: ``[N]``; no samples where ``far <= near``.
-        occupied: bool ``[G, G, G]``, indexed x, y, z.
-        dilated: :func:`dilate` of ``occupied``.
-        step: length of a sample.
+        far: finite, ``[N]``; no samples where ``far <= near``.
+        occupancy: the grid.
+        step: length of a sample, positive.
         jitter: shift of each ray's samples in steps, ``[N]`` in ``[0, 1)``; None: no shift.
 
     Returns:
         Packed samples; those whose middle lies at or behind ``far`` are left out.
     """
-    resolution = occupied.shape[0]
-    # A stretch's points are at most one voxel away from its middle: the dilated grid then misses none of them.
-    per_stretch = max(1, math.floor(2 * (2.0 / resolution) / step))
+    _check(step)
     if len(near) == 0:
         return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
+    library = ray_library(origins, directions, near, far, occupancy.occupied, *([] if jitter is None else [jitter]))
+    if library is None:
+        return _march_by_torch(origins, directions, near, far, occupancy, step, jitter)
+    rays = [t.contiguous() for t in (origins, directions, near, far)]
+    shift = None if jitter is None else jitter.contiguous()
+    grid = (occupancy.bits, occupancy.resolution, float(step))
+    counts = torch.empty(len(near), dtype=torch.long, device=near.device)
+    library.call("aire_march_count", len(near), *rays, shift, *grid, counts)
+    offsets = counts.cumsum(0)
+    total = int(offsets[-1])
+    starts, ray_indices = near.new_empty(total), counts.new_empty(total)
+    library.call("aire_march_fill", len(near), *rays, shift, *grid, offsets - counts, starts, ray_indices)
+    return Samples(starts, starts + step, ray_indices)
+
+
+def _march_by_torch(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+    jitter: Tensor | None,
+) -> Samples:  # fmt: skip
+    """Stretches of several steps are tested first against the dilated grid: empty space costs one look-up a stretch."""
+    resolution = occupancy.resolution
+    # A stretch's points are at most one voxel away from its middle: the dilated grid then misses none of them.
+    per_stretch = max(1, math.floor(2 * (2.0 / resolution) / step))
     longest = float((far - near).amax())
     n_stretches = math.ceil(longest / (per_stretch * step)) if longest > 0 else 0
     first = near if jitter is None else near + (jitter - 1) * step
     device = near.device
-    stretch = torch.arange(n_stretches + 1, device=device, dtype=near.dtype) * (per_stretch * step)
-    begin = first[:, None] + stretch  # [N, S]
+    stretch = torch.arange(n_stretches + 1, device=device) * per_stretch
+    begin = first[:, None] + stretch * step  # [N, S]
     middle = begin + 0.5 * per_stretch * step
     points = origins[:, None] + middle[..., None] * directions[:, None]
-    lookup = dilated if per_stretch > 1 else occupied
+    lookup = occupancy.dilated if per_stretch > 1 else occupancy.occupied
     maybe = lookup.view(-1)[voxel_indices(points, resolution)] & (begin < far[:, None])
     rays, stretches = maybe.nonzero(as_tuple=True)
-
-    t = begin[rays, stretches][:, None] + torch.arange(per_stretch, device=device, dtype=near.dtype) * step  # [P, k]
-    t_middle = t + 0.5 * step
-    points = origins[rays, None] + t_middle[..., None] * directions[rays, None]
-    keep = occupied.view(-1)[voxel_indices(points, resolution)]
-    keep &= (t_middle < far[rays, None]) & (t_middle >= near[rays, None])
+    number = stretches[:, None] * per_stretch + torch.arange(per_stretch, device=device)  # [P, k]
+    t, keep = _is_sample(origins, directions, near, far, first, occupancy, step, rays, number)
     starts = t[keep]
     return Samples(starts, starts + step, rays[:, None].expand_as(keep)[keep])
 
 
-def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
-    """For each sample the sum of ``values`` over the samples before it on its ray; packed, ``[M] -> [M]``.
-
-    Summed in float64: a running sum over all rays would lose the small terms in float32.
-    """
-    if len(values) == 0:
-        return values
-    total = values.double().cumsum(0)
-    before = total - values.double()
-    is_first = torch.ones_like(ray_indices, dtype=torch.bool)
-    is_first[1:] = ray_indices[1:] != ray_indices[:-1]
-    first = is_first.nonzero().squeeze(1)
-    segment = is_first.long().cumsum(0) - 1
-    return (before - before[first][segment]).to(values.dtype)
+def _is_sample(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, first: Tensor, occupancy: Occupancy, step: float,
+    rays: Tensor, number: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Starts ``[P, k]`` of the candidates ``number [P, k]`` of ``rays [P]``, and which of them are samples."""
+    t = first[rays, None] + number.to(first) * step
+    middle = t + 0.5 * step
+    points = origins[rays, None] + middle[..., None] * directions[rays, None]
+    keep = occupancy.occupied.view(-1)[voxel_indices(points, occupancy.resolution)]
+    return t, keep & (middle < far[rays, None]) & (middle >= near[rays, None])
 
 
 @torch.no_grad()
-def early_stop(
-    samples: Samples, n_rays: int, density: Callable[[Samples], Tensor], epsilon: float, first_chunk: int = 16
-) -> tuple[Tensor, Tensor]:
-    """Find the samples that light reaches, evaluating the density front to back and stopping each ray when opaque.
+def march_rays(
+    alive: Tensor,
+    following: Tensor,
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Occupancy,
+    step: float,
+    most: int,
+) -> Samples:
+    """The next samples of some rays: what rendering front to back asks for, round by round.
 
     Args:
-        samples: packed, ``M`` of them.
-        n_rays: ``N``.
-        density: samples ``[m] -> [m]``, in inverse units of the intervals.
-        epsilon: a sample counts where the transmittance in front of it is more than this, in (0, 1).
-        first_chunk: samples a ray evaluated in the first round; each further round takes twice as many.
+        alive: the rays to go on with, ascending, int64 ``[A]``.
+        following: the candidate each ray goes on from, int32 ``[N]``, zero at first; changed in place, :data:`ENDED`
+            where a ray has left the box.
+        origins: ``[N, 3]``, in the grid's frame.
+        directions: unit vectors, ``[N, 3]``.
+        near: ``[N]``.
+        far: finite, ``[N]``.
+        occupancy: the grid.
+        step: length of a sample, positive.
+        most: samples a ray at most, at least 1. A ray may give fewer, or none, and not have ended.
 
     Returns:
-        ``index [V]`` of the samples that light reaches, ascending, and their densities ``[V]``.
+        Packed samples, as :func:`march_rays_train` gives them without jitter.
     """
-    indices = samples.ray_indices
-    limit = -math.log(epsilon)
-    if len(indices) == 0:
-        return indices, samples.starts
-    counts = torch.bincount(indices, minlength=n_rays)
-    offsets = counts.cumsum(0) - counts
-    rank = torch.arange(len(indices), device=indices.device) - offsets[indices]
-    depth = samples.starts.new_zeros(n_rays)
-    is_open = torch.ones(n_rays, dtype=torch.bool, device=indices.device)
-    kept: list[Tensor] = []
-    densities: list[Tensor] = []
-    begin, size, longest = 0, first_chunk, int(counts.max())
-    while begin < longest:
-        chosen = ((rank >= begin) & (rank < begin + size) & is_open[indices]).nonzero().squeeze(1)
-        if len(chosen) == 0:
-            break
-        part = samples.select(chosen)
-        sigma = density(part)
-        thickness = sigma * (part.ends - part.starts)
-        reached = depth[part.ray_indices] + exclusive_sum(thickness, part.ray_indices) < limit
-        kept.append(chosen[reached])
-        densities.append(sigma[reached])
-        depth.index_add_(0, part.ray_indices, thickness)
-        is_open = depth < limit
-        begin, size = begin + size, 2 * size
-    index = torch.cat(kept)
-    order = index.argsort()
-    return index[order], torch.cat(densities)[order]
+    _check(step)
+    if most < 1:
+        raise ValueError(f"most is {most}; it must be at least 1")
+    library = ray_library(origins, directions, near, far, occupancy.occupied, following)
+    if library is None:
+        return _march_some_by_torch(alive, following, origins, directions, near, far, occupancy, step, most)
+    starts = near.new_empty(len(alive), most)
+    counts = torch.empty(len(alive), dtype=torch.long, device=near.device)
+    rays = [t.contiguous() for t in (origins, directions, near, far)]
+    library.call(
+        "aire_march_some", len(alive), alive.contiguous(), *rays, occupancy.bits, occupancy.resolution, float(step),
+        most, following, starts, counts,
+    )  # fmt: skip
+    is_there = torch.arange(most, device=near.device) < counts[:, None]
+    found = starts[is_there]
+    return Samples(found, found + step, alive.repeat_interleave(counts))
 
 
-def composite_rays_train(
-    sigmas: Tensor, rgbs: Tensor, samples: Samples, n_rays: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Volume rendering of packed samples, without background; differentiable in ``sigmas`` and ``rgbs``.
+def _march_some_by_torch(
+    alive: Tensor, following: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor,
+    occupancy: Occupancy, step: float, most: int,
+) -> Samples:  # fmt: skip
+    number = following[alive, None].long() + torch.arange(WINDOW * most, device=alive.device)
+    t, keep = _is_sample(origins, directions, near, far, near, occupancy, step, alive, number)
+    rank = keep.cumsum(1)
+    is_full = rank[:, -1] > most
+    # Where there were more than asked for, the next one is the first of those.
+    after = torch.where(is_full, (rank <= most).sum(1), torch.full_like(alive, WINDOW * most))
+    next_one = following[alive] + after
+    has_ended = near[alive] + next_one.to(near) * step + 0.5 * step >= far[alive]
+    following[alive] = torch.where(has_ended & ~is_full, ENDED, next_one).to(following.dtype)
+    keep &= rank <= most
+    found = t[keep]
+    return Samples(found, found + step, alive[:, None].expand_as(keep)[keep])
 
-    Args:
-        sigmas: densities, ``[M]``, in inverse units of the intervals.
-        rgbs: colours, ``[M, C]``.
-        samples: packed.
-        n_rays: ``N``.
 
-    Returns:
-        ``weights [M]``, colour ``[N, C]`` (premultiplied), accumulation ``[N]`` in [0, 1], and depth ``[N]``, the sum
-        of weight times middle of the interval (divide by the accumulation for the expected distance).
+def march_rays_train_by_nerfacc(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Occupancy,
+    step: float,
+    jitter: Tensor | None = None,
+) -> Samples:
+    """As :func:`march_rays_train`, by nerfacc's ``traverse_grids``: CUDA only, where nerfacc can build its kernels.
+
+    Its samples begin anew where a ray enters a voxel's run, so that they are not the same to the bit.
+
+    Raises:
+        ValueError: the tensors are not on CUDA.
     """
-    thickness = sigmas * (samples.ends - samples.starts)
-    weights = torch.exp(-exclusive_sum(thickness, samples.ray_indices)) * -torch.expm1(-thickness)
-    middle = 0.5 * (samples.starts + samples.ends)
-    colour = rgbs.new_zeros(n_rays, rgbs.shape[-1]).index_add(0, samples.ray_indices, weights[:, None] * rgbs)
-    accumulation = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights)
-    depth = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights * middle)
-    return weights, colour, accumulation, depth
+    if origins.device.type != "cuda":
+        raise ValueError(f"nerfacc marches on CUDA only; the rays are on {origins.device}; use the marcher aire")
+    import nerfacc
+
+    begin = near if jitter is None else near + (jitter - 1) * step
+    cube = torch.tensor([[-1.0, -1, -1, 1, 1, 1]], device=origins.device)
+    intervals, samples = nerfacc.traverse_grids(
+        origins, directions, occupancy.occupied[None], cube, near_planes=begin, far_planes=far, step_size=step
+    )
+    return Samples(intervals.vals[intervals.is_left], intervals.vals[intervals.is_right], samples.ray_indices)
+
+
+def _check(step: float) -> None:
+    if not step > 0:
+        raise ValueError(f"step is {step}; it must be positive")

@@ -83,7 +83,7 @@ def mean_square_step(
 
 
 class _SineNetwork(torch.autograd.Function):
-    """Forward and backward, tile by tile; pre-activations are kept between the two."""
+    """Forward and backward, tile by tile; pre-activations are kept between the two where that is faster."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
@@ -92,21 +92,19 @@ class _SineNetwork(torch.autograd.Function):
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         arguments = Arguments(weights, biases, omegas)
         y = rows.new_empty(len(rows), weights[-1].shape[0])
-        kept = None
+        kept, library = None, SINE_NETWORK.loaded()
         if is_grad_enabled and any(ctx.needs_input_grad):
-            library = SINE_NETWORK.loaded()
             library.aire_kept_floats.restype = ctypes.c_int64
             count = library.aire_kept_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
-            kept = rows.new_empty(count)
+            kept = rows.new_empty(count) if count else None
         checked(
-            SINE_NETWORK.loaded().aire_forward(
+            library.aire_forward(
                 ctypes.c_int(kind), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)), pointer(y),
                 pointer(kept), threads(),
             )
         )  # fmt: skip
-        if kept is not None:
-            ctx.settings = settings
-            ctx.save_for_backward(x, kept, *parameters)
+        ctx.settings, ctx.library = settings, library
+        ctx.save_for_backward(x, kept, *parameters)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -122,7 +120,7 @@ class _SineNetwork(torch.autograd.Function):
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         dx = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         checked(
-            SINE_NETWORK.loaded().aire_backward(
+            ctx.library.aire_backward(
                 ctypes.c_int(ctx.settings[3]), *arguments.network, pointer(rows), pointer(gy),
                 ctypes.c_int64(len(rows)), pointer(kept),
                 pointers(gradients[:count]), pointers(gradients[count:]), pointer(dx), threads(),

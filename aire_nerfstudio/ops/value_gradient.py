@@ -72,9 +72,10 @@ class _ValueGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.detach().contiguous()
-        value, gradient, kept = _forward(rows, settings, parameters)
+        library = VALUE_GRADIENT.loaded()
+        value, gradient, kept = _forward(library, rows, settings, parameters)
         if any(ctx.needs_input_grad):
-            ctx.settings = settings
+            ctx.settings, ctx.library = settings, library
             ctx.save_for_backward(rows, kept, *parameters)
             ctx.set_materialize_grads(True)
         return value, gradient
@@ -96,7 +97,7 @@ class _ValueGradient(torch.autograd.Function):
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         checked(
-            VALUE_GRADIENT.loaded().aire_value_gradient_backward(
+            ctx.library.aire_value_gradient_backward(
                 ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gf), pointer(gg),
                 ctypes.c_int64(len(rows)), pointer(kept),
                 pointers(gradients[:count]), pointers(gradients[count:]), threads(),
@@ -105,11 +106,12 @@ class _ValueGradient(torch.autograd.Function):
         return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
-def _forward(rows: Tensor, settings: tuple, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    library: ctypes.CDLL, rows: Tensor, settings: tuple, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     activation, omegas = settings
     count = len(parameters) // 2
     arguments = Arguments(parameters[:count], parameters[count:], omegas)
-    library = VALUE_GRADIENT.loaded()
     library.aire_value_gradient_floats.restype = ctypes.c_int64
     kept = rows.new_empty(
         library.aire_value_gradient_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))

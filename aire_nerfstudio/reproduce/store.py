@@ -104,7 +104,7 @@ def machine(device: str) -> dict[str, str]:
 
 def ops_in_use(device: str) -> str:
     """Which compiled ops the fits used: ``AVX512``, ``AVX2``, ``DEFAULT`` or ``none``."""
-    return SINE_NETWORK.kind if device == "cpu" and SINE_NETWORK.handle is not None and not is_off() else "none"
+    return SINE_NETWORK.build().kind if device == "cpu" and not is_off() and SINE_NETWORK.load() is not None else "none"
 
 
 def _processor() -> str:

@@ -11,6 +11,7 @@ namespace {
 
 constexpr float TINY = 1e-20f;  // as safe_norm in fields/differential.py
 constexpr int SPACE = 3;
+constexpr int MOTION_ROWS = 2 * MR;  // rows at a time; more would leave the cache
 
 // Of one layer of a tile; the J's hold one block of rows a coordinate.
 struct Layer {
@@ -264,7 +265,7 @@ int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float*
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
-        over_tiles<Workspace>(net, 2 * MR, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
+        over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
             auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, work, motion + r);
             for (int64_t i = 0; i < count; i++)
@@ -285,8 +286,8 @@ int aire_mean_curvature_backward(int kind, int layers, const int64_t* sizes, con
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
         auto parts = gradients(net, threads);
-        over_tiles<Workspace>(net, 2 * MR, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
-            float motion[2 * MR];
+        over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
+            float motion[MOTION_ROWS];
             auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, work, motion);
             backward_tile(net, weights, gg + r * net.in(), gm + r, count, work, *parts[id]);

@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "activations.h"
+#if defined(AIRE_BF16_TERMS)
+#include "bfloat16.h"
+#endif
 
 static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 // Floats between two rows of a layer's values: whole panels, and a step off powers of two, which would share cache sets.
@@ -62,16 +65,114 @@ static Buffer pad(const float* values, int64_t n) {
     return padded;
 }
 
+// Inputs and outputs of up to so many columns have kernels of their own: padded to NR they would cost as a layer does.
+// They are float32 in every build: coordinates do not bear rounding.
+constexpr int64_t NARROW = 8;
+
+// Panels for product() over a depth of k: W[n][k] transposed, as a layer applies it.
+static Buffer panels_forward(const float* W, int64_t n, int64_t k) {
+#if defined(AIRE_BF16_TERMS)
+    if (k > NARROW) {
+        Buffer turned(n * k), laid(operand_floats(n, k));
+        for (int64_t j = 0; j < n; j++)
+            for (int64_t i = 0; i < k; i++) turned.p[i * n + j] = W[j * k + i];
+        lay_pairs(turned.p, n, k, n, laid.p);
+        return laid;
+    }
+#endif
+    return pack_forward(W, n, k);
+}
+
+// Panels for product() over a depth of n: W as it is, as gradients go back.
+static Buffer panels_backward(const float* W, int64_t n, int64_t k) {
+#if defined(AIRE_BF16_TERMS)
+    if (n > NARROW) {
+        Buffer laid(operand_floats(k, n));
+        lay_pairs(W, k, n, k, laid.p);
+        return laid;
+    }
+#endif
+    return pack_backward(W, n, k);
+}
+
 struct Packed {
     std::vector<Buffer> forward, backward, bias;
     Packed(const Network& net, bool with_backward) {
         for (int l = 0; l <= net.layers; l++) {
             int64_t k = net.sizes[l], n = net.sizes[l + 1];
-            forward.push_back(pack_forward(net.W[l], n, k));
+            forward.push_back(panels_forward(net.W[l], n, k));
             bias.push_back(pad(net.b[l], n));
-            if (with_backward) backward.push_back(pack_backward(net.W[l], n, k));
+            if (with_backward) backward.push_back(panels_backward(net.W[l], n, k));
         }
     }
+};
+
+#if defined(AIRE_BF16_TERMS)
+
+// Where a thread lays out what it multiplies: so many rows of the widest layer at a time.
+struct Operands {
+    int64_t rows;
+    Buffer left, right;
+    Operands(const Network& net, int64_t tile)
+        : rows(up(std::max<int64_t>(128, tile), DEPTH)), left(operand_floats(rows, net.widest())),
+          right(operand_floats(rows, net.widest())) {}
+};
+static thread_local Operands* operands;
+
+// A thread between the first of its products and the last.
+struct Multiplier {
+    TileUnit unit;
+    explicit Multiplier(Operands& mine) { operands = &mine; }
+};
+
+// rows of A times panels; take(row, column, acc) gets MR rows by NR columns at a time.
+template <class Take>
+static inline __attribute__((always_inline)) void product(
+    const float* A, int64_t lda, int64_t rows, int64_t depth, const float* panels, int64_t columns, Take take) {
+    if (depth <= NARROW) {
+        constexpr int STEP = 4;
+        for (int64_t n = 0; n < columns; n += NR)
+            for (int64_t r = 0; r < rows; r += MR) {
+                vf acc[MR][2];
+                for (int i = 0; i < MR; i += STEP) multiply<false, STEP>(A + (r + i) * lda, lda, panels + n * depth, NR, depth, acc + i);
+                take(r, n, acc);
+            }
+        return;
+    }
+    for (int64_t r0 = 0; r0 < rows; r0 += operands->rows) {
+        int64_t count = std::min(operands->rows, rows - r0);
+        lay_rows(A + r0 * lda, lda, count, depth, operands->left.p);
+        multiply_laid(operands->left.p, count, panels, columns, depth,
+                      [&](int64_t r, int64_t n, vf(&acc)[MR][2]) __attribute__((always_inline)) { take(r0 + r, n, acc); });
+    }
+}
+
+// dW[n, k] += sum over rows of G[r, n] H[r, k]; dW has rows of row_length(k) floats and up(n, MR) of them.
+static void add_outer(
+    const float* G, int64_t ldg, int64_t n, const float* H, int64_t ldh, int64_t k, int64_t rows, float* dW) {
+    int64_t ld = row_length(k);
+    for (int64_t r0 = 0; r0 < rows; r0 += operands->rows) {
+        int64_t count = std::min(operands->rows, rows - r0);
+        lay_columns(G + r0 * ldg, ldg, count, n, operands->left.p);
+        lay_pairs(H + r0 * ldh, ldh, count, k, operands->right.p);
+        multiply_laid(operands->left.p, up(n, SIDE), operands->right.p, up(k, NR), count,
+                      [=](int64_t j, int64_t i, vf(&acc)[MR][2]) {
+                          for (int q = 0; q < MR; q++) {
+                              float* d = dW + (j + q) * ld + i;
+                              store(d, load(d) + acc[q][0]);
+                              store(d + LANES, load(d + LANES) + acc[q][1]);
+                          }
+                      });
+    }
+}
+
+#else
+
+struct Operands {
+    Operands(const Network&, int64_t) {}
+};
+struct Multiplier {
+    explicit Multiplier(Operands&) {}
 };
 
 // rows of A times packed panels; take(row, column, acc) gets MR rows by NR columns at a time.
@@ -103,8 +204,7 @@ static void add_outer(
         }
 }
 
-// Inputs and outputs of up to so many columns have kernels of their own: padded to NR they would cost as a layer does.
-constexpr int64_t NARROW = 8;
+#endif
 
 template <int K>
 static void add_outer_of(
@@ -198,10 +298,10 @@ static inline int64_t layer_floats(const Network& net, int64_t rows) {
     return total;
 }
 
-// Rows at a time: as many as keep so many buffers of a layer in half a megabyte of cache, a multiple of MR.
+// Rows at a time: as many as keep so many buffers of a layer in half a megabyte of cache, a multiple of ROW_STEP.
 static inline int64_t tile_rows(const Network& net, int buffers = 3) {
     int64_t rows = (1 << 17) / (buffers * row_length(net.widest()));
-    return up(std::min<int64_t>(384, std::max<int64_t>(72, rows)), MR);
+    return up(std::min<int64_t>(384, std::max<int64_t>(72, rows)), ROW_STEP);
 }
 
 // Weights of a network with one output whose derivatives are wanted: panels for both directions, the first weight
@@ -229,9 +329,15 @@ template <class Workspace, class Do>
 static inline void over_tiles(const Network& net, int64_t tile, int64_t rows, int threads, Do what) {
     const int64_t tiles = (rows + tile - 1) / tile;
     std::vector<std::unique_ptr<Workspace>> all;
-    for (int i = 0; i < threads; i++) all.push_back(std::make_unique<Workspace>(net, tile));
+    std::vector<std::unique_ptr<Operands>> operands;
+    for (int i = 0; i < threads; i++) {
+        all.push_back(std::make_unique<Workspace>(net, tile));
+        operands.push_back(std::make_unique<Operands>(net, tile));
+    }
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int id = 0; id < threads; id++)
+    for (int id = 0; id < threads; id++) {
+        Multiplier multiplier(*operands[id]);
         for (int64_t t = tiles * id / threads; t < tiles * (id + 1) / threads; t++)
             what(id, t * tile, std::min(tile, rows - t * tile), *all[id]);
+    }
 }

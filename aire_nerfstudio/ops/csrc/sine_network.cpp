@@ -223,6 +223,16 @@ void forward(const Network& net, const float* x, int64_t rows, float* y, float* 
     });
 }
 
+// Whether forward leaves its pre-activations to backward, which otherwise computes them again: memory is slower than
+// products over few columns, and than those of the tile unit.
+bool keeps_z(const Network& net) {
+#if defined(AIRE_BF16_TERMS)
+    return false;
+#else
+    return net.widest() >= 160;
+#endif
+}
+
 template <int KIND>
 void backward(const Network& net, const float* x, const float* gy, int64_t rows, float* memory, float* const* dW,
               float* const* db, float* dx, int threads) {
@@ -230,7 +240,11 @@ void backward(const Network& net, const float* x, const float* gy, int64_t rows,
     auto parts = gradients(net, threads);
     over_tiles<LayeredWorkspace>(
         net, tile_rows(net), rows, threads, [&](int id, int64_t r, int64_t count, LayeredWorkspace& work) {
-            from_z<KIND>(net, places(net, memory, rows, r), up(count, MR), work.layers);
+            const Layers& layers = work.layers;
+            if (memory)
+                from_z<KIND>(net, places(net, memory, rows, r), up(count, MR), layers);
+            else
+                forward_tile<KIND, SLOPE>(net, packed, x + r * net.in(), count, layers.value, layers.slope, work, work.y.p);
             backward_tile(net, packed, x + r * net.in(), gy + r * net.out(), count, work.layers, work, *parts[id],
                           dx ? dx + r * net.in() : nullptr);
         });
@@ -276,11 +290,12 @@ double fit(const Network& net, const float* x, const float* target, int64_t rows
         default: return 2;                              \
     }
 
-// All return 0, or 1 where memory ran out, 2 for an unknown activation.
+// All return 0, or 1 where memory ran out, 2 for an unknown activation. memory is null where aire_kept_floats is 0.
 extern "C" {
 
 int64_t aire_kept_floats(int layers, const int64_t* sizes, int64_t rows) {
-    return layer_floats(Network{layers, sizes, nullptr, nullptr, nullptr}, rows);
+    const Network net{layers, sizes, nullptr, nullptr, nullptr};
+    return keeps_z(net) ? layer_floats(net, rows) : 0;
 }
 
 int aire_forward(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,

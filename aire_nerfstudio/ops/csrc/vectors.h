@@ -9,14 +9,16 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, MR = 12;
+#if defined(AIRE_BF16_TERMS)
+constexpr int LANES = 16, MR = 16, ROW_STEP = 32;  // the tile unit's
+#elif defined(__AVX512F__)
+constexpr int LANES = 16, MR = 12, ROW_STEP = MR;
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int LANES = 8, MR = 6;
+constexpr int LANES = 8, MR = 6, ROW_STEP = MR;
 #else
-constexpr int LANES = 4, MR = 4;
+constexpr int LANES = 4, MR = 4, ROW_STEP = MR;
 #endif
-// The kernel keeps MR rows by two vectors of results in registers.
+// The kernel keeps MR rows by two vectors of results in registers; tiles of rows are multiples of ROW_STEP.
 constexpr int NR = 2 * LANES;
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
@@ -86,17 +88,17 @@ static inline void sincos(vf x, vf& s, vf& c) {
 #endif
 }
 
-// acc = A B for MR rows of A and NR columns of B: A[i * lda + k] (or A[k * lda + i] where TRANSPOSED), B[k * NR + n].
-template <bool TRANSPOSED>
+// acc = A B for ROWS of A and NR columns of B: A[i * lda + k] (or A[k * lda + i] where TRANSPOSED), B[k * NR + n].
+template <bool TRANSPOSED, int ROWS = MR>
 static inline __attribute__((always_inline)) void multiply(
-    const float* A, int64_t lda, const float* B, int64_t ldb, int64_t depth, vf (&acc)[MR][2]) {
+    const float* A, int64_t lda, const float* B, int64_t ldb, int64_t depth, vf (*acc)[2]) {
 #pragma GCC unroll 12
-    for (int i = 0; i < MR; i++) acc[i][0] = acc[i][1] = vf{};
+    for (int i = 0; i < ROWS; i++) acc[i][0] = acc[i][1] = vf{};
     for (int64_t k = 0; k < depth; k++) {
         vf b0 = load(B), b1 = load(B + LANES);
         B += ldb;
 #pragma GCC unroll 12
-        for (int i = 0; i < MR; i++) {
+        for (int i = 0; i < ROWS; i++) {
             float a = TRANSPOSED ? A[k * lda + i] : A[i * lda + k];
             acc[i][0] += a * b0;
             acc[i][1] += a * b1;

@@ -1,0 +1,226 @@
+"""Volume rendering of packed samples: compiled on processors and CUDA, in PyTorch elsewhere.
+
+Names follow torch-ngp's ``raymarching``. Derivatives of :func:`composite_rays_train`:
+
+=================  ==============  ================================================================
+derivative         compiled        remark
+=================  ==============  ================================================================
+sigmas, rgbs       yes             of weights, colour, accumulation and depth
+starts, ends       by reference    where they ask for it, the whole call is the reference's
+second             by reference    with ``create_graph``
+=================  ==============  ================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.ops.ray_library import ray_library
+from aire_nerfstudio.ops.ray_marching import Samples
+
+
+def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
+    """For each sample the sum of ``values`` over the samples before it on its ray; packed, ``[M] -> [M]``.
+
+    Summed in float64: a running sum over all rays would lose the small terms in float32.
+    """
+    if len(values) == 0:
+        return values
+    total = values.double().cumsum(0)
+    before = total - values.double()
+    is_first = torch.ones_like(ray_indices, dtype=torch.bool)
+    is_first[1:] = ray_indices[1:] != ray_indices[:-1]
+    first = is_first.nonzero().squeeze(1)
+    segment = is_first.long().cumsum(0) - 1
+    return (before - before[first][segment]).to(values.dtype)
+
+
+@torch.no_grad()
+def visibility(sigmas: Tensor, samples: Samples, depth: Tensor, epsilon: float) -> Tensor:
+    """Which samples light reaches: those with a transmittance of more than ``epsilon`` in front of them.
+
+    Args:
+        sigmas: densities, ``[M]``, in inverse units of the intervals.
+        samples: packed, of ``N`` rays.
+        depth: optical depth in front of each ray's first sample, ``[N]``; changed in place to that behind its last.
+        epsilon: in (0, 1).
+
+    Returns:
+        bool ``[M]``.
+    """
+    limit = -math.log(epsilon)
+    library = ray_library(sigmas, *samples, depth)
+    if library is not None and depth.is_contiguous():
+        reached = torch.empty(len(sigmas), dtype=torch.bool, device=sigmas.device)
+        parts = [t.contiguous() for t in (sigmas, *samples)]
+        library.call("aire_visibility", len(depth), len(sigmas), *parts, limit, depth, reached)
+        return reached
+    thickness = sigmas * (samples.ends - samples.starts)
+    reached = depth[samples.ray_indices] + exclusive_sum(thickness, samples.ray_indices) < limit
+    depth.index_add_(0, samples.ray_indices, thickness)
+    return reached
+
+
+@torch.no_grad()
+def early_stop(
+    samples: Samples, n_rays: int, density: Callable[[Samples], Tensor], epsilon: float, first_chunk: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Find the samples that light reaches, evaluating the density front to back and stopping each ray when opaque.
+
+    Args:
+        samples: packed, ``M`` of them.
+        n_rays: ``N``.
+        density: samples ``[m] -> [m]``, in inverse units of the intervals.
+        epsilon: a sample counts where the transmittance in front of it is more than this, in (0, 1).
+        first_chunk: samples a ray evaluated in the first round; each further round takes twice as many.
+
+    Returns:
+        ``index [V]`` of the samples that light reaches, ascending, and their densities ``[V]``.
+    """
+    indices = samples.ray_indices
+    limit = -math.log(epsilon)
+    if len(indices) == 0:
+        return indices, samples.starts
+    counts = torch.bincount(indices, minlength=n_rays)
+    offsets = counts.cumsum(0) - counts
+    rank = torch.arange(len(indices), device=indices.device) - offsets[indices]
+    depth = samples.starts.new_zeros(n_rays)
+    is_open = torch.ones(n_rays, dtype=torch.bool, device=indices.device)
+    kept: list[Tensor] = []
+    densities: list[Tensor] = []
+    begin, size, longest = 0, first_chunk, int(counts.max())
+    while begin < longest:
+        chosen = ((rank >= begin) & (rank < begin + size) & is_open[indices]).nonzero().squeeze(1)
+        if len(chosen) == 0:
+            break
+        part = samples.select(chosen)
+        sigma = density(part)
+        reached = visibility(sigma, part, depth, epsilon)
+        kept.append(chosen[reached])
+        densities.append(sigma[reached])
+        is_open = depth < limit
+        begin, size = begin + size, 2 * size
+    index = torch.cat(kept)
+    order = index.argsort()
+    return index[order], torch.cat(densities)[order]
+
+
+def composite_rays_train(
+    sigmas: Tensor, rgbs: Tensor, samples: Samples, n_rays: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Volume rendering of packed samples, without background; differentiable in ``sigmas`` and ``rgbs``.
+
+    Args:
+        sigmas: densities, ``[M]``, in inverse units of the intervals.
+        rgbs: colours, ``[M, C]``.
+        samples: packed.
+        n_rays: ``N``.
+
+    Returns:
+        ``weights [M]``, colour ``[N, C]`` (premultiplied), accumulation ``[N]`` in [0, 1], and depth ``[N]``, the sum
+        of weight times middle of the interval (divide by the accumulation for the expected distance).
+    """
+    moves = samples.starts.requires_grad or samples.ends.requires_grad
+    if moves or ray_library(sigmas, rgbs, *samples) is None:
+        return reference(sigmas, rgbs, samples, n_rays)
+    return _Composite.apply(sigmas, rgbs, *samples, n_rays)
+
+
+def reference(sigmas: Tensor, rgbs: Tensor, samples: Samples, n_rays: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification of :func:`composite_rays_train`."""
+    thickness = sigmas * (samples.ends - samples.starts)
+    weights = torch.exp(-exclusive_sum(thickness, samples.ray_indices)) * -torch.expm1(-thickness)
+    middle = 0.5 * (samples.starts + samples.ends)
+    colour = rgbs.new_zeros(n_rays, rgbs.shape[-1]).index_add(0, samples.ray_indices, weights[:, None] * rgbs)
+    accumulation = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights)
+    depth = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights * middle)
+    return weights, colour, accumulation, depth
+
+
+class _Composite(torch.autograd.Function):
+    """One pass along each ray forward, and one back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, sigmas: Tensor, rgbs: Tensor, starts: Tensor, ends: Tensor, ray_indices: Tensor, n_rays: int
+    ) -> tuple[Tensor, ...]:
+        parts = [t.detach().contiguous() for t in (sigmas, rgbs, starts, ends, ray_indices)]
+        library = ray_library(*parts)
+        assert library is not None
+        weights = torch.empty_like(parts[0])
+        colour = weights.new_zeros(n_rays, rgbs.shape[-1])
+        thickness, accumulation, depth = (weights.new_zeros(n_rays) for _ in range(3))
+        sizes = (n_rays, len(weights), rgbs.shape[-1])
+        library.call("aire_composite", *sizes, *parts, thickness, weights, colour, accumulation, depth)
+        ctx.library, ctx.sizes = library, sizes
+        ctx.save_for_backward(sigmas, rgbs, *parts, weights)
+        return weights, colour, accumulation, depth
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        sigmas, rgbs, *parts, weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            outputs = reference(sigmas, rgbs, Samples(*parts[2:]), ctx.sizes[0])
+            needs = ctx.needs_input_grad[:2]
+            inputs = [t for t, need in zip((sigmas, rgbs), needs, strict=True) if need]
+            found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
+            return *(next(found) if need else None for need in needs), None, None, None, None
+        d_sigmas, d_rgbs = torch.empty_like(parts[0]), torch.empty_like(parts[1])
+        given = [g.contiguous() for g in grads]
+        ctx.library.call("aire_composite_backward", *ctx.sizes, *parts, weights, *given, d_sigmas, d_rgbs)
+        return d_sigmas, d_rgbs, None, None, None, None
+
+
+class Rendered(NamedTuple):
+    """What rendering front to back has gathered so far on each ray.
+
+    Attributes:
+        thickness: optical depth passed, ``[N]``.
+        colour: premultiplied, ``[N, C]``.
+        accumulation: opacity, ``[N]`` in [0, 1].
+        depth: sum of weight times middle of the interval, ``[N]``.
+    """
+
+    thickness: Tensor
+    colour: Tensor
+    accumulation: Tensor
+    depth: Tensor
+
+    @classmethod
+    def nothing(cls, n_rays: int, channels: int, like: Tensor) -> Rendered:
+        """Before the first sample; type and device of ``like``."""
+        single = [like.new_zeros(n_rays) for _ in range(3)]
+        return cls(single[0], like.new_zeros(n_rays, channels), single[1], single[2])
+
+
+@torch.no_grad()
+def composite_rays(sigmas: Tensor, rgbs: Tensor, samples: Samples, rendered: Rendered) -> Tensor:
+    """Add the next samples of each ray to what was rendered, in place; returns their weights ``[M]``.
+
+    Args:
+        sigmas: densities, ``[M]``, in inverse units of the intervals.
+        rgbs: colours, ``[M, C]``.
+        samples: packed, behind all that were added before.
+        rendered: of ``N`` rays.
+    """
+    library = ray_library(sigmas, rgbs, *samples, *rendered)
+    if library is not None:
+        weights = torch.empty_like(sigmas, memory_format=torch.contiguous_format)
+        parts = [t.contiguous() for t in (sigmas, rgbs, *samples)]
+        sizes = (len(rendered.thickness), len(sigmas), rgbs.shape[-1])
+        thickness, colour, accumulation, depth = rendered
+        library.call("aire_composite", *sizes, *parts, thickness, weights, colour, accumulation, depth)
+        return weights
+    rays = samples.ray_indices
+    here = sigmas * (samples.ends - samples.starts)
+    weights = torch.exp(-rendered.thickness[rays] - exclusive_sum(here, rays)) * -torch.expm1(-here)
+    rendered.thickness.index_add_(0, rays, here)
+    rendered.colour.index_add_(0, rays, weights[:, None] * rgbs)
+    rendered.accumulation.index_add_(0, rays, weights)
+    rendered.depth.index_add_(0, rays, weights * 0.5 * (samples.starts + samples.ends))
+    return weights

@@ -1,0 +1,127 @@
+// What happens along one ray, and to one voxel: the same source for the processor and for CUDA, so that both find the
+// same samples. Compiled without contraction of a * b + c, so that they are PyTorch's to the bit as well.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define AIRE_BOTH __host__ __device__ __forceinline__
+#else
+#define AIRE_BOTH inline
+#endif
+
+// Spreads the lowest 10 bits out: bit i goes to 3 i.
+AIRE_BOTH uint32_t spread(uint32_t v) {
+    v &= 0x3ff;
+    v = (v | v << 16) & 0x030000ff;
+    v = (v | v << 8) & 0x0300f00f;
+    v = (v | v << 4) & 0x030c30c3;
+    return (v | v << 2) & 0x09249249;
+}
+AIRE_BOTH uint32_t gather(uint32_t v) {
+    v &= 0x09249249;
+    v = (v | v >> 2) & 0x030c30c3;
+    v = (v | v >> 4) & 0x0300f00f;
+    v = (v | v >> 8) & 0x030000ff;
+    return (v | v >> 16) & 0x3ff;
+}
+// x in the lowest of each three bits.
+AIRE_BOTH uint32_t morton(uint32_t x, uint32_t y, uint32_t z) { return spread(x) | spread(y) << 1 | spread(z) << 2; }
+
+AIRE_BOTH int64_t between(int64_t v, int64_t low, int64_t high) { return v < low ? low : v > high ? high : v; }
+
+// Occupancy of [-1, 1]^3: one bit a voxel in Morton order, so that 64 bits are a block of 4 x 4 x 4.
+struct Bits {
+    const uint64_t* words;
+    int32_t resolution;
+};
+
+// Whether the voxel at v (in voxels) is occupied; if not, level says that the whole block of 2^level voxels a side is empty.
+AIRE_BOTH bool is_occupied(const Bits& grid, const int32_t (&voxel)[3], int& level) {
+    uint32_t at = morton(voxel[0], voxel[1], voxel[2]);
+    uint64_t word = grid.words[at >> 6];
+    level = 2;
+    if (word == 0) return false;
+    level = 1;
+    if ((word >> (at & 56) & 0xff) == 0) return false;
+    level = 0;
+    return word >> (at & 63) & 1;
+}
+
+struct Ray {
+    float o[3], d[3], near, far, first;  // sample i begins at first + i step
+};
+
+AIRE_BOTH Ray ray_at(const float* origins, const float* directions, const float* near, const float* far,
+                     const float* jitter, float step, int64_t n) {
+    Ray ray;
+    for (int k = 0; k < 3; k++) {
+        ray.o[k] = origins[3 * n + k];
+        ray.d[k] = directions[3 * n + k];
+    }
+    ray.near = near[n];
+    ray.far = far[n];
+    ray.first = jitter ? near[n] + (jitter[n] - 1.0f) * step : near[n];
+    return ray;
+}
+
+// A float holds integers up to here; a ray has fewer samples, or never ends.
+constexpr int32_t MOST_STEPS = 1 << 24;
+
+// take(start) for each sample in an occupied voxel, from index `begin` on and at most `most` of them. Returns the index to
+// go on from, MOST_STEPS once the ray has ended.
+template <class Take>
+AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t begin, int64_t most, Take take) {
+    const float half = 0.5f * float(grid.resolution);
+    // Rounding must not jump over a sample that lies on a voxel's edge.
+    const float margin = fmaxf(0.01f * step, 1e-5f);
+    int64_t found = 0;
+    for (int32_t i = begin; i < MOST_STEPS;) {
+        if (found == most) return i;
+        float start = ray.first + float(i) * step, middle = start + 0.5f * step;
+        if (!(middle < ray.far)) break;
+        if (middle < ray.near) {
+            i++;
+            continue;
+        }
+        float place[3];
+        int32_t voxel[3];
+        for (int k = 0; k < 3; k++) {
+            float p = ray.o[k] + middle * ray.d[k];
+            place[k] = (p + 1.0f) * half;
+            voxel[k] = int32_t(fminf(fmaxf(place[k], 0.0f), float(grid.resolution - 1)));
+        }
+        int level;
+        if (is_occupied(grid, voxel, level)) {
+            take(start);
+            found++;
+            i++;
+            continue;
+        }
+        // To the end of the empty block, along whichever axis it comes first.
+        float left = 4.0f;
+        for (int k = 0; k < 3; k++) {
+            if (fabsf(ray.d[k]) < 1e-12f) continue;
+            int32_t block = voxel[k] >> level;
+            float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
+            left = fminf(left, (edge - place[k]) / (ray.d[k] * half));
+        }
+        float steps = (left - margin) / step;
+        i += steps > 0.0f ? 1 + int32_t(steps) : 1;
+    }
+    return MOST_STEPS;
+}
+
+// First of the samples, sorted by ray, that belongs to ray n or a later one.
+AIRE_BOTH int64_t first_of(const int64_t* ray_indices, int64_t samples, int64_t n) {
+    int64_t low = 0, high = samples;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (ray_indices[middle] < n)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}

@@ -1,0 +1,161 @@
+// Ray marching and volume rendering, through for_each(queue, count, what): ray_marching.cpp has one for processors (queue
+// is a number of threads), ray_marching.cu one for CUDA (queue is a stream). Called through ctypes by
+// ops/ray_marching.py, ops/compositing.py and ops/occupancy.py, which check all arguments.
+//
+// Rays are [N][3], samples are packed: those of ray 0, then of ray 1, ...; ray_indices [M] ascends.
+#pragma once
+
+#include "ray.h"
+
+// All return 0, or what for_each returns where it fails.
+extern "C" {
+
+int aire_near_far(int64_t rays, const float* origins, const float* directions, const float* aabb, float min_near,
+                  float* near, float* far, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        float first = min_near, last = INFINITY;
+        for (int k = 0; k < 3; k++) {
+            float o = origins[3 * n + k], d = directions[3 * n + k];
+            if (fabsf(d) < 1e-12f) d = 1e-12f;
+            float a = (aabb[k] - o) / d, b = (aabb[3 + k] - o) / d;
+            first = fmaxf(first, fminf(a, b));
+            last = fminf(last, fmaxf(a, b));
+        }
+        near[n] = first;
+        far[n] = fmaxf(last, first);
+    });
+}
+
+// counts [N]: samples of each ray.
+int aire_march_count(int64_t rays, const float* origins, const float* directions, const float* near, const float* far,
+                     const float* jitter, const uint64_t* words, int64_t resolution, float step, int64_t* counts,
+                     int64_t queue) {
+    Bits grid{words, int32_t(resolution)};
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        int64_t found = 0;
+        march(ray_at(origins, directions, near, far, jitter, step, n), grid, step, 0, INT64_MAX, [&](float) { found++; });
+        counts[n] = found;
+    });
+}
+
+// offsets [N]: where each ray's samples begin.
+int aire_march_fill(int64_t rays, const float* origins, const float* directions, const float* near, const float* far,
+                    const float* jitter, const uint64_t* words, int64_t resolution, float step, const int64_t* offsets,
+                    float* starts, int64_t* ray_indices, int64_t queue) {
+    Bits grid{words, int32_t(resolution)};
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        int64_t at = offsets[n];
+        march(ray_at(origins, directions, near, far, jitter, step, n), grid, step, 0, INT64_MAX, [&](float start) {
+            starts[at] = start;
+            ray_indices[at++] = n;
+        });
+    });
+}
+
+// The next samples of the rays alive [A], at most `most` each: starts [A][most], counts [A]; next [N] goes on.
+int aire_march_some(int64_t count, const int64_t* alive, const float* origins, const float* directions, const float* near,
+                    const float* far, const uint64_t* words, int64_t resolution, float step, int64_t most, int32_t* next,
+                    float* starts, int64_t* counts, int64_t queue) {
+    Bits grid{words, int32_t(resolution)};
+    return for_each(queue, count, [=] AIRE_LAMBDA(int64_t a) {
+        int64_t n = alive[a], found = 0;
+        next[n] = march(ray_at(origins, directions, near, far, nullptr, step, n), grid, step, next[n], most,
+                        [&](float start) { starts[a * most + found++] = start; });
+        counts[a] = found;
+    });
+}
+
+// reached [M]: whether light reaches a sample, that is, the optical depth before it is below limit. depth [N] is what lies
+// before the first of these samples on each ray, and afterwards what lies before the next.
+int aire_visibility(int64_t rays, int64_t samples, const float* sigmas, const float* starts, const float* ends,
+                    const int64_t* ray_indices, float limit, float* depth, bool* reached, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        float before = depth[n];
+        for (int64_t i = first_of(ray_indices, samples, n); i < samples && ray_indices[i] == n; i++) {
+            reached[i] = before < limit;
+            before += sigmas[i] * (ends[i] - starts[i]);
+        }
+        depth[n] = before;
+    });
+}
+
+// Adds to colour [N][C], accumulation [N] and distance [N]; thickness [N] is the optical depth so far.
+int aire_composite(int64_t rays, int64_t samples, int64_t channels, const float* sigmas, const float* rgbs,
+                   const float* starts, const float* ends, const int64_t* ray_indices, float* thickness, float* weights,
+                   float* colour, float* accumulation, float* distance, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        float before = thickness[n], total = accumulation[n], far = distance[n];
+        for (int64_t i = first_of(ray_indices, samples, n); i < samples && ray_indices[i] == n; i++) {
+            float here = sigmas[i] * (ends[i] - starts[i]);
+            float weight = expf(-before) * -expm1f(-here);
+            weights[i] = weight;
+            for (int64_t c = 0; c < channels; c++) colour[n * channels + c] += weight * rgbs[i * channels + c];
+            total += weight;
+            far += weight * (0.5f * (starts[i] + ends[i]));
+            before += here;
+        }
+        thickness[n] = before;
+        accumulation[n] = total;
+        distance[n] = far;
+    });
+}
+
+// What weights [M] (or null), colour, accumulation and distance ask of the samples of rays that began with nothing before.
+int aire_composite_backward(int64_t rays, int64_t samples, int64_t channels, const float* sigmas, const float* rgbs,
+                            const float* starts, const float* ends, const int64_t* ray_indices, const float* weights,
+                            const float* g_weights, const float* g_colour, const float* g_accumulation,
+                            const float* g_distance, float* d_sigmas, float* d_rgbs, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        int64_t begin = first_of(ray_indices, samples, n), end = begin;
+        float depth = 0;
+        for (; end < samples && ray_indices[end] == n; end++) {
+            depth += sigmas[end] * (ends[end] - starts[end]);
+            d_sigmas[end] = expf(-depth);  // what passes the sample; kept here until the way back
+        }
+        float behind = 0;  // sum of gradient times weight over the samples behind
+        for (int64_t i = end - 1; i >= begin; i--) {
+            float g = g_accumulation[n] + g_distance[n] * (0.5f * (starts[i] + ends[i]));
+            if (g_weights) g += g_weights[i];
+            for (int64_t c = 0; c < channels; c++) {
+                g += g_colour[n * channels + c] * rgbs[i * channels + c];
+                d_rgbs[i * channels + c] = weights[i] * g_colour[n * channels + c];
+            }
+            d_sigmas[i] = (ends[i] - starts[i]) * (g * d_sigmas[i] - behind);
+            behind += g * weights[i];
+        }
+    });
+}
+
+// morton [N] of coordinates [N][3], each in [0, 1023].
+int aire_morton(int64_t count, const int32_t* coordinates, int32_t* indices, int64_t queue) {
+    return for_each(queue, count, [=] AIRE_LAMBDA(int64_t n) {
+        indices[n] = int32_t(morton(coordinates[3 * n], coordinates[3 * n + 1], coordinates[3 * n + 2]));
+    });
+}
+
+int aire_morton_invert(int64_t count, const int32_t* indices, int32_t* coordinates, int64_t queue) {
+    return for_each(queue, count, [=] AIRE_LAMBDA(int64_t n) {
+        for (int k = 0; k < 3; k++) coordinates[3 * n + k] = int32_t(gather(uint32_t(indices[n]) >> k));
+    });
+}
+
+// bytes [side^3 / 8] in Morton order from grid [G][G][G] (x slowest): a bit is set where the value is above threshold.
+int aire_packbits(int64_t bytes, const float* grid, int64_t resolution, float threshold, uint8_t* out, int64_t queue) {
+    return for_each(queue, bytes, [=] AIRE_LAMBDA(int64_t n) {
+        uint32_t bits = 0;
+        for (uint32_t b = 0; b < 8; b++) {
+            uint32_t at = uint32_t(n) * 8 + b;
+            int64_t x = gather(at), y = gather(at >> 1), z = gather(at >> 2);
+            if (x < resolution && y < resolution && z < resolution)
+                bits |= uint32_t(grid[(x * resolution + y) * resolution + z] > threshold) << b;
+        }
+        out[n] = uint8_t(bits);
+    });
+}
+
+// density[index] = max(density[index], fresh), for distinct indices.
+int aire_grid_raise(int64_t count, const int64_t* index, const float* fresh, float* density, int64_t queue) {
+    return for_each(queue, count, [=] AIRE_LAMBDA(int64_t n) { density[index[n]] = fmaxf(density[index[n]], fresh[n]); });
+}
+
+}  // extern "C"

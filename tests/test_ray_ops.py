@@ -1,0 +1,312 @@
+"""The compiled ray ops: the same samples as PyTorch's to the bit, and the same rendering."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aire_nerfstudio.fields.radiance_field import SineRadianceField
+from aire_nerfstudio.models.nerf_rendering import render_rays
+from aire_nerfstudio.ops import backend, compositing, cuda, ray_marching
+from aire_nerfstudio.ops.build import BuildError
+from aire_nerfstudio.ops.compositing import Rendered, composite_rays, composite_rays_train, visibility
+from aire_nerfstudio.ops.occupancy import Occupancy, morton3D, morton3D_invert, packbits, update_density_grid
+from aire_nerfstudio.ops.ray_marching import ENDED, Samples, march_rays, march_rays_train, near_far_from_aabb
+
+CUBE = torch.tensor([-1.0, -1, -1, 1, 1, 1])
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    monkeypatch.delenv("AIRE_OPS", raising=False)
+    place = torch.device(request.param)
+    handle = backend.RAY_MARCHING.load() if place.type == "cpu" else cuda.RAY_MARCHING.load(place)
+    if handle is None:
+        pytest.skip("compiled ray ops cannot be had; python -m aire_nerfstudio.ops says why")
+    return place
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Calls what it is given with PyTorch's operations alone."""
+
+    def call(function, *arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setenv("AIRE_OPS", "off")
+            return function(*arguments, **options)
+
+    return call
+
+
+def _rays(n, seed, device):
+    """Rays towards a cube, some along axes, some from inside, some past it."""
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
+    origins = torch.rand(n, 3, generator=g) * 2.6 - 1.3 - 3 * directions
+    directions[::7] = torch.eye(3)[torch.arange(len(directions[::7])) % 3] * -1.0
+    origins[::7] = torch.rand(len(origins[::7]), 3, generator=g) * 2 - 1 - 2 * directions[::7]
+    origins[1::5] *= 0.2
+    return origins.to(device), directions.to(device)
+
+
+def _scene(size, share, rays, seed, device):
+    origins, directions = _rays(rays, seed, device)
+    near, far = near_far_from_aabb(origins, directions, CUBE.to(device))
+    occupied = torch.rand(size, size, size, generator=torch.Generator().manual_seed(seed + 1)) < share
+    return origins, directions, near, far, Occupancy(occupied.to(device))
+
+
+GRIDS = [
+    *((1, 1.0, 0.1), (2, 0.5, 0.013), (5, 0.3, 0.05), (9, 0.02, 0.011), (16, 0.01, 0.4)),
+    *((33, 0.001, 0.004), (96, 0.0005, 0.0108), (64, 0.2, 0.003)),
+]
+
+
+@pytest.mark.parametrize(("size", "share", "step"), GRIDS)
+@pytest.mark.parametrize("with_jitter", [True, False])
+def test_samples_are_pytorchs_to_the_bit(device, by_torch, size, share, step, with_jitter):
+    scene = _scene(size, share, 301, size, device)
+    jitter = torch.rand(301, device=device) if with_jitter else None
+    got = march_rays_train(*scene, step, jitter)
+    expected = by_torch(march_rays_train, *scene, step, jitter)
+    assert torch.equal(got.ray_indices, expected.ray_indices)
+    assert torch.equal(got.starts, expected.starts)
+    assert torch.equal(got.ends, expected.ends)
+    assert len(got.starts) > 0
+
+
+def test_near_and_far_are_pytorchs_to_the_bit(device, by_torch):
+    origins, directions = _rays(500, 0, device)
+    for least in (0.0, 2.5):
+        got = near_far_from_aabb(origins, directions, CUBE.to(device), least)
+        for a, b in zip(got, by_torch(near_far_from_aabb, origins, directions, CUBE.to(device), least), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("most", [1, 3, 16, 1000])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rounds_give_all_samples_once(device, by_torch, most, compiled):
+    scene = _scene(17, 0.05, 203, 4, device)
+    origins, _, near, far, _ = scene
+    expected = march_rays_train(*scene, 0.02)
+    following = torch.zeros(len(origins), dtype=torch.int32, device=device)
+    alive = (far > near).nonzero().squeeze(1)
+    found, rounds = [], 0
+    while len(alive):
+        arguments = (alive, following, *scene, 0.02, most)
+        samples = march_rays(*arguments) if compiled else by_torch(march_rays, *arguments)
+        assert len(samples.starts) == 0 or int(torch.bincount(samples.ray_indices).max()) <= most
+        found.append(samples)
+        alive = alive[following[alive] < ENDED]
+        rounds += 1
+        assert rounds < 2000
+    index = torch.cat([part.ray_indices for part in found])
+    starts = torch.cat([part.starts for part in found])
+    order = index.argsort(stable=True)
+    assert torch.equal(index[order], expected.ray_indices)
+    assert torch.equal(starts[order], expected.starts)
+    assert len(march_rays(alive, following, *scene, 0.02, most).starts) == 0
+
+
+def test_no_rays_no_samples(device):
+    scene = _scene(8, 0.5, 0, 0, device)
+    assert len(march_rays_train(*scene, 0.1).starts) == 0
+    with pytest.raises(ValueError, match="step is 0"):
+        march_rays_train(*scene, 0.0)
+    with pytest.raises(ValueError, match="most is 0"):
+        march_rays(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.int32), *scene, 0.1, 0)
+
+
+def test_rays_that_are_not_finite_end(device):
+    scene = list(_scene(8, 0.5, 9, 0, device))
+    for ray, value in enumerate([float("nan"), float("inf"), -float("inf")]):
+        scene[1][ray, ray] = value
+    scene[2][4], scene[3][5] = float("nan"), float("nan")
+    samples = march_rays_train(*scene, 0.05)
+    assert not ((samples.ray_indices == 4) | (samples.ray_indices == 5)).any()
+
+
+def _interleaved(x, y, z):
+    total = 0
+    for bit in range(10):
+        for axis, value in enumerate((x, y, z)):
+            total |= (value >> bit & 1) << (3 * bit + axis)
+    return total
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 1023)] * 3), min_size=0, max_size=20))
+def test_morton_order_interleaves_bits(points):
+    coordinates = torch.tensor(points, dtype=torch.int32).reshape(-1, 3)
+    indices = morton3D(coordinates)
+    assert indices.tolist() == [_interleaved(*point) for point in points]
+    assert torch.equal(morton3D_invert(indices), coordinates)
+
+
+def test_morton_order_by_pytorch_is_the_same(device, by_torch):
+    coordinates = torch.randint(1024, (1000, 3), device=device)
+    indices = morton3D(coordinates)
+    assert torch.equal(indices, by_torch(morton3D, coordinates))
+    assert torch.equal(morton3D_invert(indices), by_torch(morton3D_invert, indices))
+    assert torch.equal(morton3D_invert(indices).long(), coordinates)
+    with pytest.raises(ValueError, match=r"\[N, 3\]"):
+        morton3D(coordinates[:, :2])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 16, 20])
+def test_bits_are_the_voxels_above_the_threshold(device, by_torch, size):
+    grid = torch.rand(size, size, size, device=device)
+    packed = packbits(grid, 0.6)
+    assert torch.equal(packed, by_torch(packbits, grid, 0.6))
+    unpacked = (packed[:, None] >> torch.arange(8, device=device, dtype=torch.uint8) & 1).flatten().bool()
+    x, y, z = (grid > 0.6).nonzero().unbind(-1)
+    expected = torch.zeros_like(unpacked)
+    expected[morton3D(torch.stack([x, y, z], -1)).long()] = True
+    assert torch.equal(unpacked, expected)
+
+
+def test_a_grid_that_is_no_cube_is_refused():
+    for shape in [(4, 4, 5), (0, 0, 0), (4, 4)]:
+        with pytest.raises(ValueError, match="grid must be"):
+            packbits(torch.zeros(shape), 0.5)
+
+
+def test_the_density_grid_fades_and_is_raised(device, by_torch):
+    ours, theirs = (torch.rand(5, 5, 5, generator=torch.Generator().manual_seed(0)).to(device) for _ in range(2))
+    index = torch.randperm(125, device=device)[:40]
+    fresh = torch.rand(40, device=device)
+    update_density_grid(ours, index, fresh, 0.9)
+    by_torch(update_density_grid, theirs, index, fresh, 0.9)
+    assert torch.equal(ours, theirs)
+
+
+COUNTS = [3, 0, 1, 7, 0, 90, 0]
+
+
+def _packed(device, counts=COUNTS, channels=3):
+    g = torch.Generator().manual_seed(1)
+    rays = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    starts = torch.cat([torch.arange(c) * 0.1 for c in counts]).float()
+    sigmas, rgbs = torch.rand(len(rays), generator=g) * 9, torch.rand(len(rays), channels, generator=g)
+    return Samples(*(t.to(device) for t in (starts, starts + 0.1, rays))), sigmas.to(device), rgbs.to(device)
+
+
+def _double(samples):
+    return Samples(samples.starts.double(), samples.ends.double(), samples.ray_indices)
+
+
+@pytest.mark.parametrize(("counts", "channels"), [(COUNTS, 3), (COUNTS, 1), ([0, 0], 3), ([5], 4), ([], 3)])
+def test_rendering_and_its_gradients(device, counts, channels):
+    samples, sigmas, rgbs = _packed(device, counts, channels) if counts else _packed(device, [0], channels)
+    ours = [t.clone().requires_grad_() for t in (sigmas, rgbs)]
+    theirs = [t.double().requires_grad_() for t in (sigmas, rgbs)]
+    got = composite_rays_train(*ours, samples, len(counts))
+    expected = compositing.reference(*theirs, _double(samples), len(counts))
+    assert isinstance(got[0].grad_fn, compositing._Composite._backward_cls)
+    weighed = [torch.randn_like(t) for t in got]
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-6)
+    for used in ([0], [1], [2], [3], [0, 1, 2, 3]):
+        found = torch.autograd.grad(sum((got[i] * weighed[i]).sum() for i in used), ours, retain_graph=True)
+        wanted = torch.autograd.grad(
+            sum((expected[i] * weighed[i].double()).sum() for i in used), theirs, retain_graph=True, allow_unused=True
+        )
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.allclose(a.double(), torch.zeros_like(a).double() if b is None else b, atol=2e-6)
+
+
+def test_second_derivatives_of_rendering(device):
+    samples, sigmas, rgbs = _packed(device)
+
+    def second(function, sigmas, rgbs, samples):
+        colour = function(sigmas, rgbs, samples, len(COUNTS))[1]
+        first = torch.autograd.grad(colour.square().sum(), sigmas, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), [sigmas, rgbs])
+
+    found = second(composite_rays_train, sigmas.requires_grad_(), rgbs.requires_grad_(), samples)
+    exact = [t.detach().double().requires_grad_() for t in (sigmas, rgbs)]
+    for a, b in zip(found, second(compositing.reference, *exact, _double(samples)), strict=True):
+        assert torch.allclose(a.double(), b, atol=1e-4)
+
+
+def test_intervals_that_ask_for_gradients_get_them(device):
+    samples, sigmas, rgbs = _packed(device)
+    moved = Samples(samples.starts.requires_grad_(), samples.ends.requires_grad_(), samples.ray_indices)
+    colour = composite_rays_train(sigmas, rgbs, moved, len(COUNTS))[1]
+    assert all(g.any() for g in torch.autograd.grad(colour.sum(), [moved.starts, moved.ends]))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rendering_in_rounds_is_rendering_at_once(device, by_torch, compiled):
+    samples, sigmas, rgbs = _packed(device)
+    weights, colour, accumulation, depth = composite_rays_train(sigmas, rgbs, samples, len(COUNTS))
+    rendered = Rendered.nothing(len(COUNTS), 3, sigmas)
+    rank = torch.cat([torch.arange(c) for c in COUNTS]).to(device)
+    for begin in range(0, 90, 4):
+        part = ((rank >= begin) & (rank < begin + 4)).nonzero().squeeze(1)
+        arguments = (sigmas[part], rgbs[part], samples.select(part), rendered)
+        some = composite_rays(*arguments) if compiled else by_torch(composite_rays, *arguments)
+        assert torch.allclose(some, weights[part], atol=1e-6)
+    for a, b in zip(rendered[1:], (colour, accumulation, depth), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_light_reaches_what_lies_before_the_limit(device, by_torch):
+    samples, sigmas, _ = _packed(device)
+    ours, theirs = (torch.linspace(0, 2, len(COUNTS), device=device) for _ in range(2))
+    got = visibility(sigmas, samples, ours, 0.02)
+    assert torch.equal(got, by_torch(visibility, sigmas, samples, theirs, 0.02))
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+    assert 0 < int(got.sum()) < len(got)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_rays_are_rendered_as_all_their_samples_would_be(device, by_torch, compiled):
+    torch.manual_seed(0)
+    field = SineRadianceField(torch.zeros(3), 1.0, (24, 24), (16,), 8, hidden_omega=5.0).to(device)
+    with torch.no_grad():
+        field.density_net.layers[-1].bias[0] += 2.0
+        field.density_net.layers[-1].weight[0] *= 8.0
+    scene = _scene(12, 0.4, 150, 6, device)
+    arguments = (field, *scene, 0.01, 1e-4)
+    rendered, normals = render_rays(*arguments) if compiled else by_torch(render_rays, *arguments)
+    origins, directions, *_ = scene
+    samples = march_rays_train(*scene, 0.01)
+    with torch.no_grad():
+        sigmas, features = field.features(samples.positions(origins, directions))
+        rgbs = field.colour(directions[samples.ray_indices], features)
+        _, colour, accumulation, depth = compositing.reference(sigmas, rgbs, samples, len(origins))
+    assert torch.allclose(rendered.colour, colour, atol=2e-4)
+    assert torch.allclose(rendered.accumulation, accumulation, atol=2e-4)
+    assert torch.allclose(rendered.depth, depth, atol=1e-3)
+    assert 0.2 < float((accumulation > 0.999).float().mean()) < 1
+    lengths = normals.norm(dim=-1)
+    assert torch.allclose(lengths[accumulation > 0.9], torch.ones(1, device=device), atol=1e-4)
+    assert not lengths[accumulation == 0].any()
+
+
+def test_nerfacc_is_refused_where_it_cannot_march():
+    with pytest.raises(ValueError, match="CUDA only"):
+        ray_marching.march_rays_train_by_nerfacc(*_scene(8, 0.5, 3, 0, "cpu"), 0.1)
+
+
+@pytest.mark.parametrize("library", cuda.LIBRARIES, ids=lambda library: library.name)
+def test_cuda_sources_compile(library):
+    try:
+        cuda.nvcc()
+    except BuildError as error:
+        pytest.skip(str(error))
+    assert library.compile((9, 0)).stat().st_size > 10_000
+
+
+def test_without_nvcc_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    library = cuda.CudaLibrary("ray_marching")
+    with pytest.warns(UserWarning, match="no CUDA compiler: CUDA_HOME is"):
+        made = library.build((9, 0))
+    assert made.handle is None
+    assert library.build((9, 0)) is made
