@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation, activate
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import SINE_NETWORK
@@ -54,7 +55,12 @@ def sine_network(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float],
     detach_finer_scale: bool = False,
 ) -> Tensor:  # fmt: skip
-    """As :func:`reference`, compiled where that is possible: float32 on CPU, 64 rows or more, no autocast."""
+    """As :func:`reference`, compiled where that is possible: float32, no autocast.
+
+    On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
+    """
+    if triton_network.is_possible(x, weights, biases):
+        return triton_network.triton_network(x, weights, biases, activation, omegas, detach_finer_scale)
     if not can_compile(SINE_NETWORK, x, weights, biases):
         return reference(x, weights, biases, activation, omegas, detach_finer_scale)
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
@@ -76,7 +82,8 @@ def mean_square_step(
         raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")
     needs_none = not (x.requires_grad or target.requires_grad) and target.dtype == x.dtype and target.device == x.device
     if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
-        return (reference(x, weights, biases, activation, omegas, detach_finer_scale) - target).square().mean()
+        y = sine_network(x, weights, biases, activation, omegas, detach_finer_scale)
+        return (y - target).square().mean()
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
     settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
     return _MeanSquareStep.apply(x, target, settings, *weights, *biases)
@@ -113,7 +120,7 @@ class _SineNetwork(torch.autograd.Function):
         omegas = ctx.settings[1]
         count = len(parameters) // 2
         if torch.is_grad_enabled():
-            return _backward_by_reference(ctx, x, parameters, grad)
+            return backward_by_reference(ctx, x, parameters, grad)
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         gy = grad.detach().reshape(len(rows), -1).contiguous()
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
@@ -130,7 +137,7 @@ class _SineNetwork(torch.autograd.Function):
         return None if dx is None else dx.view(x.shape), None, *wanted
 
 
-def _backward_by_reference(ctx: Any, x: Tensor, parameters: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
+def backward_by_reference(ctx: Any, x: Tensor, parameters: list[Tensor], grad: Tensor) -> tuple[Tensor | None, ...]:
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
     activation, omegas, detach, *_ = ctx.settings
     count = len(parameters) // 2

@@ -1,0 +1,175 @@
+"""Triton kernels of a sine network on CUDA: a layer forward, a layer backward, and the product that gives dW.
+
+Operands are float16, sums float32. All matrices have padded columns, multiples of :data:`PAD`, so that only rows need
+masks; what is in the padding is zero, or is multiplied by zero. Layers of few inputs multiply float32 coordinates.
+Sines are polynomials of the phase in turns: two special-function calls would take as long on Hopper, and the phase is
+what backward wants, in 16 bits.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+PAD = 64
+# Rows of a program's share, and what it sums over at a time.
+ROWS, DEPTH = 128, 64
+
+
+def columns_and_warps(columns: int, is_narrow: bool = False) -> tuple[int, int]:
+    """Columns of a program's share and its warps, for a multiple of :data:`PAD`: none spills registers on Hopper."""
+    return (128, 8) if columns % 128 == 0 and not is_narrow else (64, 4)
+
+
+@triton.jit
+def _turns(angle):
+    """An angle in turns, in [-1/2, 1/2); two parts, since a float32 product alone would lose the fraction's digits."""
+    # 1 / 2 pi = 0.15915494 (24 bits) and what is left of it.
+    whole = tl.floor(angle * 0.15915493667125702 + 0.5)
+    rest = angle - whole * 6.28125
+    rest = rest - whole * 1.9350051879882812e-3
+    rest = rest - whole * 3.019916994e-7
+    return rest * 0.15915494309189535
+
+
+@triton.jit
+def _sine(t):
+    """sin(2 pi t) for |t| <= 1/2, absolute error below 1e-6: reflected to |t| <= 1/4, then a polynomial."""
+    r = tl.where(tl.abs(t) > 0.25, tl.where(t > 0, 0.5, -0.5) - t, t)
+    q = r * r
+    p = 42.058693944897654 - q * 15.0946425768229
+    p = -76.70585975306136 + q * p
+    p = 81.60524927607504 + q * p
+    p = -41.341702240399755 + q * p
+    return r * (6.283185307179586 + q * p)
+
+
+@triton.jit
+def _cosine(t):
+    """cos(2 pi t) for |t| <= 1/2."""
+    a = tl.abs(t)
+    return _sine(0.25 - a)
+
+
+@triton.jit
+def _value_and_kept(z, omega, KIND: tl.constexpr):
+    """The activation, and what backward needs of z: the phase in turns for SIREN, z itself for the others."""
+    if KIND == 0:
+        t = _turns(omega * z)
+        return _sine(t), t
+    if KIND == 3:
+        u = omega * z
+        return _sine(_turns(u)) * tl.sqrt(tl.abs(u)), z
+    return _sine(_turns(omega * (1 + tl.abs(z)) * z)), z
+
+
+@triton.jit
+def _slope(kept, omega, KIND: tl.constexpr):
+    """The activation's derivative, from what was kept."""
+    if KIND == 0:
+        return omega * _cosine(kept)
+    if KIND == 3:
+        u = omega * kept
+        is_zero = u == 0
+        safe = tl.where(is_zero, 1.0, u)
+        root = tl.sqrt(tl.abs(safe))
+        t = _turns(safe)
+        slope = omega * (_cosine(t) * root + _sine(t) * tl.where(safe > 0, 0.5, -0.5) / root)
+        return tl.where(is_zero, 0.0, slope)
+    size = tl.abs(kept)
+    rate = omega * (1 + size) if KIND == 2 else omega * (1 + 2 * size)
+    return rate * _cosine(_turns(omega * (1 + size) * kept))
+
+
+@triton.jit
+def layer_forward(
+    x, weight, bias, value, kept, rows, depth, columns, omega,
+    KIND: tl.constexpr, NARROW: tl.constexpr, KEEP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
+
+    x is [rows, depth], float16, or float32 with a depth of a few where NARROW; weight [columns, depth] of x's type.
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    is_row = r[:, None] < rows
+    z = tl.zeros((ROWS, COLUMNS), tl.float32)
+    place = r.to(tl.int64)
+    if NARROW:
+        for k in range(depth):
+            a = tl.load(x + place * depth + k, mask=r < rows, other=0.0)
+            z += a[:, None] * tl.load(weight + c * depth + k)[None, :]
+    else:
+        k = tl.arange(0, DEPTH)
+        left = x + place[:, None] * depth + k[None, :]
+        right = weight + c[None, :] * depth + k[:, None]
+        for _ in range(0, depth, DEPTH):
+            z = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), z)
+            left += DEPTH
+            right += DEPTH
+    z += tl.load(bias + c)[None, :]
+    v, keep = _value_and_kept(z, omega, KIND)
+    at = place[:, None] * columns + c[None, :]
+    tl.store(value + at, v.to(tl.float16), mask=is_row)
+    if KEEP:
+        if KIND == 0:
+            # A full turn is 2^16; at half a turn, the ends, clamping is off by one step at most.
+            turn = tl.floor(keep * 65536.0 + 0.5)
+            tl.store(kept + at, tl.minimum(tl.maximum(turn, -32768.0), 32767.0).to(tl.int16), mask=is_row)
+        else:
+            tl.store(kept + at, keep, mask=is_row)
+
+
+@triton.jit
+def layer_backward(
+    grad, weight, kept, out, rows, depth, columns, omega,
+    KIND: tl.constexpr, NARROW: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Out [rows, columns] = (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
+
+    grad is [rows, depth], what the next layer's z gets, and weight [depth, columns]; float32 where NARROW.
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    is_row = r[:, None] < rows
+    g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    place = r.to(tl.int64)
+    if NARROW:
+        for k in range(depth):
+            a = tl.load(grad + place * depth + k, mask=r < rows, other=0.0)
+            g += a[:, None] * tl.load(weight + k * columns + c)[None, :]
+    else:
+        k = tl.arange(0, DEPTH)
+        left = grad + place[:, None] * depth + k[None, :]
+        right = weight + k[:, None] * columns + c[None, :]
+        for _ in range(0, depth, DEPTH):
+            g = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), g)
+            left += DEPTH
+            right += DEPTH * columns
+    at = place[:, None] * columns + c[None, :]
+    keep = tl.load(kept + at, mask=is_row, other=0)
+    if KIND == 0:
+        keep = keep.to(tl.float32) * (1.0 / 65536.0)
+    slope = _slope(keep, omega, KIND)
+    tl.store(out + at, (g * slope).to(tl.float16), mask=is_row)
+
+
+@triton.jit
+def outer_product(
+    grad, x, partial, rows, n, k, share,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Partial [shares, n, k]: for each share of the rows the sum of grad[r, n] x[r, k], both float16."""
+    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    part = tl.program_id(2)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for begin in range(0, share, DEPTH):
+        r = part * share + begin + tl.arange(0, DEPTH)
+        place = r.to(tl.int64)
+        left = tl.load(grad + place[None, :] * n + i[:, None], mask=r[None, :] < rows, other=0.0)
+        right = tl.load(x + place[:, None] * k + j[None, :], mask=r[:, None] < rows, other=0.0)
+        total = tl.dot(left, right, total)
+    tl.store(partial + (part * n + i[:, None]).to(tl.int64) * k + j[None, :], total)

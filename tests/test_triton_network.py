@@ -1,0 +1,186 @@
+"""The Triton kernels: right in Triton's interpreter, compiled for Hopper without spills, and right on CUDA itself."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops import triton_network
+from aire_nerfstudio.ops.sine_network import sine_network
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
+# Odd widths, one layer, many outputs, more rows than a program's share, fewer than one.
+SHAPES = [((70, 33), 2, 3, 300), ((40,), 3, 1, 129), ((130, 64), 8, 9, 200), ((64, 128, 31), 1, 8, 17)]
+
+CHECK = """
+    import copy, torch
+    from aire_nerfstudio.fields.sine_mlp import SineMLP
+    from aire_nerfstudio.ops.sine_network import reference
+    from aire_nerfstudio.ops.triton_network import triton_network
+
+    def relative(got, expected):
+        return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
+
+    for widths, d, out, rows in SHAPES:
+        torch.manual_seed(rows)
+        network = SineMLP(d, widths, out, ACTIVATION, 10.0, 10.0, None, DETACH).to(DEVICE)
+        exact = copy.deepcopy(network).double()
+        x = (2 * torch.rand(rows, d, device=DEVICE) - 1).requires_grad_()
+        points = x.detach().double().requires_grad_()
+        y, wanted = triton_network(x, *network.for_ops()), reference(points, *exact.for_ops())
+        assert relative(y, wanted) < 2e-3, relative(y, wanted)
+        # Small, as a mean over many points is: float16 alone would lose it.
+        found = torch.autograd.grad(1e-9 * y.square().sum(), [x, *network.parameters()], retain_graph=True)
+        expected = torch.autograd.grad(1e-9 * wanted.square().sum(), [points, *exact.parameters()])
+        for a, b in zip(found, expected, strict=True):
+            assert a.shape == b.shape and a.dtype == torch.float32
+            assert relative(a, b) < 6e-3, (widths, relative(a, b))
+        again = torch.autograd.grad(1e-9 * y.square().sum(), [x, *network.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        zero = triton_network(x, *network.for_ops())
+        for gradient in torch.autograd.grad((0 * zero).sum(), list(network.parameters())):
+            assert not gradient.any()
+    empty = triton_network(x[:0], *network.for_ops())
+    assert empty.shape == (0, out)
+    for gradient in torch.autograd.grad(empty.sum(), list(network.parameters())):
+        assert not gradient.any()
+    first = torch.autograd.grad(triton_network(x, *network.for_ops()).sum(), x, create_graph=True)[0]
+    theirs = torch.autograd.grad(reference(points, *exact.for_ops()).sum(), points, create_graph=True)[0]
+    weight = list(network.parameters())[0]
+    if ACTIVATION != "spder":
+        second = torch.autograd.grad(first.square().sum(), weight)[0]
+        expected = torch.autograd.grad(theirs.square().sum(), list(exact.parameters())[0])[0]
+        assert relative(second, expected) < 1e-4
+    for angles in (torch.linspace(-40, 40, 1001), torch.tensor([0.5, -0.5, 0.25, 1.5, 99.5]) * 3.14159265):
+        unit = SineMLP(1, (1,), 1, "siren", 1.0, 1.0)
+        with torch.no_grad():
+            for parameter in unit.parameters():
+                parameter.fill_(0)
+            unit.layers[0].weight.fill_(1)
+            unit.layers[1].weight.fill_(1)
+        unit = unit.to(DEVICE)
+        z = angles[:, None].to(DEVICE).requires_grad_()
+        y = triton_network(z, *unit.for_ops())
+        assert (y - torch.sin(z)).abs().max() < 6e-4  # float16
+        slope = torch.autograd.grad(y.sum(), z)[0]
+        assert (slope - torch.cos(z)).abs().max() < 6e-4
+    print("checked")
+"""
+
+
+def _run(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def _check(activation, detach, device):
+    names = f"SHAPES, ACTIVATION, DETACH, DEVICE = {SHAPES!r}, {activation!r}, {detach!r}, {device!r}\n"
+    return names + textwrap.dedent(CHECK)
+
+
+@pytest.mark.parametrize(("activation", "detach"), CASES)
+def test_the_interpreter_finds_the_references_values_and_gradients(activation, detach):
+    assert "checked" in _run(_check(activation, detach, "cpu"), TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("activation", "detach"), CASES)
+def test_cuda_finds_the_references_values_and_gradients(activation, detach):
+    assert "checked" in _run(_check(activation, detach, "cuda"))
+
+
+COMPILE = """
+    import os, re, subprocess, tempfile
+    import triton, triton.backends.nvidia as nvidia
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from aire_nerfstudio.ops import triton_kernels as kernels
+
+    ptxas = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
+
+    def check(function, types, constants, aligned, warps):
+        at = function.arg_names.index
+        signature = {**types, **{name: "constexpr" for name in constants}}
+        source = ASTSource(
+            fn=function, signature=signature, constexprs={(at(n),): v for n, v in constants.items()},
+            attrs={(at(n),): [["tt.divisibility", 16]] for n in aligned},
+        )
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(made.asm["ptx"])
+            file.flush()
+            command = [ptxas, "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"]
+            said = subprocess.run(command, capture_output=True, text=True).stderr
+        spilled = [int(n) for n in re.findall(r"(\\d+) bytes spill", said)]
+        assert spilled and not any(spilled), (function, constants, said)
+        assert constants.get("NARROW") or "wgmma" in made.asm["ptx"], (function, constants)
+
+    for columns in (64, 128):
+        for kind in range(4):
+            kept = "*i16" if kind == 0 else "*fp32"
+            for narrow in (True, False):
+                wide, warps = kernels.columns_and_warps(columns, narrow)
+                share = {"ROWS": kernels.ROWS, "COLUMNS": wide, "DEPTH": kernels.DEPTH}
+                kind_of = "*fp32" if narrow else "*fp16"
+                sizes = {"rows": "i32", "depth": "i32", "columns": "i32", "omega": "fp32"}
+                whole = ["columns"] if narrow else ["columns", "depth"]
+                check(
+                    kernels.layer_forward,
+                    {"x": kind_of, "weight": kind_of, "bias": "*fp32", "value": "*fp16", "kept": kept, **sizes},
+                    {"KIND": kind, "NARROW": narrow, "KEEP": True, **share},
+                    ["x", "weight", "bias", "value", "kept", *whole], warps,
+                )
+                check(
+                    kernels.layer_backward,
+                    {"grad": kind_of, "weight": kind_of, "kept": kept, "out": "*fp16", **sizes},
+                    {"KIND": kind, "NARROW": narrow, **share},
+                    ["grad", "weight", "kept", "out", *whole], warps,
+                )
+        wide, warps = kernels.columns_and_warps(columns)
+        check(
+            kernels.outer_product,
+            {"grad": "*fp16", "x": "*fp16", "partial": "*fp32", "rows": "i32", "n": "i32", "k": "i32", "share": "i32"},
+            {"BLOCK_N": wide, "BLOCK_K": wide, "DEPTH": kernels.DEPTH},
+            ["grad", "x", "partial", "n", "k", "share"], warps,
+        )
+    print("compiled")
+"""
+
+
+def test_all_kernels_compile_for_hopper_with_tensor_cores_and_without_spills(tmp_path):
+    assert "compiled" in _run(COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_only_cuda_at_medium_precision_takes_them(monkeypatch):
+    network = SineMLP(2, (16,), 1)
+    x = torch.rand(2048, 2)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert not triton_network.is_possible(x, *network.for_ops()[:2])
+    with torch.device("meta"):
+        assert not triton_network.is_possible(torch.rand(2048, 2), *SineMLP(2, (16,), 1).for_ops()[:2])
+    assert sine_network(x, *network.for_ops()).shape == (2048, 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_the_precision_chooses():
+    network = SineMLP(2, (64, 64), 1).cuda()
+    x = torch.rand(4096, 2, device="cuda")
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, is_ours in (("highest", False), ("high", False), ("medium", True)):
+            torch.set_float32_matmul_precision(precision)
+            y = network(x)
+            assert isinstance(y.grad_fn, triton_network._TritonNetwork._backward_cls) == is_ours
+    finally:
+        torch.set_float32_matmul_precision(before)
