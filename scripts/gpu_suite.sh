@@ -1,55 +1,90 @@
 #!/usr/bin/env bash
-# What only a GPU can show: the paper's NeRF protocol (37,500 steps, 182 wide, 4,096 rays) for large, small and AIRe,
-# and, where a folder of pictures is given, its image tables (512 x 512, 512 wide, 5,000 epochs).
-# With MESHES=folder in the environment also table 6 (every .ply in it, w0 60, 256 wide, 512^3 meshes) and the flow.
-# Usage: bash scripts/gpu_suite.sh SCENE_FOLDER OUTPUT_FOLDER [STEPS] [PICTURE_FOLDER [NAMES...]]
-# ns-train must be on the PATH. Finished runs are kept.
-set -euo pipefail
-[ $# -ge 2 ] || { echo "usage: $0 SCENE_FOLDER OUTPUT_FOLDER [STEPS] [PICTURE_FOLDER [NAMES...]]" >&2; exit 2; }
-scene="$1" out="$2" steps="${3:-37500}"
+# What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
+# paper's protocols. Usage:
+#   bash scripts/gpu_suite.sh OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf]     (default: all five)
+# from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
+# and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
+# SCENE=folder (Lego, Blender format) for nerf; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
+# On a host without network: scripts/offline_bundle.sh.
+set -uo pipefail
+[ $# -ge 1 ] || { echo "usage: $0 OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf]" >&2; exit 2; }
+cd "$(dirname "$0")/.." && source_folder="$PWD" && cd - > /dev/null || exit 1
+out="$1"; shift
+wanted="${*:-ops bench images surfaces nerf}" steps="${STEPS:-37500}"
+for section in $wanted; do
+    case "$section" in ops|bench|images|surfaces|nerf) ;; *)
+        echo "error: there is no section $section; choose from ops bench images surfaces nerf" >&2; exit 2;; esac
+done
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-    || { echo "error: no CUDA device; this suite measures one (CPU: scripts/lego_cpu.sh)" >&2; exit 1; }
+    || { echo "error: no CUDA device; this suite measures one (CPU: aire-bench, scripts/lego_cpu.sh)" >&2; exit 1; }
 mkdir -p "$out"
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/device.txt"
+report="$out/report.md" failed=0
+{ echo "# GPU suite, $(date -u +%F)"; echo; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+  python -c 'import torch; print("torch", torch.__version__)'; } | tee "$report"
 
-# Most telling first; a call that is cut off goes on where it was.
-if [ $# -ge 4 ]; then
-    pictures="$4"; shift 4
-    for table in images-table3 images-table2 images-figure5 images-table9; do
-        aire-reproduce "$table" --budget paper --data "$pictures" ${1:+--images "$@"} --jobs 4 --out "$out/images"
-    done
-fi
+# run TITLE COMMAND...: its output into a log and the report, its failure remembered.
+run() {
+    local title="$1" begin status log; shift
+    log="$out/$(echo "$title" | tr -c 'a-zA-Z0-9\n' '-').log"
+    echo "[suite] $title"
+    begin=$(date +%s)
+    "$@" > "$log" 2>&1; status=$?
+    [ "$status" = 0 ] || failed=$((failed + 1))
+    { echo; echo "## $title"; echo; echo "\`$*\`: $( [ "$status" = 0 ] && echo done || echo "FAILED ($status)"), $(( $(date +%s) - begin )) s"
+      echo; echo '```'; tail -n "${TAIL:-40}" "$log"; echo '```'; } >> "$report"
+}
+left_out() { echo "[suite] left out: $1"; { echo; echo "## Left out: $1"; } >> "$report"; }
 
-if [ -n "${MESHES:-}" ]; then
-    for table in sdf-table6 sdf-table5 sdf-figure4 sdf-table1; do
-        aire-reproduce "$table" --budget paper --data "$MESHES" --jobs 4 --out "$out/surfaces"
-    done
-    aire-reproduce sdf-table7 --budget paper --data "$MESHES" --out "$out/surfaces"
-    python scripts/bench_surface.py 256 60000 | tee "$out/bench_surface.txt"
-    if [ -f "$MESHES/armadillo.ply" ]; then
-        aire-reproduce flow --budget paper --data "$MESHES" --shapes armadillo --jobs 3 --out "$out/surfaces"
-    fi
-fi
-
-# Eager float32, torch.compile and the closed forms of derivatives.
-aire-bench --widths 64 128 256 512 --batches 65536 --out "$out/bench"
-
-# Step overhead of nerfstudio's trainer at the paper's size.
-python scripts/bench_overhead.py --rays 4096 --width 182 | tee "$out/overhead.txt"
-
-for activation in siren finer; do
-    for variant in aire large small; do
-        run="$out/$variant/aire-$activation/run"
-        if [ ! -f "$run/eval.json" ]; then
+for section in $wanted; do case "$section" in
+ops)
+    run "What is built" python -m aire_nerfstudio.ops
+    # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
+    run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
+        "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py
+    if command -v compute-sanitizer > /dev/null; then
+        run "Ops under compute-sanitizer" compute-sanitizer --error-exitcode 9 python -m pytest -q -x \
+            "$source_folder"/tests/test_ray_ops.py -k cuda
+    else left_out "compute-sanitizer is not on the PATH"; fi
+    ;;
+bench)
+    TAIL=400 run "aire-bench" aire-bench --widths 64 128 256 512 --batches 65536 --out "$out/bench"
+    run "Overhead of nerfstudio's trainer" python "$source_folder"/scripts/bench_overhead.py --rays 4096 --width 182
+    ;;
+images)
+    if [ -n "${PICTURES:-}" ]; then
+        for table in images-table3 images-table2 images-figure5 images-table9; do
+            # shellcheck disable=SC2086
+            TAIL=80 run "$table" aire-reproduce "$table" --budget paper --data "$PICTURES" ${NAMES:+--images $NAMES} --jobs 4 --out "$out/images"
+        done
+    else left_out "images: PICTURES names no folder"; fi
+    ;;
+surfaces)
+    if [ -n "${MESHES:-}" ]; then
+        for table in sdf-table6 sdf-table5 sdf-figure4 sdf-table1; do
+            TAIL=80 run "$table" aire-reproduce "$table" --budget paper --data "$MESHES" --jobs 4 --out "$out/surfaces"
+        done
+        TAIL=80 run sdf-table7 aire-reproduce sdf-table7 --budget paper --data "$MESHES" --out "$out/surfaces"
+        run "Samples and meshing" python "$source_folder"/scripts/bench_surface.py 256 60000
+        [ ! -f "$MESHES/armadillo.ply" ] || \
+            TAIL=80 run flow aire-reproduce flow --budget paper --data "$MESHES" --shapes armadillo --jobs 3 --out "$out/surfaces"
+    else left_out "surfaces: MESHES names no folder"; fi
+    ;;
+nerf)
+    [ -n "${SCENE:-}" ] || { left_out "nerf: SCENE names no folder"; continue; }
+    for activation in siren finer; do for variant in aire large small; do
+        folder="$out/$variant/aire-$activation/run"
+        if [ ! -f "$folder/eval.json" ]; then
             begin=$(date +%s)
-            ns-train "aire-$activation" --output-dir "$out" --experiment-name "$variant" --timestamp run --data "$scene" \
-                --max-num-iterations "$steps" --steps-per-save 5000 --vis tensorboard \
-                --logging.local-writer.max-log-size 0 --logging.steps-per-log 1000 \
-                --pipeline.model.variant "$variant" > "$out/$activation-$variant.log" 2>&1
-            echo "$(( $(date +%s) - begin ))" > "$run/seconds"
-            ns-eval --load-config "$run/config.yml" --output-path "$run/eval.json" >> "$out/$activation-$variant.log" 2>&1
+            run "$activation $variant: training" ns-train "aire-$activation" --output-dir "$out" --experiment-name "$variant" \
+                --timestamp run --data "$SCENE" --max-num-iterations "$steps" --steps-per-save 5000 --vis tensorboard \
+                --logging.local-writer.max-log-size 0 --logging.steps-per-log 1000 --pipeline.model.variant "$variant"
+            echo "$(( $(date +%s) - begin ))" > "$folder/seconds"
+            run "$activation $variant: evaluation" ns-eval --load-config "$folder/config.yml" --output-path "$folder/eval.json"
         fi
-        echo "$activation $variant $(cat "$run/seconds") s | $(python -m aire_nerfstudio.summary "$run")" | tee -a "$out/results.txt"
-    done
-done
+        TAIL=3 run "$activation $variant" python -m aire_nerfstudio.summary "$folder"
+    done; done
+    ;;
+esac; done
+echo "[suite] $report, $failed failed"
+[ "$failed" = 0 ]

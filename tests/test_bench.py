@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from aire_nerfstudio.bench.cases import flow_case, image_cases, surface_case, with_precisions
+from aire_nerfstudio.bench.cases import flow_case, image_cases, ray_cases, surface_case, with_precisions
 from aire_nerfstudio.bench.cli import main
+from aire_nerfstudio.bench.memory import peak_megabytes
 from aire_nerfstudio.bench.timing import time_in_turn
 
 
@@ -39,6 +40,23 @@ def test_all_ways_leave_the_same_gradients(which, monkeypatch):
             assert torch.allclose(a, b, atol=2e-3 * float(a.abs().max()))
 
 
+def test_the_marchers_and_renderers_that_are_timed_do_the_same():
+    marching, rendering = ray_cases(64, "cpu", resolution=16)
+    found = [way() for way in marching.ways.values()]
+    assert len(found[0].starts) > 0
+    for other in found[1:]:
+        assert torch.equal(found[0].starts, other.starts)
+        assert torch.equal(found[0].ray_indices, other.ray_indices)
+    assert set(rendering.ways) == {"PyTorch", "ours"}
+
+
+def test_memory_is_what_is_held_at_once():
+    megabytes = peak_megabytes(lambda: torch.ones(64 << 18).sum() + torch.ones(64 << 18).sum(), "cpu")
+    if megabytes is None:
+        pytest.skip("this system does not tell")
+    assert 63 < megabytes < 160
+
+
 def test_every_way_runs_as_often():
     calls = []
     times = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
@@ -52,7 +70,9 @@ def test_the_report_holds_what_was_timed(tmp_path, capsys):
     sizes = ["--widths", "16", "--batches", "256", "--repeats", "2"]
     main([*sizes, "--no-compile", "--device", "cpu", "--out", str(tmp_path)])
     report = json.loads((tmp_path / "bench.json").read_text())
-    assert {entry["case"] for entry in report["results"]} == {"training step", "inference", "surface step", "flow step"}
+    assert {entry["case"] for entry in report["results"]} == {
+        *("training step", "inference", "surface step", "flow step", "marching", "compositing")
+    }
     for entry in report["results"]:
         assert all(len(values) == 2 and min(values) > 0 for values in entry["ms"].values())
     page = (tmp_path / "bench.md").read_text()

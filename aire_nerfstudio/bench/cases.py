@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,8 +14,10 @@ from aire_nerfstudio.fields.differential import gradient_and_motion, gradient_an
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, flow_residual, surface_loss
-from aire_nerfstudio.ops import sine_network
+from aire_nerfstudio.ops import compositing, sine_network, tcnn
+from aire_nerfstudio.ops import ray_marching as marching
 from aire_nerfstudio.ops import value_gradient as derivative
+from aire_nerfstudio.ops.occupancy import Occupancy
 
 Way = Callable[[], object]
 
@@ -23,9 +27,9 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: ``training step``, ``inference``, ``surface step`` or ``flow step``.
-        width: of the three sine layers.
-        rows: points.
+        name: ``training step``, ``inference``, ``surface step``, ``flow step``, ``marching`` or ``compositing``.
+        width: of the three sine layers; of marching and compositing the grid's voxels a side.
+        rows: points; of marching and compositing rays.
         ways: by name, the baseline first.
         flop: floating-point operations of its matrix products, 0 where not counted.
     """
@@ -94,8 +98,14 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
         compiled = torch.compile(eager, dynamic=False)
         training["torch.compile"] = step(compiled)
         inference["torch.compile"] = without_gradient(torch.compile(eager, dynamic=False))
+        if device.startswith("cuda"):
+            graphed = torch.compile(eager, dynamic=False, mode="reduce-overhead")
+            training["torch.compile, graph"] = step(graphed)
+            inference["torch.compile, graph"] = without_gradient(graphed)
     training |= {"ours": step(network), "ours, one pass": one_pass}
     inference["ours"] = without_gradient(network)
+    if tcnn.why_not(torch.device(device)) is None and activation == "siren":
+        inference["tinycudann"] = without_gradient(tcnn.TcnnNetwork(*network.for_ops()))
     products = 2 * rows * (2 * width + 2 * width**2 + 3 * width)
     return [
         Case("training step", width, rows, training, 3 * products - 4 * rows * width),
@@ -157,3 +167,42 @@ def flow_case(width: int, rows: int, device: str) -> Case:
         "ours": step(lambda: gradient_and_motion(network, x)),
     }
     return Case("flow step", width, rows, ways)
+
+
+def ray_cases(rays: int, device: str, resolution: int = 128) -> list[Case]:
+    """Marching through a ball's shell, and rendering of its samples forward and backward."""
+    directions = torch.nn.functional.normalize(torch.randn(rays, 3, device=device), dim=-1)
+    origins = 1.2 * (2 * torch.rand(rays, 3, device=device) - 1) - 3 * directions
+    middle = (torch.arange(resolution, device=device) + 0.5) * (2 / resolution) - 1
+    radius = torch.stack(torch.meshgrid(middle, middle, middle, indexing="ij")).norm(dim=0)
+    occupancy = Occupancy((radius - 0.7).abs() < 0.06)
+    near, far = marching.near_far_from_aabb(origins, directions, torch.tensor([-1.0] * 3 + [1.0] * 3, device=device))
+    scene = (origins, directions, near, far, occupancy, 2 * math.sqrt(3) / 1024)
+    jitter = torch.rand(rays, device=device)
+    samples = marching.march_rays_train(*scene, jitter)
+    sigmas = (20 * torch.rand(len(samples.starts), device=device)).requires_grad_()
+    rgbs = torch.rand(len(samples.starts), 3, device=device, requires_grad=True)
+
+    def render(function: Callable[..., tuple[Tensor, ...]]) -> Way:
+        def run() -> None:
+            sigmas.grad = rgbs.grad = None
+            function(sigmas, rgbs, samples, rays)[1].square().mean().backward()
+
+        return run
+
+    march: dict[str, Way] = {
+        "PyTorch": lambda: marching.march_by_torch(*scene, jitter),
+        "ours": lambda: marching.march_rays_train(*scene, jitter),
+    }
+    if device.startswith("cuda"):
+
+        def by_nerfacc() -> object:
+            return marching.march_rays_train_by_nerfacc(*scene, jitter)
+
+        try:
+            by_nerfacc()
+            march["nerfacc"] = by_nerfacc
+        except Exception as error:  # whatever its build of kernels runs into
+            warnings.warn(f"nerfacc is left out: {error}", stacklevel=2)
+    composite = {"PyTorch": render(compositing.reference), "ours": render(compositing.composite_rays_train)}
+    return [Case("marching", resolution, rays, march), Case("compositing", resolution, rays, composite)]

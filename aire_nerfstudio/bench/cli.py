@@ -12,16 +12,20 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, surface_case, with_precisions
+from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, ray_cases, surface_case, with_precisions
+from aire_nerfstudio.bench.memory import peak_megabytes
 from aire_nerfstudio.bench.report import Result, table, write
 from aire_nerfstudio.bench.timing import time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.ops.backend import LIBRARIES, is_off
 from aire_nerfstudio.ops.build import BuildError, compiler
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.ops.processors import capability, kind_for
 from aire_nerfstudio.reproduce.store import machine
+
+KINDS = ["image", "surface", "flow", "rays"]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +33,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--batches", type=int, nargs="+", default=[16_384], help="points a step")
     parser.add_argument(
-        "--cases", nargs="+", default=["image", "surface", "flow"], choices=["image", "surface", "flow"]
+        "--cases",
+        nargs="+",
+        default=["image", "surface", "flow", "rays"],
+        choices=["image", "surface", "flow", "rays"],
     )
     parser.add_argument("--activation", default="siren", choices=get_args(Activation), help="of the image cases")
     parser.add_argument("--repeats", type=int, default=9)
@@ -65,7 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
                 f"[yellow]{library.name} is not compiled ({library.reason or 'AIRE_OPS is off'}): ours is eager"
             )
     if given.device != "cpu":
-        console.print("[yellow]there are no compiled ops for CUDA yet: ours is eager there, but for closed forms")
+        console.print("[yellow]on CUDA ours is eager but for closed forms, rays, and networks at precision medium")
+        reason = tcnn.why_not(torch.device(given.device))
+        if reason is not None:
+            console.print(f"[yellow]{reason}")
     is_compiled = given.device == "cpu" and not is_off() and all(library.load() is not None for library in LIBRARIES)
     ops = [capability() if is_compiled else "none"]
     if is_compiled:
@@ -77,8 +87,12 @@ def main(arguments: list[str] | None = None) -> None:
         except BuildError as error:
             console.print(f"[yellow]torch.compile is left out: {error}")
             with_compile = False
+    # Rays meet no network.
     plan: list[tuple[str, int, int]] = [
-        (kind, width, batch) for kind in given.cases for width in given.widths for batch in given.batches
+        (kind, width, batch)
+        for kind in given.cases
+        for width in (given.widths if kind != "rays" else [0])
+        for batch in given.batches
     ]
     results: list[Result] = []
     about = {
@@ -95,11 +109,13 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(plan))
         for kind, width, batch in plan:
-            progress.update(bar, description=f"{kind}, {width} wide, {batch:,} points")
+            what = f"{batch:,} rays" if kind == "rays" else f"{kind}, {width} wide, {batch:,} points"
+            progress.update(bar, description=what)
             for plain in _cases(kind, width, batch, given, with_compile):
-                case = with_precisions(plain, given.precisions)
+                case = plain if kind == "rays" else with_precisions(plain, given.precisions)
                 torch._dynamo.reset()
-                results.append((case, time_in_turn(case.ways, given.repeats, given.device)))
+                times = time_in_turn(case.ways, given.repeats, given.device)
+                results.append(Result(case, times, {n: peak_megabytes(w, given.device) for n, w in case.ways.items()}))
             progress.advance(bar)
     made = write(results, about, given.out)
     console.print(Markdown(table(results, about)))
@@ -109,6 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _cases(kind: str, width: int, batch: int, given: Any, with_compile: bool) -> list[Case]:
     if kind == "image":
         return image_cases(width, batch, given.activation, given.device, with_compile)
+    if kind == "rays":
+        return ray_cases(batch, given.device)
     return [(surface_case if kind == "surface" else flow_case)(width, batch, given.device)]
 
 

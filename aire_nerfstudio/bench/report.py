@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aire_nerfstudio.bench.cases import Case
 from aire_nerfstudio.bench.timing import Timed
 
-Result = tuple[Case, dict[str, Timed]]
+
+class Result(NamedTuple):
+    """One case, measured.
+
+    Attributes:
+        case: what.
+        times: of each way.
+        megabytes: that each way takes at its highest, None where unknown.
+    """
+
+    case: Case
+    times: dict[str, Timed]
+    megabytes: dict[str, float | None]
 
 
 def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
@@ -21,19 +33,19 @@ def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
         " | ".join(f"{name} {value}" for name, value in machine.items()),
         "",
         "Medians of repetitions in turn (fastest to slowest); times faster than the first way of the row's case; share "
-        "of the rate at which this machine multiplies large matrices.",
+        "of the rate at which this machine multiplies large matrices; highest memory over what was in use before.",
         "",
-        "| case | width | points | way | ms | faster | share of peak |",
-        "|---|---|---|---|---|---|---|",
+        "| case | width | points | way | ms | faster | share of peak | MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for case, times in results:
+    for case, times, megabytes in results:
         base = next(iter(times.values())).median
         for name, timed in times.items():
             low, high = timed.span
             share = case.flop / timed.median / 1e6 / machine["GFLOP/s"] if case.flop else None
             cells = [
                 case.name, str(case.width), f"{case.rows:,}", name, f"{timed.median:.1f} ({low:.1f} to {high:.1f})",
-                f"{base / timed.median:.2f}", "" if share is None else f"{100 * share:.0f} %",
+                f"{base / timed.median:.2f}", "" if share is None else f"{100 * share:.0f} %", _shown(megabytes[name]),
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -44,14 +56,18 @@ def write(results: Sequence[Result], machine: dict[str, Any], folder: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         {"case": case.name, "width": case.width, "points": case.rows, "flop": case.flop,
-         "ms": {name: list(timed.milliseconds) for name, timed in times.items()}}
-        for case, times in results
+         "ms": {name: list(timed.milliseconds) for name, timed in times.items()}, "MiB": megabytes}
+        for case, times, megabytes in results
     ]  # fmt: skip
     made = [folder / f"bench.{suffix}" for suffix in ("json", "md", "png")]
     made[0].write_text(json.dumps({"machine": machine, "results": entries}, indent=1))
     made[1].write_text(table(results, machine))
     _draw(results, made[2])
     return made
+
+
+def _shown(megabytes: float | None) -> str:
+    return "" if megabytes is None else f"{megabytes:,.0f}"
 
 
 def _draw(results: Sequence[Result], path: Path) -> None:
@@ -61,11 +77,11 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        figsize=(8, 0.9 + 0.14 * sum(1 + len(times) for _, times in results)), layout="constrained"
+        figsize=(8, 0.9 + 0.14 * sum(1 + len(result.times) for result in results)), layout="constrained"
     )
-    names = list(dict.fromkeys(name for _, times in results for name in list(times)[1:]))
+    names = list(dict.fromkeys(name for result in results for name in list(result.times)[1:]))
     colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
-    for line, (_, times) in enumerate(results):
+    for line, (_, times, _) in enumerate(results):
         base, others = next(iter(times.values())).median, list(times.items())[1:]
         height = 0.8 / len(others)
         for index, (name, timed) in enumerate(others):
@@ -74,7 +90,7 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     for name in names:
         axes.barh(0, 0, color=colours[name], label=name)
     axes.axvline(1, color="black", lw=0.8)
-    axes.set_yticks(range(len(results)), [f"{case.name}, {case.width} wide, {case.rows:,}" for case, _ in results])
+    axes.set_yticks(range(len(results)), [f"{case.name}, {case.width} wide, {case.rows:,}" for case, *_ in results])
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set(xlabel="times faster than eager PyTorch (surface: double backward; flow: autograd)")

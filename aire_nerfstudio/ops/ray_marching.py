@@ -103,7 +103,7 @@ def march_rays_train(
         return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
     library = ray_library(origins, directions, near, far, occupancy.occupied, *([] if jitter is None else [jitter]))
     if library is None:
-        return _march_by_torch(origins, directions, near, far, occupancy, step, jitter)
+        return march_by_torch(origins, directions, near, far, occupancy, step, jitter)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
     shift = None if jitter is None else jitter.contiguous()
     grid = (occupancy.bits, occupancy.resolution, float(step))
@@ -116,11 +116,14 @@ def march_rays_train(
     return Samples(starts, starts + step, ray_indices)
 
 
-def _march_by_torch(
+def march_by_torch(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
     jitter: Tensor | None,
 ) -> Samples:  # fmt: skip
-    """Stretches of several steps are tested first against the dilated grid: empty space costs one look-up a stretch."""
+    """The specification of :func:`march_rays_train`.
+
+    Stretches of several steps are tested first against the dilated grid: empty space costs one look-up a stretch.
+    """
     resolution = occupancy.resolution
     # A stretch's points are at most one voxel away from its middle: the dilated grid then misses none of them.
     per_stretch = max(1, math.floor(2 * (2.0 / resolution) / step))
