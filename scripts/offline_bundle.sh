@@ -35,10 +35,12 @@ set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)" python=python3
 if [ $# -ge 1 ]; then
     [ -x "$1/bin/python" ] || python3 -m venv --system-site-packages "$1"
-    python="$1/bin/python"
+    python="$(cd "$1/bin" && pwd)/python"
 fi
 "$python" -c 'import torch, torchvision' || { echo "error: this Python has no torch and torchvision; they do not travel" >&2; exit 1; }
 "$python" -m pip install --quiet --no-index --no-deps "$here"/wheels/*.whl
+"$python" -m pip install --quiet --no-index --no-deps --force-reinstall "$here"/wheels/aire_nerfstudio-*.whl  # a newer build of the same version
+cd "$here"  # away from a clone, whose folders are no installed package
 "$python" - <<'CHECK'
 import importlib, sys, warnings
 warnings.simplefilter("ignore")

@@ -19,13 +19,16 @@ from aire_nerfstudio.data.mesh_view import focal_length, ring_poses, view_mesh
 from aire_nerfstudio.data.surface import Surface, read_surface
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
+# Stands for the bunny in the pymeshlab wheel, wherever that is installed.
+DEFAULT_SHAPE = Path("pymeshlab/bunny.obj")
+
 
 @dataclass
 class SurfaceViewsConfig(DataParserConfig):
     """One mesh, or points with normals; without --data the bunny of the pymeshlab wheel."""
 
     _target: type = field(default_factory=lambda: SurfaceViews)
-    data: Path = field(default_factory=bunny_path)
+    data: Path = DEFAULT_SHAPE
     """PLY, OBJ, STL, OFF; XYZ or PLY with points and normals."""
     up: Literal["y", "z"] = "y"
     """The axis about which the cameras stand."""
@@ -50,7 +53,9 @@ class SurfaceViews(DataParser):
         for name in ("views", "view_size"):
             if getattr(config, name) < 1:
                 raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1")
-        self.surface: Surface = read_surface(Path(config.data))
+        # Only now: that pymeshlab is missing must not stop the commands of other methods.
+        path = bunny_path() if Path(config.data) == DEFAULT_SHAPE else Path(config.data)
+        self.surface: Surface = read_surface(path)
         for note in self.surface.notes:
             CONSOLE.print(f"{config.data}: {note}")
 
