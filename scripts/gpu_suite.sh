@@ -41,7 +41,8 @@ ops)
     run "What is built" python -m aire_nerfstudio.ops
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
-        "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py
+        "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
+        "$source_folder"/tests/test_graphed.py
     if command -v compute-sanitizer > /dev/null; then
         run "Ops under compute-sanitizer" compute-sanitizer --error-exitcode 9 python -m pytest -q -x \
             "$source_folder"/tests/test_ray_ops.py -k cuda

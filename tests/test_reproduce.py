@@ -187,6 +187,7 @@ def test_another_picture_of_the_same_name_is_another_fit(finished, tmp_path):
     (tmp_path / "a.png").write_bytes((root / "data" / "b.png").read_bytes())
     assert not Store(root / "out" / "fits", tmp_path, "cpu").is_finished(fit)
     assert Store(root / "out" / "fits", root / "data", "cuda:1").key(fit) != stored.key(fit)
+    assert not Store(root / "out" / "fits", root / "data", "cpu", "high").is_finished(fit)
 
 
 def test_a_diverged_fit_has_no_spread():

@@ -24,6 +24,7 @@ from aire_nerfstudio.analysis.stability import pruning_bound
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.models.graphed import GraphedLoss, Loss
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 
 STATE_VERSION = 2
@@ -44,6 +45,9 @@ class AdaptiveModelConfig(ModelConfig):
     """When and how much the network changes."""
     lattice_limit: int | None = None
     """Largest frequency of the variant zell's lattice; None: 19 in two dimensions, 4 in three."""
+    cuda_graph: bool = False
+    """Whether loss and gradients run as a CUDA graph: images, surfaces and flows on CUDA, where launching kernels of
+    a small network takes longer than running them."""
     ema_decay: float = 0.95
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
     ema_every: int | None = None
@@ -83,6 +87,10 @@ class AdaptiveModel(Model):
         """Optimizer steps that make an epoch of this task."""
         raise TypeError(f"{type(self).__name__} must define steps_per_epoch")
 
+    def as_graph(self, loss: Loss) -> Loss:
+        """``loss``, as a CUDA graph where the configuration asks for it."""
+        return GraphedLoss(loss) if self.config.cuda_graph else loss
+
     def fixed_settings(self) -> dict[str, Any]:
         """Settings that change the function but no shape; a checkpoint of others is refused."""
         network = self.adaptive_network(self.field)
@@ -103,6 +111,8 @@ class AdaptiveModel(Model):
 
     def start_adaptation(self) -> None:
         """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
+        if self.config.cuda_graph and not torch.cuda.is_available():
+            raise InputError("cuda_graph is True, and there is no CUDA device; leave it out")
         if not 0 <= self.config.ema_decay < 1:
             raise InputError(f"ema_decay is {self.config.ema_decay}; it must lie in [0, 1)")
         if self.config.ema_every is not None and self.config.ema_every < 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from nerfstudio.viewer.viewer_elements import ViewerSlider
@@ -113,29 +112,11 @@ class FlowModel(SdfModel):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def get_outputs(self, ray_bundle: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """Coordinates ``[N, 4]`` are handed through in training: which derivatives are needed depends on the sample.
-
-        Of rays: see :meth:`SdfModel.trace`.
-        """
-        if isinstance(ray_bundle, Tensor):
-            return {"points": ray_bundle}
-        return self.trace(ray_bundle)
-
-    def get_loss_dict(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The surface at time 0, the flow's equation, and the adaptation's penalty."""
-        config, network = self.config, cast(SineMLP, self.evaluated_field)
+    def point_loss(self, network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
+        """The surface at time 0 and the flow's equation: see :func:`~aire_nerfstudio.losses.flow_loss`."""
+        config = self.config
         weights = FlowWeights(config.data_weight, config.flow_normal_weight, config.flow_weight)
-        loss = flow_loss(network, outputs["points"], batch["normals"], batch["distances"], config.alpha, weights)
-        if self.training:
-            loss["adaptation_loss"] = self.adaptation_loss()
-        return loss
-
-    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing beyond the losses."""
-        return {}
+        return flow_loss(network, points, normals, distances, config.alpha, weights)
 
 
 def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:

@@ -94,6 +94,8 @@ class NerfModel(AdaptiveModel):
         for name in ("grid_every", "max_steps_per_ray"):
             if getattr(config, name) < 1:
                 raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1")
+        if config.cuda_graph:
+            raise InputError("cuda_graph is True, but rays meet another number of samples each step; leave it out")
         if not 0 < config.early_stop_epsilon < 1:
             raise InputError(f"early_stop_epsilon is {config.early_stop_epsilon}; it must lie in (0, 1)")
         box = self.scene_box.aabb.float()

@@ -124,6 +124,7 @@ class SdfModel(AdaptiveModel):
         self.register_buffer("scale", torch.tensor(self._surface.scale, dtype=torch.float64))
         self.register_buffer("aabb", torch.tensor([-1.0, -1, -1, 1, 1, 1]), persistent=False)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
+        self._loss = self.as_graph(self.point_loss)
         self.start_adaptation()
 
     network_name = "sdf"
@@ -179,41 +180,56 @@ class SdfModel(AdaptiveModel):
     # --- training --------------------------------------------------------------------------------------------------
 
     def get_outputs(self, ray_bundle: RayBundle | Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        """Evaluate at points, or where rays meet the surface.
+        """Where rays meet the surface, see :meth:`trace`; points ``[N, d]`` are handed through to the loss.
 
-        Args:
-            ray_bundle: points ``[N, 3]`` in training, rays ``[...]`` otherwise.
-
-        Returns:
-            ``sdf [N]`` and ``gradient [N, 3]`` of points. Of rays: see :meth:`trace`.
+        Which derivatives the loss needs differs from point to point.
         """
         if isinstance(ray_bundle, Tensor):
-            sdf, gradient = value_and_gradient(cast(SineMLP, self.evaluated_field), ray_bundle)
-            return {"sdf": sdf, "gradient": gradient}
+            return {"points": ray_bundle}
         return self.trace(ray_bundle)
 
-    def get_loss_dict(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The four terms, weighted, and the adaptation's penalty."""
+    def point_loss(self, network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
+        """The loss's terms and what is measured beside them, each ``[]``; the former end in ``_loss``.
+
+        Args:
+            network: of distances.
+            points: ``[N + M, 3]``: on the surface, then off it.
+            normals: of the surface, ``[N, 3]``.
+            distances: true ones, ``[M]``.
+        """
         config = self.config
         weights = SurfaceWeights(
             config.surface_weight, config.distance_weight, config.normal_weight, config.eikonal_weight
         )
-        loss = surface_loss(outputs["sdf"], outputs["gradient"], batch["normals"], batch["distances"], weights)
+        sdf, gradient = value_and_gradient(network, points)
+        loss = surface_loss(sdf, gradient, normals, distances, weights)
+        sdf, gradient, count = sdf.detach(), gradient.detach(), len(normals)
+        return {
+            **loss,
+            "on_surface_error": sdf[:count].abs().mean(),
+            "off_surface_error": (sdf[count:] - distances).abs().mean(),
+            "eikonal_error": (gradient.norm(dim=-1) - 1).abs().mean(),
+        }
+
+    def _terms(self, outputs: dict[str, Any], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """:meth:`point_loss` of a batch, computed once."""
+        if "terms" not in outputs:
+            network = cast(SineMLP, self.evaluated_field)
+            outputs["terms"] = self._loss(network, outputs["points"], batch["normals"], batch["distances"])
+        return outputs["terms"]
+
+    def get_loss_dict(
+        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The terms, weighted, and the adaptation's penalty."""
+        loss = {name: term for name, term in self._terms(outputs, batch).items() if name.endswith("_loss")}
         if self.training:
             loss["adaptation_loss"] = self.adaptation_loss()
         return loss
 
-    @torch.no_grad()
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mean errors of the batch: of the distance on and off the surface, and of the gradient's length."""
-        count, sdf = len(batch["normals"]), outputs["sdf"]
-        return {
-            "on_surface_error": sdf[:count].abs().mean(),
-            "off_surface_error": (sdf[count:] - batch["distances"]).abs().mean(),
-            "eikonal_error": (outputs["gradient"].norm(dim=-1) - 1).abs().mean(),
-        }
+        return {name: term for name, term in self._terms(outputs, batch).items() if not name.endswith("_loss")}
 
     # --- rendering -------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the initialisation; default: 0")
     parser.add_argument("--out", type=Path, default=Path("reproduce"), help="results; finished fits are not run again")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--precision", default="highest", choices=["highest", "high", "medium"],
+        help="of products (torch.set_float32_matmul_precision); highest, float32, is what the results here have",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE",
@@ -137,6 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     changes = parse_changes(given.set)
     console = Console()
     results = given.out / given.budget
+    if given.precision != "highest":
+        results = results / given.precision
     if changes:
         results = results / "-".join(f"{name}={value}" for name, value in changes).replace(" ", "")
     planned = []
@@ -146,7 +152,8 @@ def main(arguments: list[str] | None = None) -> None:
             path = default_source(kind_of(name))
             data, chosen = path.parent, chosen or [path.name]
         choice = Choice(given.budget, choose_sources(data, chosen, kind_of(name)), tuple(given.seeds), changes)
-        planned.append((make_experiment(name, choice), choice, data, Store(given.out / "fits", data, given.device)))
+        store = Store(given.out / "fits", data, given.device, given.precision)
+        planned.append((make_experiment(name, choice), choice, data, store))
     failures: list[str] = []
     for experiment, choice, data, store in planned:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")

@@ -54,8 +54,11 @@ def run_fits(
     missing = [fit for fit in wanted if not store.is_finished(fit, is_recorded or fit in needed, is_timed)]
     if missing and device == "cpu" and not is_off():
         # Compiled before the first clock starts.
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(store.precision)
         for library in LIBRARIES:
             library.load()
+        torch.set_float32_matmul_precision(before)
     console.print(
         f"{len(wanted)} fits, {len(wanted) - len(missing)} of them finished before, {jobs} at a time on {device}"
     )
@@ -73,7 +76,7 @@ def run_fits(
     failures: list[str] = []
     with (
         Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(jobs, context, _start_worker, (messages, threads)) as pool,
+        ProcessPoolExecutor(jobs, context, _start_worker, (messages, threads, store.precision)) as pool,
         contextlib.ExitStack() as cleanup,
     ):
         # Work is counted in fits, each fit by its share of the whole cost, so that the time left is not misled.
@@ -132,9 +135,10 @@ def _stop(pool: ProcessPoolExecutor) -> None:
         process.terminate()
 
 
-def _start_worker(messages: Any, threads: int) -> None:
+def _start_worker(messages: Any, threads: int, precision: str) -> None:
     global _messages
     _messages = messages
+    torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 
 

@@ -20,16 +20,18 @@ from aire_nerfstudio.reproduce.fit import Fit
 
 
 class Store:
-    """A folder of finished fits; a fit is the same if its settings, its file's bytes and the kind of device are.
+    """A folder of finished fits; a fit is the same if settings, its file's bytes, kind of device and precision are.
 
     Args:
         folder: made when the first fit is saved.
         sources: folder of the pictures or shapes.
         device: where fits run: ``cpu``, ``cuda``, ``cuda:1``...
+        precision: of products, as ``torch.set_float32_matmul_precision`` has it.
     """
 
-    def __init__(self, folder: Path, sources: Path, device: str) -> None:
+    def __init__(self, folder: Path, sources: Path, device: str, precision: str = "highest") -> None:
         self._folder, self._sources, self._device = folder, sources, device
+        self.precision = precision
         self._digests: dict[str, str] = {}
 
     def key(self, fit: Fit) -> str:
@@ -37,6 +39,8 @@ class Store:
         if fit.source not in self._digests:
             self._digests[fit.source] = hashlib.sha256((self._sources / fit.source).read_bytes()).hexdigest()
         text = f"{fit.key()} {self._digests[fit.source]} {self._device.split(':')[0]}"
+        # Not there for float32, so that fits of earlier versions are found.
+        text += "" if self.precision == "highest" else f" {self.precision}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self, fit: Fit) -> Path:
