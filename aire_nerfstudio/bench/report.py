@@ -76,24 +76,46 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        figsize=(8, 0.9 + 0.14 * sum(1 + len(result.times) for result in results)), layout="constrained"
-    )
+    lines = sum(1 + len(result.times) for result in results)
+    figure, axes = plt.subplots(figsize=(8, 1.0 + 0.14 * lines), layout="constrained")
     names = list(dict.fromkeys(name for result in results for name in list(result.times)[1:]))
-    colours = dict(zip(names, plt.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
-    for line, (_, times, _) in enumerate(results):
-        base, others = next(iter(times.values())).median, list(times.items())[1:]
-        height = 0.8 / len(others)
-        for index, (name, timed) in enumerate(others):
-            bars = axes.barh(line + (index + 0.5) * height - 0.4, base / timed.median, height, color=colours[name])
+    # A colour for each way, darker the less exact its products are.
+    kinds = list(dict.fromkeys(_without_precision(name) for name in names))
+    hues = dict(zip(kinds, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = {name: _darker(hues[_without_precision(name)], name) for name in names}
+    at, middles = 0.0, []
+    for result in results:
+        base, others = next(iter(result.times.values())).median, list(result.times.items())[1:]
+        middles.append(at + (len(others) - 1) / 2)
+        for name, timed in others:
+            bars = axes.barh(at, base / timed.median, 1.0, color=colours[name])
             axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=7)
+            at += 1
+        at += 1
     for name in names:
         axes.barh(0, 0, color=colours[name], label=name)
     axes.axvline(1, color="black", lw=0.8)
-    axes.set_yticks(range(len(results)), [f"{case.name}, {case.width} wide, {case.rows:,}" for case, *_ in results])
+    axes.set_yticks(middles, [_label(result.case) for result in results])
+    axes.set_ylim(-1, at)
     axes.invert_yaxis()
     axes.margins(x=0.08)
     axes.set(xlabel="times faster than eager PyTorch (surface: double backward; flow: autograd)")
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _without_precision(name: str) -> str:
+    return name.removesuffix(", high").removesuffix(", medium")
+
+
+def _darker(hue: tuple[float, float, float], name: str) -> tuple[float, ...]:
+    share = 0.85 if name.endswith(", medium") else 0.45 if name.endswith(", high") else 0.0
+    light = [1 - 0.55 * (1 - channel) for channel in hue]
+    return tuple((1 - share) * a + share * 0.8 * b for a, b in zip(light, hue, strict=True))
+
+
+def _label(case: Case) -> str:
+    if case.name in ("marching", "compositing"):
+        return f"{case.name}, {case.rows:,} rays"
+    return f"{case.name}, {case.width} wide, {case.rows:,}"
