@@ -1,4 +1,4 @@
-"""Every test starts from the same seeds, so that tests pass in any order."""
+"""Every test starts from the same seeds and settings, so that tests pass in any order."""
 
 import os
 import random
@@ -19,6 +19,8 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - nerfstudio draws from the global generator
     torch.manual_seed(0)
+    # A trainer made in a test sets its own.
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session", autouse=True)
