@@ -23,7 +23,7 @@ CHECK = """
     import copy, torch
     from aire_nerfstudio.fields.sine_mlp import SineMLP
     from aire_nerfstudio.ops.sine_network import reference
-    from aire_nerfstudio.ops.triton_network import triton_network
+    from aire_nerfstudio.ops.triton_network import can_fuse, triton_network
 
     def relative(got, expected):
         return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
@@ -47,6 +47,13 @@ CHECK = """
         zero = triton_network(x, *network.for_ops())
         for gradient in torch.autograd.grad((0 * zero).sum(), list(network.parameters())):
             assert not gradient.any()
+        with torch.no_grad():
+            evaluated = triton_network(x, *network.for_ops())
+        assert evaluated.dtype == torch.float32 and evaluated.shape == y.shape
+        assert relative(evaluated, wanted) < 2e-3, relative(evaluated, wanted)
+        assert can_fuse(network.for_ops()[0]) == (max(widths) <= 128 and out <= 16)
+    with torch.no_grad():
+        assert triton_network(x[:0], *network.for_ops()).shape == (0, out)
     empty = triton_network(x[:0], *network.for_ops())
     assert empty.shape == (0, out)
     for gradient in torch.autograd.grad(empty.sum(), list(network.parameters())):
@@ -154,6 +161,16 @@ COMPILE = """
             {"BLOCK_N": wide, "BLOCK_K": wide, "DEPTH": kernels.DEPTH},
             ["grad", "x", "partial", "n", "k", "share"], warps,
         )
+    names = ["x", "first", "hidden", "last", "bias", "last_bias", "omega", "y"]
+    for width in kernels.FUSED_WIDTHS:
+        for kind in range(4):
+            check(
+                kernels.fused_forward,
+                {**{n: "*fp16" if n in ("hidden", "last") else "*fp32" for n in names},
+                 "rows": "i32", "inputs": "i32", "outputs": "i32"},
+                {"LAYERS": 3, "KIND": kind, "WIDTH": width, "OUT": kernels.FUSED_OUT, "ROWS": kernels.FUSED_ROWS},
+                names, kernels.FUSED_WARPS,
+            )
     print("compiled")
 """
 

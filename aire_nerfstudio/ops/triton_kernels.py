@@ -1,4 +1,4 @@
-"""Triton kernels of a sine network on CUDA: a layer forward, a layer backward, and the product that gives dW.
+"""Triton kernels of a sine network on CUDA: a layer forward and backward, dW, and a narrow network in one launch.
 
 Operands are float16, sums float32. All matrices have padded columns, multiples of :data:`PAD`, so that only rows need
 masks; what is in the padding is zero, or is multiplied by zero. Layers of few inputs multiply float32 coordinates.
@@ -173,3 +173,41 @@ def outer_product(
         right = tl.load(x + place[:, None] * k + j[None, :], mask=r[:, None] < rows, other=0.0)
         total = tl.dot(left, right, total)
     tl.store(partial + (part * n + i[:, None]).to(tl.int64) * k + j[None, :], total)
+
+
+# Widest layer of which a whole network's values stay in registers, and rows and warps of a program then.
+FUSED_WIDTHS = (64, 128)
+FUSED_ROWS, FUSED_WARPS = 64, 4
+# Columns of the output, padded.
+FUSED_OUT = 16
+
+
+@triton.jit
+def fused_forward(
+    x, first, hidden, last, bias, last_bias, omega, y, rows, inputs, outputs,
+    LAYERS: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Y [rows, outputs] of a network of LAYERS sine layers, all padded to WIDTH; nothing goes through memory between.
+
+    x [rows, inputs] and first [WIDTH, inputs] are float32, hidden [LAYERS - 1, WIDTH, WIDTH] float16, last [2, OUT,
+    WIDTH] the last weight as the sum of two float16 matrices, bias [LAYERS, WIDTH] and last_bias [OUT] float32.
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    place = r.to(tl.int64)
+    n = tl.arange(0, WIDTH)
+    o = tl.arange(0, OUT)
+    z = tl.zeros((ROWS, WIDTH), tl.float32) + tl.load(bias + n)[None, :]
+    for k in range(inputs):
+        a = tl.load(x + place * inputs + k, mask=r < rows, other=0.0)
+        z += a[:, None] * tl.load(first + n * inputs + k)[None, :]
+    value, _ = _value_and_kept(z, tl.load(omega), KIND)
+    h = value.to(tl.float16)
+    for layer in tl.static_range(LAYERS - 1):
+        weight = tl.load(hidden + layer * WIDTH * WIDTH + n[None, :] * WIDTH + n[:, None])
+        z = tl.dot(h, weight) + tl.load(bias + (layer + 1) * WIDTH + n)[None, :]
+        value, _ = _value_and_kept(z, tl.load(omega + layer + 1), KIND)
+        h = value.to(tl.float16)
+    high = tl.load(last + o[None, :] * WIDTH + n[:, None])
+    low = tl.load(last + OUT * WIDTH + o[None, :] * WIDTH + n[:, None])
+    out = tl.dot(h, high, tl.dot(h, low)) + tl.load(last_bias + o)[None, :]
+    tl.store(y + place[:, None] * outputs + o[None, :], out, mask=(r[:, None] < rows) & (o[None, :] < outputs))

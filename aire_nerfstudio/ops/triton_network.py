@@ -63,6 +63,9 @@ class _TritonNetwork(torch.autograd.Function):
         weights, biases = [p.detach() for p in parameters[:count]], [p.detach() for p in parameters[count:]]
         rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
+        if not keeps and can_fuse(weights):
+            y = _fused(rows, weights, biases, omegas, kind)
+            return y.view(*x.shape[:-1], y.shape[-1])
         values, kept = _forward(rows, weights, biases, omegas, kind, keeps)
         y = torch.addmm(biases[-1], values[-1][:, : weights[-1].shape[1]].float(), weights[-1].T)
         if keeps:
@@ -85,6 +88,42 @@ class _TritonNetwork(torch.autograd.Function):
         dx, gradients = _backward(rows, gy / scale, parameters, values, kept, ctx.settings, ctx.needs_input_grad[0])
         wanted = [g * scale if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
         return None if dx is None else (dx * scale).view(x.shape), None, *wanted
+
+
+def can_fuse(weights: Sequence[Tensor]) -> bool:
+    """Whether a network is narrow enough to be evaluated in one launch."""
+    from aire_nerfstudio.ops import triton_kernels as kernels
+
+    widest = max(weight.shape[0] for weight in weights[:-1])
+    return widest <= kernels.FUSED_WIDTHS[-1] and weights[-1].shape[0] <= kernels.FUSED_OUT
+
+
+def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int) -> Tensor:
+    from aire_nerfstudio.ops import triton_kernels as kernels
+
+    widest = max(weight.shape[0] for weight in weights[:-1])
+    width = next(w for w in kernels.FUSED_WIDTHS if widest <= w)
+    layers, out = len(weights) - 1, weights[-1].shape[0]
+    first = _padded(weights[0], width, rows.shape[1], dtype=torch.float32)
+    hidden = torch.zeros(max(1, layers - 1), width, width, dtype=torch.float16, device=rows.device)
+    bias = torch.zeros(layers, width, device=rows.device)
+    for index in range(layers):
+        bias[index, : len(biases[index])] = biases[index]
+        if index > 0:
+            hidden[index - 1, : weights[index].shape[0], : weights[index].shape[1]] = weights[index]
+    high = weights[-1].half()
+    parts = [high, (weights[-1] - high.float()).half()]
+    last = torch.stack([_padded(part, kernels.FUSED_OUT, width, dtype=torch.float16) for part in parts])
+    last_bias = _padded(biases[-1], kernels.FUSED_OUT, dtype=torch.float32)
+    y = torch.empty(len(rows), out, device=rows.device)
+    if len(rows):
+        kernels.fused_forward[(-(-len(rows) // kernels.FUSED_ROWS),)](
+            rows, first, hidden, last, bias, last_bias, torch.tensor(omegas, device=rows.device), y,
+            len(rows), rows.shape[1], out,
+            LAYERS=layers, KIND=kind, WIDTH=width, OUT=kernels.FUSED_OUT, ROWS=kernels.FUSED_ROWS,
+            num_warps=kernels.FUSED_WARPS,
+        )  # fmt: skip
+    return y
 
 
 def _up(n: int, to: int) -> int:
