@@ -189,6 +189,16 @@ def test_only_cuda_at_medium_precision_takes_them(monkeypatch):
     assert sine_network(x, *network.for_ops()).shape == (2048, 1)
 
 
+def test_without_a_compiler_one_line_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    triton_network.missing.cache_clear()
+    with pytest.warns(UserWarning, match="no C compiler"):
+        first = triton_network.missing()
+    assert triton_network.missing() is first
+    triton_network.missing.cache_clear()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_the_precision_chooses():
     network = SineMLP(2, (64, 64), 1).cuda()

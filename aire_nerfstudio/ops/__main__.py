@@ -9,6 +9,7 @@ import torch
 from aire_nerfstudio.ops import cuda
 from aire_nerfstudio.ops.backend import LIBRARIES, Build, is_off
 from aire_nerfstudio.ops.build import cache_folder
+from aire_nerfstudio.ops.triton_network import missing
 
 # What CUDA sources are compiled for where there is no device to ask: Hopper.
 WITHOUT_DEVICE = (9, 0)
@@ -35,6 +36,8 @@ def main() -> None:
 
 def _say_cuda() -> None:
     print("CUDA:")
+    lacks = missing()
+    print("  networks at medium: by Triton" if lacks is None else f"  networks at medium: by PyTorch, since {lacks}")
     if torch.cuda.is_available():
         for library in cuda.LIBRARIES:
             _say(library.name, library.build(torch.cuda.get_device_capability()))

@@ -14,7 +14,11 @@ second (all)       by reference    with ``create_graph``, in float32
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,11 +40,24 @@ def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
     """Whether a network at ``x [..., d]`` may and can run here: float32 on CUDA, no autocast, precision ``medium``."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or torch.get_float32_matmul_precision() != "medium":
         return False
-    if torch.is_autocast_enabled("cuda") or is_transformed() or importlib.util.find_spec("triton") is None:
+    if torch.is_autocast_enabled("cuda") or is_transformed() or missing() is not None:
         return False
     if x.dim() == 0 or x.shape[-1] > NARROW or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]):
         return False
     return all(t.dtype == torch.float32 and t.device == x.device for t in (*weights, *biases))
+
+
+@functools.cache
+def missing() -> str | None:
+    """What Triton lacks here, said once as well; None where it can compile."""
+    reason = None
+    if importlib.util.find_spec("triton") is None:
+        reason = "triton is not installed; pip install triton"
+    elif not os.environ.get("CC") and not any(shutil.which(name) for name in ("gcc", "clang", "cc")):
+        reason = "triton finds no C compiler: neither gcc nor clang is on the PATH; install one or set CC"
+    if reason is not None:
+        warnings.warn(f"Triton's kernels are not used, PyTorch's are: {reason}", stacklevel=3)
+    return reason
 
 
 def triton_network(
