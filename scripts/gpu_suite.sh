@@ -21,7 +21,7 @@ python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
 mkdir -p "$out"
 report="$out/report.md" failed=0
 { echo "# GPU suite, $(date -u +%F)"; echo; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-  python -c 'import torch; print("torch", torch.__version__)'; } | tee "$report"
+  python -c 'import torch; print("torch", torch.__version__)'; echo; } | tee -a "$report"
 
 # run TITLE COMMAND...: its output into a log and the report, its failure remembered.
 run() {

@@ -55,7 +55,9 @@ for _ in range(40):  # one name a turn: an import stops at the first that is mis
         sys.modules[error.name] = type(sys)(error.name)
         if missing.count(error.name) > 1:
             break
-    except Exception:
+    except Exception:  # of the stand-ins, once something is missing
+        if not missing:
+            raise
         break
 if missing:
     sys.exit("error: this Python lacks " + ", ".join(dict.fromkeys(missing)) + "; add them to scripts/offline_bundle.txt")

@@ -166,3 +166,14 @@ def test_a_kind_that_cannot_be_built_gives_way_to_the_exact_one(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert (made.kind, made.handle is not None) == (processors.capability(), True)
+
+
+def test_settings_by_backend_do_not_stop_a_network(monkeypatch):
+    """torch forbids to ask for the one precision once the newer settings have been used."""
+
+    def refuses():
+        raise RuntimeError("PyTorch is checking the matmul precision without a specific backend name")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    assert processors.matmul_precision() == "highest"
+    assert SineMLP(2, (16,), 1)(torch.rand(100, 2)).shape == (100, 1)

@@ -255,6 +255,32 @@ def test_rendering_in_rounds_is_rendering_at_once(device, by_torch, compiled):
         assert torch.allclose(a, b, atol=1e-5)
 
 
+def test_what_the_library_does_not_take_goes_to_pytorch(device):
+    """Other integers, and lengths that do not fit: right, or an error, never what lies behind the memory."""
+    samples, sigmas, rgbs = _packed(device)
+    expected = composite_rays_train(sigmas, rgbs, samples, len(COUNTS))
+    with pytest.raises((RuntimeError, IndexError)):
+        composite_rays_train(sigmas[:-3], rgbs, samples, len(COUNTS))
+    with pytest.raises((RuntimeError, IndexError)):
+        visibility(sigmas[:-3], samples, torch.zeros(len(COUNTS), device=device), 0.1)
+    small = Samples(samples.starts, samples.ends, samples.ray_indices.int())
+    found = composite_rays_train(sigmas, rgbs, small, len(COUNTS))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    scene = _scene(17, 0.05, 40, 4, device)
+    alive = torch.arange(40, device=device)
+    ours, wide = (torch.zeros(40, dtype=kind, device=device) for kind in (torch.int32, torch.int64))
+    expected = march_rays(alive, ours, *scene, 0.02, 1000)
+    found = march_rays(alive, wide, *scene, 0.02, 1000)
+    assert torch.equal(found.starts, expected.starts)
+    assert torch.equal(wide.int(), ours)
+
+
+def test_voxels_that_do_not_exist_are_refused():
+    with pytest.raises(IndexError):
+        update_density_grid(torch.zeros(2, 2, 2), torch.tensor([1, 8]), torch.ones(2), 0.9)
+
+
 def test_light_reaches_what_lies_before_the_limit(device, by_torch):
     samples, sigmas, _ = _packed(device)
     ours, theirs = (torch.linspace(0, 2, len(COUNTS), device=device) for _ in range(2))

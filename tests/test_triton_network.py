@@ -54,6 +54,15 @@ CHECK = """
         assert can_fuse(network.for_ops()[0]) == (max(widths) <= 128 and out <= 16)
     with torch.no_grad():
         assert triton_network(x[:0], *network.for_ops()).shape == (0, out)
+    # Gradients beyond float16's largest, between the layers.
+    torch.manual_seed(5)
+    steep = SineMLP(2, (64, 64, 64), 2, ACTIVATION, 300.0, 300.0, None, DETACH).to(DEVICE)
+    with torch.no_grad():
+        for layer in steep.affines()[1:]:
+            layer.weight.normal_(0, 0.3)
+    plane = x[:, :1].detach().repeat(1, 2)
+    grads = torch.autograd.grad(triton_network(plane, *steep.for_ops()).sum(), list(steep.parameters()))
+    assert all(torch.isfinite(g).all() for g in grads)
     empty = triton_network(x[:0], *network.for_ops())
     assert empty.shape == (0, out)
     for gradient in torch.autograd.grad(empty.sum(), list(network.parameters())):
@@ -150,7 +159,7 @@ COMPILE = """
                 )
                 check(
                     kernels.layer_backward,
-                    {"grad": kind_of, "weight": kind_of, "kept": kept, "out": "*fp16", **sizes},
+                    {"grad": kind_of, "weight": kind_of, "kept": kept, "factor": "*fp32", "out": "*fp16", **sizes},
                     {"KIND": kind, "NARROW": narrow, **share},
                     ["grad", "weight", "kept", "out", *whole], warps,
                 )

@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from aire_nerfstudio.ops.processors import matmul_precision
+
 # A loss of a network at the batch's tensors: its terms by name.
 Loss = Callable[..., dict[str, Tensor]]
 # What torch makes of it: the terms in order.
@@ -42,7 +44,7 @@ class GraphedLoss:
             return self._loss(network, *tensors)
         # What a captured graph has in it besides the batch: these tensors, at this precision.
         key = (
-            torch.get_float32_matmul_precision(),
+            matmul_precision(),
             *((p.data_ptr(), tuple(p.shape), p.requires_grad) for p in network.parameters()),
         )
         if key != self._key:

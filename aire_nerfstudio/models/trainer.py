@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 import yaml
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -21,7 +22,7 @@ from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
-from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -37,8 +38,8 @@ class AdaptiveTrainerConfig(TrainerConfig):
     millisecond. --max-num-iterations and the other --steps-per-... count iterations, schedules count steps."""
     matmul_precision: Literal["highest", "high", "medium"] = "high"
     """How float32 products are computed (torch.set_float32_matmul_precision): highest, float32; high, TF32 on CUDA and
-    three bfloat16 products for one on processors with a tile unit; medium, plain bfloat16 there. First layers, sums and
-    weights are float32 in all on CPU."""
+    three bfloat16 products for one on processors with a tile unit; medium, plain bfloat16 there. Layers of up to 8
+    inputs, sums and weights are float32 in all on CPU."""
 
     def set_experiment_name(self) -> None:
         """As nerfstudio's; a file's own name, and ``demo``, ``astronaut`` or ``bunny`` where no data was named."""
@@ -68,6 +69,12 @@ class AdaptiveTrainer(Trainer):
             raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
         if config.steps_per_iteration < 1:
             raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
+        model = cast(AdaptiveModelConfig, config.pipeline.model)
+        if model.cuda_graph and any(n > 1 for n in config.gradient_accumulation_steps.values()):
+            raise InputError(
+                "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
+                "each replay and cannot be added up; leave one of them out"
+            )
         if world_size > 1:
             raise InputError(
                 f"--machine.num-devices is {world_size}; training on several devices is not there yet, use 1"
@@ -126,9 +133,14 @@ class AdaptiveTrainer(Trainer):
             # Before the first and after the last one nerfstudio calls the model itself.
             if number > first:
                 model.before_step(number)
+            written = len(writer.EVENT_STORAGE)
             outputs = super().train_iteration(number)
             if number < end - 1:
+                # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
+                del writer.EVENT_STORAGE[written:]
                 model.after_step(number)
+        for event in writer.EVENT_STORAGE[written:]:
+            event["step"] = step
         return outputs
 
     def eval_iteration(self, step: int) -> None:

@@ -27,12 +27,17 @@ def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: 
         return False
     if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
         return False
+    return fit_together(x, weights, biases) and library.load() is not None
+
+
+def fit_together(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """Whether the shapes of a network at ``x [..., d]``, and of its layers among themselves, fit."""
     width = x.shape[-1]
     for weight, bias in zip(weights, biases, strict=True):
         if weight.dim() != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
             return False
         width = weight.shape[0]
-    return library.load() is not None
+    return True
 
 
 def is_transformed() -> bool:

@@ -12,10 +12,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from aire_nerfstudio.ops.build import BuildError, build, compiler
-from aire_nerfstudio.ops.processors import CAPABILITIES, FLAGS, REDUCED, capability, kind_for, openmp
+from aire_nerfstudio.ops.processors import CAPABILITIES, FLAGS, REDUCED, capability, kind_for, matmul_precision, openmp
 
 
 @dataclass
@@ -59,7 +57,7 @@ class Library:
 
     def build(self) -> Build:
         """What is used at the precision in force: a kind that cannot be built gives way to the exact one."""
-        precision = torch.get_float32_matmul_precision() if self.has_precisions else "highest"
+        precision = matmul_precision() if self.has_precisions else "highest"
         if precision not in self._chosen:
             self._chosen[precision] = self._choose(precision)
         return self._chosen[precision]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.ops.ray_library import ray_library
+from aire_nerfstudio.ops.ray_library import RayLibrary, has_shapes, ray_library
 from aire_nerfstudio.ops.ray_marching import Samples
 
 
@@ -40,6 +40,17 @@ def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
     return (before - before[first][segment]).to(values.dtype)
 
 
+def _library(sigmas: Tensor, rgbs: Tensor | None, samples: Samples, *states: Tensor) -> RayLibrary | None:
+    """The library, where all is as it takes for granted; ``states [N, ...]`` are changed in place."""
+    count = len(sigmas) if sigmas.dim() == 1 else -1
+    colours = () if rgbs is None else ((rgbs, (count, rgbs.shape[-1] if rgbs.dim() else 0)),)
+    if not has_shapes(*((t, (count,)) for t in (sigmas, *samples)), *colours):
+        return None
+    if samples.ray_indices.dtype != torch.long or not all(t.is_contiguous() for t in states):
+        return None
+    return ray_library(sigmas, *([] if rgbs is None else [rgbs]), *samples, *states)
+
+
 @torch.no_grad()
 def visibility(sigmas: Tensor, samples: Samples, depth: Tensor, epsilon: float) -> Tensor:
     """Which samples light reaches: those with a transmittance of more than ``epsilon`` in front of them.
@@ -54,8 +65,8 @@ def visibility(sigmas: Tensor, samples: Samples, depth: Tensor, epsilon: float) 
         bool ``[M]``.
     """
     limit = -math.log(epsilon)
-    library = ray_library(sigmas, *samples, depth)
-    if library is not None and depth.is_contiguous():
+    library = _library(sigmas, None, samples, depth)
+    if library is not None and depth.dim() == 1:
         reached = torch.empty(len(sigmas), dtype=torch.bool, device=sigmas.device)
         parts = [t.contiguous() for t in (sigmas, *samples)]
         library.call("aire_visibility", len(depth), len(sigmas), *parts, limit, depth, reached)
@@ -126,7 +137,7 @@ def composite_rays_train(
         of weight times middle of the interval (divide by the accumulation for the expected distance).
     """
     moves = samples.starts.requires_grad or samples.ends.requires_grad
-    if moves or ray_library(sigmas, rgbs, *samples) is None:
+    if moves or _library(sigmas, rgbs, samples) is None:
         return reference(sigmas, rgbs, samples, n_rays)
     return _Composite.apply(sigmas, rgbs, *samples, n_rays)
 
@@ -208,19 +219,21 @@ def composite_rays(sigmas: Tensor, rgbs: Tensor, samples: Samples, rendered: Ren
         samples: packed, behind all that were added before.
         rendered: of ``N`` rays.
     """
-    library = ray_library(sigmas, rgbs, *samples, *rendered)
-    if library is not None:
+    library = _library(sigmas, rgbs, samples, *rendered)
+    rays, channels = len(rendered.thickness), rgbs.shape[-1]
+    single = ((t, (rays,)) for t in (rendered.thickness, rendered.accumulation, rendered.depth))
+    if library is not None and has_shapes(*single, (rendered.colour, (rays, channels))):
         weights = torch.empty_like(sigmas, memory_format=torch.contiguous_format)
         parts = [t.contiguous() for t in (sigmas, rgbs, *samples)]
-        sizes = (len(rendered.thickness), len(sigmas), rgbs.shape[-1])
+        sizes = (rays, len(sigmas), channels)
         thickness, colour, accumulation, depth = rendered
         library.call("aire_composite", *sizes, *parts, thickness, weights, colour, accumulation, depth)
         return weights
-    rays = samples.ray_indices
+    indices = samples.ray_indices
     here = sigmas * (samples.ends - samples.starts)
-    weights = torch.exp(-rendered.thickness[rays] - exclusive_sum(here, rays)) * -torch.expm1(-here)
-    rendered.thickness.index_add_(0, rays, here)
-    rendered.colour.index_add_(0, rays, weights[:, None] * rgbs)
-    rendered.accumulation.index_add_(0, rays, weights)
-    rendered.depth.index_add_(0, rays, weights * 0.5 * (samples.starts + samples.ends))
+    weights = torch.exp(-rendered.thickness[indices] - exclusive_sum(here, indices)) * -torch.expm1(-here)
+    rendered.thickness.index_add_(0, indices, here)
+    rendered.colour.index_add_(0, indices, weights[:, None] * rgbs)
+    rendered.accumulation.index_add_(0, indices, weights)
+    rendered.depth.index_add_(0, indices, weights * 0.5 * (samples.starts + samples.ends))
     return weights

@@ -29,10 +29,20 @@ class CudaLibrary:
     name: str
     flags: tuple[str, ...] = ()
     _builds: dict[str, Build] = field(default_factory=dict)
+    _tried: set[str] = field(default_factory=set)
 
     def load(self, device: torch.device) -> ctypes.CDLL | None:
         """The library for a CUDA device, built if need be; None where that fails, which is said once."""
-        return self.build(torch.cuda.get_device_capability(device)).handle
+        made = self.build(torch.cuda.get_device_capability(device))
+        if made.handle is not None and made.kind not in self._tried:
+            self._tried.add(made.kind)
+            status = _trial(made.handle, device)
+            if status != 0:
+                made.handle.aire_error.restype = ctypes.c_char_p
+                made.reason = f"a trial launch failed: {made.handle.aire_error(status).decode()}"
+                made.handle = None
+                _say(made.reason)
+        return made.handle
 
     def build(self, version: tuple[int, int]) -> Build:
         """What became of the library for a compute capability, ``(9, 0)`` for example."""
@@ -44,10 +54,7 @@ class CudaLibrary:
                 made.handle = ctypes.CDLL(str(made.path))
             except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
                 made.reason = str(error)
-                warnings.warn(
-                    f"compiled CUDA ops are not used, PyTorch's are: {made.reason} (python -m aire_nerfstudio.ops)",
-                    stacklevel=4,
-                )
+                _say(made.reason)
         return self._builds[kind]
 
     def compile(self, version: tuple[int, int]) -> Path:
@@ -59,6 +66,21 @@ class CudaLibrary:
         """
         kind = f"sm_{version[0]}{version[1]}"
         return build(f"{self.name}.cu", kind, [nvcc(), *FLAGS, f"-arch={kind}", *self.flags])
+
+
+def _say(reason: str) -> None:
+    warnings.warn(
+        f"compiled CUDA ops are not used, PyTorch's are: {reason} (python -m aire_nerfstudio.ops)", stacklevel=4
+    )
+
+
+def _trial(handle: ctypes.CDLL, device: torch.device) -> int:
+    """Status of the smallest launch: a toolkit newer than the driver compiles what cannot run."""
+    with torch.cuda.device(device):
+        numbers = torch.zeros(4, dtype=torch.int32, device=device)
+        queue = ctypes.c_int64(torch.cuda.current_stream(device).cuda_stream)
+        pointer = numbers.data_ptr()
+        return handle.aire_morton(ctypes.c_int64(1), ctypes.c_void_p(pointer), ctypes.c_void_p(pointer + 12), queue)
 
 
 def nvcc() -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.ops.ray_library import ray_library
+from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
 
 # Ten bits a coordinate are what 32 bits hold of three.
 LARGEST_RESOLUTION = 1024
@@ -83,7 +83,14 @@ def update_density_grid(density: Tensor, index: Tensor, fresh: Tensor, decay: fl
     """
     density *= decay
     library = ray_library(density, index, fresh)
-    if library is not None and density.is_contiguous():
+    fits = index.dtype == torch.long and has_shapes((index, (len(index),)), (fresh, (len(index),)))
+    if library is not None and fits and density.is_contiguous():
+        if (
+            density.device.type == "cpu"
+            and len(index)
+            and not 0 <= int(index.min()) <= int(index.max()) < density.numel()
+        ):
+            raise IndexError(f"index must lie in [0, {density.numel()}); got {int(index.min())} to {int(index.max())}")
         library.call("aire_grid_raise", len(index), index.contiguous(), fresh.contiguous(), density)
         return
     stored = density.view(-1)

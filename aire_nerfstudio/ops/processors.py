@@ -57,6 +57,14 @@ def kind_for(precision: str) -> str:
     return "AVX512_BF16" if precision == "medium" and _has("_is_avx512_bf16_supported") else exact
 
 
+def matmul_precision() -> str:
+    """``torch.get_float32_matmul_precision``; ``highest`` where torch's newer settings by backend forbid to ask."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "highest"
+
+
 def _has(question: str) -> bool:
     """What torch says of the processor; no where it does not know the question."""
     ask = getattr(torch.cpu, question, None)

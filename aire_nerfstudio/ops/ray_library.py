@@ -57,6 +57,11 @@ def ray_library(*tensors: Tensor) -> RayLibrary | None:
     return None if handle is None else RayLibrary(handle, device)
 
 
+def has_shapes(*pairs: tuple[Tensor, tuple[int, ...]]) -> bool:
+    """Whether each tensor has the shape that a library takes for granted; PyTorch says what is wrong with others."""
+    return all(tuple(tensor.shape) == shape for tensor, shape in pairs)
+
+
 def _as_c(value: Argument) -> ctypes._SimpleCData:
     if value is None or isinstance(value, Tensor):
         assert value is None or value.is_contiguous()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.occupancy import Occupancy, voxel_indices
-from aire_nerfstudio.ops.ray_library import ray_library
+from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
 
 # What march_rays writes as a ray's next sample once it has left the box.
 ENDED = 1 << 24
@@ -60,7 +60,8 @@ def near_far_from_aabb(
         ``near [N], far [N]``. A ray that misses the box has ``far == near``.
     """
     library = ray_library(origins, directions, aabb)
-    if library is not None and origins.dim() == 2:
+    fits = has_shapes((origins, (len(origins), 3)), (directions, (len(origins), 3)), (aabb, (6,)))
+    if library is not None and fits:
         near, far = origins.new_empty(len(origins)), origins.new_empty(len(origins))
         rays = origins.contiguous(), directions.contiguous()
         library.call("aire_near_far", len(origins), *rays, aabb.contiguous(), float(min_near), near, far)
@@ -101,8 +102,9 @@ def march_rays_train(
     _check(step)
     if len(near) == 0:
         return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
-    library = ray_library(origins, directions, near, far, occupancy.occupied, *([] if jitter is None else [jitter]))
-    if library is None:
+    extra = [] if jitter is None else [jitter]
+    library = ray_library(origins, directions, near, far, occupancy.occupied, *extra)
+    if library is None or not _fit(origins, directions, near, far, *extra):
         return march_by_torch(origins, directions, near, far, occupancy, step, jitter)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
     shift = None if jitter is None else jitter.contiguous()
@@ -188,8 +190,10 @@ def march_rays(
     _check(step)
     if most < 1:
         raise ValueError(f"most is {most}; it must be at least 1")
-    library = ray_library(origins, directions, near, far, occupancy.occupied, following)
-    if library is None:
+    library = ray_library(origins, directions, near, far, occupancy.occupied, following, alive)
+    fits = _fit(origins, directions, near, far, following) and has_shapes((alive, (len(alive),)))
+    types = (alive.dtype, following.dtype) == (torch.long, torch.int32)
+    if library is None or not (fits and types and following.is_contiguous()):
         return _march_some_by_torch(alive, following, origins, directions, near, far, occupancy, step, most)
     starts = near.new_empty(len(alive), most)
     counts = torch.empty(len(alive), dtype=torch.long, device=near.device)
@@ -243,10 +247,17 @@ def march_rays_train_by_nerfacc(
 
     begin = near if jitter is None else near + (jitter - 1) * step
     cube = torch.tensor([[-1.0, -1, -1, 1, 1, 1]], device=origins.device)
+    # Later versions give a third result.
     intervals, samples = nerfacc.traverse_grids(
         origins, directions, occupancy.occupied[None], cube, near_planes=begin, far_planes=far, step_size=step
-    )
+    )[:2]
     return Samples(intervals.vals[intervals.is_left], intervals.vals[intervals.is_right], samples.ray_indices)
+
+
+def _fit(origins: Tensor, directions: Tensor, *of_rays: Tensor) -> bool:
+    """Whether rays are ``[N, 3]`` and all else ``[N]``."""
+    count = len(origins)
+    return has_shapes((origins, (count, 3)), (directions, (count, 3)), *((t, (count,)) for t in of_rays))
 
 
 def _check(step: float) -> None:

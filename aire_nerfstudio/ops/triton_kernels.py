@@ -123,11 +123,11 @@ def layer_forward(
 
 @triton.jit
 def layer_backward(
-    grad, weight, kept, out, rows, depth, columns, omega,
+    grad, weight, kept, factor, out, rows, depth, columns, omega,
     KIND: tl.constexpr, NARROW: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Out [rows, columns] = (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
+    """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
     grad is [rows, depth], what the next layer's z gets, and weight [depth, columns]; float32 where NARROW.
     """
@@ -153,7 +153,7 @@ def layer_backward(
     if KIND == 0:
         keep = keep.to(tl.float32) * (1.0 / 65536.0)
     slope = _slope(keep, omega, KIND)
-    tl.store(out + at, (g * slope).to(tl.float16), mask=is_row)
+    tl.store(out + at, (g * slope * tl.load(factor)).to(tl.float16), mask=is_row)
 
 
 @triton.jit

@@ -18,15 +18,18 @@ import functools
 import importlib.util
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.arguments import is_transformed
+from aire_nerfstudio.ops.arguments import fit_together, is_transformed
+from aire_nerfstudio.ops.processors import matmul_precision
 
 KINDS = {("siren", False): 0, ("finer", False): 1, ("finer", True): 2, ("spder", False): 3}
 # Inputs and outputs of up to so many columns are multiplied in float32.
@@ -34,15 +37,19 @@ NARROW = 8
 # Below so many rows launching costs more than is saved.
 FEWEST_ROWS = 1024
 SHARES = 32
+# What gradients between layers are kept below; float16 ends at 65,504.
+LARGEST = 3e4
 
 
 def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
     """Whether a network at ``x [..., d]`` may and can run here: float32 on CUDA, no autocast, precision ``medium``."""
-    if x.device.type != "cuda" or x.dtype != torch.float32 or torch.get_float32_matmul_precision() != "medium":
+    if x.device.type != "cuda" or x.dtype != torch.float32 or matmul_precision() != "medium":
         return False
     if torch.is_autocast_enabled("cuda") or is_transformed() or missing() is not None:
         return False
     if x.dim() == 0 or x.shape[-1] > NARROW or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]):
+        return False
+    if len(weights) < 2 or not fit_together(x, weights, biases):
         return False
     return all(t.dtype == torch.float32 and t.device == x.device for t in (*weights, *biases))
 
@@ -55,6 +62,8 @@ def missing() -> str | None:
         reason = "triton is not installed; pip install triton"
     elif not os.environ.get("CC") and not any(shutil.which(name) for name in ("gcc", "clang", "cc")):
         reason = "triton finds no C compiler: neither gcc nor clang is on the PATH; install one or set CC"
+    elif not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        reason = "triton finds no Python.h; install Python's development files (python3-dev)"
     if reason is not None:
         warnings.warn(f"Triton's kernels are not used, PyTorch's are: {reason}", stacklevel=3)
     return reason
@@ -197,34 +206,47 @@ def _backward(
     half = _padded(gy, len(rows), _up(out, kernels.PAD), dtype=torch.float16)
     d_weights.append(_outer(half, values[-1])[:out, : weights[-1].shape[1]])
     is_narrow = out <= NARROW
+    scale = gy.new_ones(())
     grad = gy.contiguous() if is_narrow else half
     for index in reversed(range(len(omegas))):
         following, columns = weights[index + 1], values[index].shape[1]
         depth = grad.shape[1]
         padded = _padded(following, depth, columns, dtype=torch.float32 if is_narrow else torch.float16)
+        # Float16 ends at 65,504: where the gradient might come near, it is made smaller, and larger again in the sums.
+        bound = grad.abs().amax().float() * following.abs().sum(0).amax() if len(rows) else scale
+        factor = (LARGEST / (bound * _largest_slope(kept[index], omegas[index], kind)).clamp_min(1e-30)).clamp_max(1.0)
+        scale = scale * factor
         dz = torch.empty_like(values[index])
         if len(rows):
             wide, warps = kernels.columns_and_warps(columns, is_narrow)
             grid = (-(-len(rows) // kernels.ROWS), columns // wide)
             kernels.layer_backward[grid](
-                grad, padded, kept[index], dz, len(rows), depth, columns, float(omegas[index]),
+                grad, padded, kept[index], factor, dz, len(rows), depth, columns, float(omegas[index]),
                 KIND=kind, NARROW=is_narrow,
                 ROWS=kernels.ROWS, COLUMNS=wide, DEPTH=kernels.DEPTH, num_warps=warps,
             )  # fmt: skip
         is_narrow = False
         width, depth = weights[index].shape
-        d_biases.append(dz.sum(0, dtype=torch.float32)[:width])
+        d_biases.append(dz.sum(0, dtype=torch.float32)[:width] / scale)
         if index > 0:
-            d_weights.append(_outer(dz, values[index - 1])[:width, :depth])
+            d_weights.append(_outer(dz, values[index - 1])[:width, :depth] / scale)
         else:
             # Coordinates have more digits than float16: as the sum of two.
             high = rows.half()
             both = torch.cat([high, (rows - high.float()).half()], 1)
             parts = _outer(dz, _padded(both, len(rows), kernels.PAD, dtype=torch.float16))[:width]
-            d_weights.append(parts[:, :depth] + parts[:, depth : 2 * depth])
+            d_weights.append((parts[:, :depth] + parts[:, depth : 2 * depth]) / scale)
         grad = dz
-    dx = grad[:, : weights[0].shape[0]].float() @ weights[0] if needs_dx else None
+    dx = grad[:, : weights[0].shape[0]].float() @ weights[0] / scale if needs_dx else None
     return dx, [*d_weights[::-1], *d_biases[::-1]]
+
+
+def _largest_slope(kept: Tensor, omega: float, kind: int) -> Tensor | float:
+    """A bound of the activation's derivative where it was evaluated."""
+    if kind == 0 or not kept.numel():
+        return omega
+    size = kept.abs().amax()
+    return omega * (1 + (omega * size).sqrt()) if kind == 3 else omega * (1 + 2 * size)
 
 
 def _outer(grad: Tensor, x: Tensor) -> Tensor:

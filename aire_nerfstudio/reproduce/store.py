@@ -107,7 +107,7 @@ def machine(device: str) -> dict[str, str]:
 
 
 def ops_in_use(device: str) -> str:
-    """Which compiled ops the fits used: ``AVX512``, ``AVX2``, ``DEFAULT`` or ``none``."""
+    """Which compiled ops the fits used: a kind of ``ops/processors.py`` (``AVX512``, ``AMX_BF16X3``...) or ``none``."""
     return SINE_NETWORK.build().kind if device == "cpu" and not is_off() and SINE_NETWORK.load() is not None else "none"
 
 

@@ -134,6 +134,7 @@ struct TileUnit {
             uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
         } shape;
+        asm volatile("" ::: "memory");  // the intrinsic does not say that it reads all of it
         _tile_loadconfig(&shape);
     }
     ~TileUnit() { _tile_release(); }
@@ -142,6 +143,7 @@ struct TileUnit {
 // HEIGHT tiles of rows by two of columns: a at A (and A + a_next), b at B and B + b_next, steps tiles deep.
 template <int HEIGHT>
 static inline void multiply_tiles(const float* A, int64_t a_next, const float* B, int64_t b_next, int64_t steps, Sums* sums) {
+    asm volatile("" ::: "memory");  // nor the loads
     _tile_zero(0);
     _tile_zero(1);
     if (HEIGHT == 2) {
