@@ -1,14 +1,18 @@
 """Losses as CUDA graphs: captured once for each set of tensors and shapes, and equal to what they were made of."""
 
+import copy
+
 import pytest
 import torch
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
+from aire_nerfstudio.method_configs.image import aire_image_siren
 from aire_nerfstudio.models import graphed
 from aire_nerfstudio.models.graphed import GraphedLoss
 from aire_nerfstudio.models.image import image_error
+from aire_nerfstudio.models.trainer import AdaptiveTrainer
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -60,6 +64,15 @@ def test_elsewhere_the_loss_is_called_as_it_is(captures):
     loss(network, x, target)["error"].backward()
     assert captures == []
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_graphs_refuse_gradients_that_are_added_up():
+    """A replay writes them anew: what was there before would be lost."""
+    specification = copy.deepcopy(aire_image_siren).config
+    specification.pipeline.model.cuda_graph = True
+    specification.gradient_accumulation_steps = {"fields": 2}
+    with pytest.raises(SystemExit, match="gradient-accumulation-steps"):
+        AdaptiveTrainer(specification)
 
 
 @NEEDS_CUDA

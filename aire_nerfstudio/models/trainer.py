@@ -69,8 +69,8 @@ class AdaptiveTrainer(Trainer):
             raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
         if config.steps_per_iteration < 1:
             raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
-        model = cast(AdaptiveModelConfig, config.pipeline.model)
-        if model.cuda_graph and any(n > 1 for n in config.gradient_accumulation_steps.values()):
+        model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
+        if isinstance(model, AdaptiveModelConfig) and model.cuda_graph and any(n > 1 for n in accumulated):
             raise InputError(
                 "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
                 "each replay and cannot be added up; leave one of them out"
