@@ -25,8 +25,7 @@ from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation, activate
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import SINE_NETWORK
-
-KINDS = {("siren", False): 0, ("finer", False): 1, ("finer", True): 2, ("spder", False): 3}
+from aire_nerfstudio.ops.triton_network import KINDS
 
 
 def reference(
