@@ -10,10 +10,21 @@ import aire_nerfstudio
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ORDER = [
-    *("errors", "ops", "fields", "losses", "adaptation", "analysis", "data", "models"),
+    *("errors", "files", "ops", "fields", "losses", "adaptation", "record", "analysis", "data", "viewer", "models"),
     *("export", "summary", "reproduce", "bench", "method_configs", "commands"),
 ]
-WITHOUT_NERFSTUDIO = {"errors", "ops", "losses", "adaptation", "analysis", "summary", "reproduce", "bench"}
+WITHOUT_NERFSTUDIO = {
+    "errors",
+    "files",
+    "record",
+    "ops",
+    "losses",
+    "adaptation",
+    "analysis",
+    "summary",
+    "reproduce",
+    "bench",
+}
 
 
 def _sources():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from aire_nerfstudio.data.image_views import meet_plane, view_cameras
 from aire_nerfstudio.data.picture import over_background, pixel_centres, read_picture
-from aire_nerfstudio.export.image import render_picture, write_picture
+from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.models.image import ImageModelConfig
 
 BIN = Path(sys.executable).parent
@@ -68,7 +68,7 @@ def test_views_scores_and_exports_agree(tmp_path, channels):
     model = _model(height, width, channels)
     camera = view_cameras(height, width)[0:1]
     seen = model.get_outputs_for_camera(camera)
-    values = render_picture(model, height, width)
+    values = model.render_picture(height, width)
     assert torch.allclose(seen["rgb"], over_background(values, 1.0).clamp(0, 1), atol=1e-5)
     write_picture(values, tmp_path / "a.png", bits=8)
     truth = read_picture(tmp_path / "a.png").floats()
@@ -82,8 +82,8 @@ def test_views_scores_and_exports_agree(tmp_path, channels):
 
 def test_smaller_exports_are_averages():
     model = _model(12, 20, 3)
-    fine = render_picture(model, 12, 20)
-    assert torch.allclose(render_picture(model, 6, 10), fine.view(6, 2, 10, 2, 3).mean((1, 3)), atol=1e-5)
+    fine = model.render_picture(12, 20)
+    assert torch.allclose(model.render_picture(6, 10), fine.view(6, 2, 10, 2, 3).mean((1, 3)), atol=1e-5)
 
 
 def test_sixteen_bits_survive_the_file(tmp_path):

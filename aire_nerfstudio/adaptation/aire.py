@@ -7,8 +7,9 @@ paper is silent are listed in ``docs/method.md``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
 from aire_nerfstudio.adaptation.budget import choose_for_budget
 from aire_nerfstudio.adaptation.compensation import apply_correction, correction
+from aire_nerfstudio.adaptation.control import Action, Refused, Request, StageSpan, Standing, spread
 from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, soft_threshold, targeted_penalty
 from aire_nerfstudio.adaptation.frequencies import residual_frequencies
 from aire_nerfstudio.adaptation.importance import contribution, score, strongest, taylor_saliency, weakest
@@ -92,6 +94,9 @@ class AireStrategy:
         ScheduleError: a value out of range, found at construction or, where it depends on the network or the run, in
             :meth:`init_state`.
     """
+
+    can_grow: ClassVar[bool] = True
+    """Whether neurons may be added by hand."""
 
     def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
         self.config = config
@@ -330,9 +335,10 @@ class AireStrategy:
         step: int,
         shadows: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
+        count: int | None = None,
     ) -> Report:
         before = widths(groups)
-        count = self.densify_count(before[0])
+        count = self.densify_count(before[0]) if count is None else count
         columns = groups[0].outgoing.parameter
         outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)
         if self.config.densify_from == "residual":
@@ -373,8 +379,13 @@ class AireStrategy:
             self._aim(groups, state, layers, chosen)
         else:
             self._choose_for_size(groups, state, probe, self.config.most_parameters)
+        return self._chosen(groups, state, step)
+
+    @staticmethod
+    def _chosen(groups: Sequence[NeuronGroup], state: AireState, step: int) -> Report:
         counts = {layer: len(t) for layer, t in zip(state.layers, state.targets, strict=True)}
-        return Report(step, "decay", _per_layer(groups, counts), before, before)
+        now, indices = widths(groups), _indices(groups, state.layers, state.targets)
+        return Report(step, "decay", _per_layer(groups, counts), now, now, indices)
 
     def _choose_for_size(
         self, groups: Sequence[NeuronGroup], state: AireState, probe: Probe | None, parameters: int
@@ -425,14 +436,153 @@ class AireStrategy:
             for shadow in shadows:
                 surgery.prune(shadow[layer], targets)
             removed[layer] = len(targets)
+        indices = _indices(groups, state.layers, doomed)
         state.targets, state.caps = [], []
         state.is_pruned = True
-        return Report(step, "prune", _per_layer(groups, removed), before, widths(groups))
+        return Report(step, "prune", _per_layer(groups, removed), before, widths(groups), indices)
+
+    # --- by hand -----------------------------------------------------------------------------------------------------
+
+    def standing(self, state: AireState) -> Standing:
+        """The schedule's stages and the neurons that decay."""
+        targets = zip(state.layers, state.targets, strict=True) if state.is_decaying and not state.is_pruned else ()
+        chosen = {layer: tuple(indices.tolist()) for layer, indices in targets}
+        return Standing(self._spans(state), chosen, controllable=True)
+
+    def _spans(self, state: AireState) -> tuple[StageSpan, ...]:
+        schedule = state.schedule
+        moments = (schedule.densify_at, schedule.decay_start, schedule.prune_at)
+        edges = sorted({0, schedule.total, *(at for at in moments if at is not None)})
+        return tuple(StageSpan(schedule.stage(start), start, end) for start, end in pairwise(edges))
+
+    @torch.no_grad()
+    def control(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
+    ) -> list[Report]:
+        """Do what a person asks for; see :class:`base.Strategy`.
+
+        What the schedule had planned of the same kind counts as done; what has been done already is done once more.
+        """
+        if request.action == "densify":
+            report = self._densify_by_hand(groups, optimizers, state, step, request, shadows, probe)
+        elif request.action == "decay":
+            report = self._decay_by_hand(groups, state, step, request, probe)
+        elif request.action == "prune":
+            report = self._prune_by_hand(groups, optimizers, state, step, shadows, probe)
+        else:
+            following = self._following(state, step)
+            if following == "skip":
+                raise Refused("nothing is left in the schedule; densify, decay and prune work without it")
+            return self.control(groups, optimizers, state, step, Request(following), shadows, probe)
+        return [replace(report, by_hand=True)]
+
+    def _following(self, state: AireState, step: int) -> Action:
+        """What the schedule has next; ``skip``: nothing."""
+        schedule = state.schedule
+        if state.is_decaying and not state.is_pruned:
+            return "prune"
+        waiting: list[tuple[int, Action]] = []
+        if schedule.densify_at is not None and not state.is_densified:
+            waiting.append((schedule.densify_at, "densify"))
+        if schedule.decay_start is not None and not state.is_decaying:
+            waiting.append((schedule.decay_start, "decay"))
+        return min(waiting)[1] if waiting else "skip"
+
+    def _densify_by_hand(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
+    ) -> Report:
+        width = groups[0].width
+        count = request.count or self.densify_count(width)
+        if not self.can_grow:
+            raise Refused("this variant adds no neurons; train the variant aire")
+        if state.is_decaying and not state.is_pruned:
+            raise Refused("neurons are decaying; remove them first (prune), then densify")
+        if count < 1:
+            raise Refused("the configuration adds no neurons and no count was given; give one")
+        if count > width and self.config.densify_from == "harmonics":
+            raise Refused(f"count is {count}; the input layer has {width} neurons, so at most {width} can be doubled")
+        planned = None if state.is_densified else replace(state.schedule, densify_at=step)
+        report = self._densify(groups, optimizers, state, step, shadows, probe, count)
+        state.schedule = planned or state.schedule
+        return report
+
+    def _decay_by_hand(
+        self, groups: Sequence[NeuronGroup], state: AireState, step: int, request: Request, probe: Probe | None
+    ) -> Report:
+        if state.is_decaying and not state.is_pruned:
+            chosen = sum(len(t) for t in state.targets)
+            raise Refused(f"{chosen} neurons are decaying already; remove them first (prune)")
+        schedule = self._decay_schedule(state, step, request)
+        if request.count is None:
+            report = self._choose(groups, state, step, probe)
+        else:
+            layers = self.config.prune_layers
+            shares = spread(request.count, [groups[layer].width for layer in layers])
+            scores = self._scores(groups, state, layers, probe)
+            self._aim(groups, state, layers, [weakest(s, n) for s, n in zip(scores, shares, strict=True)])
+            report = self._chosen(groups, state, step)
+        state.schedule, state.is_pruned = schedule, False
+        return report
+
+    def _decay_schedule(self, state: AireState, step: int, request: Request) -> Schedule:
+        """The schedule with the decay beginning at ``step``."""
+        schedule = state.schedule
+        planned = schedule.prune_at if not state.is_decaying else None
+        if request.steps is not None:
+            end = step + request.steps
+        elif planned is not None and planned > step:
+            end = planned
+        else:
+            end = step + max(1, schedule.total // 10)
+        if end >= schedule.total:
+            raise Refused(f"the decay would end at step {end:,} and the run at {schedule.total:,}; give fewer steps")
+        densify_at = schedule.densify_at
+        if densify_at is not None and not state.is_densified and step < densify_at < end:
+            raise Refused(f"neurons are added at step {densify_at:,}, within the decay; densify first")
+        return replace(schedule, decay_start=step, prune_at=end)
+
+    def _prune_by_hand(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
+    ) -> Report:
+        if not state.is_decaying or state.is_pruned:
+            raise Refused("no neurons are chosen; start their decay first")
+        schedule = replace(state.schedule, prune_at=step)
+        report = self._prune(groups, optimizers, state, step, shadows, probe)
+        state.schedule = schedule
+        return report
 
 
 def _ends(groups: Sequence[NeuronGroup]) -> tuple[int, int]:
     """Inputs and outputs of the network."""
     return groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
+
+
+def _indices(
+    groups: Sequence[NeuronGroup], layers: Sequence[int], chosen: Sequence[Tensor]
+) -> tuple[tuple[int, ...], ...]:
+    """Chosen neurons, one tuple a layer of ``groups``."""
+    by_layer = {layer: tuple(indices.tolist()) for layer, indices in zip(layers, chosen, strict=True)}
+    return tuple(by_layer.get(index, ()) for index in range(len(groups)))
 
 
 def _per_layer(groups: Sequence[NeuronGroup], counts: dict[int, int]) -> tuple[int, ...]:

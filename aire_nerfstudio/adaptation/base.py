@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from aire_nerfstudio.adaptation.control import Request, Standing
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
@@ -36,6 +37,9 @@ class Report:
         counts: neurons added, chosen or removed, one number a layer, in the order of the groups.
         before: widths before it.
         after: widths after it.
+        indices: which neurons were chosen or removed (numbered as before the event), one tuple a layer; empty where
+            no particular ones were.
+        by_hand: whether a person asked for it.
     """
 
     step: int
@@ -43,6 +47,8 @@ class Report:
     counts: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
+    indices: tuple[tuple[int, ...], ...] = ()
+    by_hand: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,27 @@ class Strategy(Protocol):
 
     def shortfall(self, state: Any) -> str | None:
         """What was asked of the run and is not reached at its end, in one line; None: all is well."""
+        ...
+
+    def standing(self, state: Any) -> Standing:
+        """Where the run stands, for whoever watches it."""
+        ...
+
+    def control(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: Any,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
+    ) -> list[Report]:
+        """Do before the optimizer step ``step``, after what was due, what a person asks for.
+
+        Raises:
+            Refused: it makes no sense at present; nothing was changed.
+        """
         ...
 
 

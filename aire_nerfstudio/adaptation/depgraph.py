@@ -71,6 +71,8 @@ class DepGraphStrategy(AireStrategy):
         InputError: torch-pruning is not installed.
     """
 
+    can_grow = False
+
     def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
         super().__init__(config, first_omega)
         _torch_pruning()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report
+from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
@@ -69,3 +70,20 @@ class FixedStrategy:
     def shortfall(self, state: Any) -> str | None:
         """Nothing is promised that could be missed."""
         return None
+
+    def standing(self, state: EmptyState) -> Standing:
+        """No stages."""
+        return Standing()
+
+    def control(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: EmptyState,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
+    ) -> list[Report]:
+        """Refused."""
+        raise Refused("the network of this variant never changes; train the variant aire")

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
+from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -132,6 +133,23 @@ class RigLStrategy:
     def shortfall(self, state: Any) -> str | None:
         """Nothing is promised that could be missed."""
         return None
+
+    def standing(self, state: RigLState) -> Standing:
+        """No stages."""
+        return Standing()
+
+    def control(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: RigLState,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        probe: Probe | None = None,
+    ) -> list[Report]:
+        """Refused."""
+        raise Refused("rigl exchanges connections by a rule of its own; train the variant aire")
 
     def parameters_kept(self, state: RigLState, groups: Sequence[NeuronGroup]) -> int:
         """Living weights and all biases."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
 from aire_nerfstudio.adaptation.budget import count_parameters
+from aire_nerfstudio.adaptation.control import Action, Refused, Request, StageSpan
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -126,6 +127,52 @@ class RoundsStrategy(AireStrategy):
         super().constrain(groups, optimizers, state, step, error)
         if state.is_decaying and self.config.decay in ("targeted", "proximal"):
             self._cap(groups, state, step)
+
+    # --- by hand -----------------------------------------------------------------------------------------------------
+
+    def _spans(self, state: AireState) -> tuple[StageSpan, ...]:
+        names = {"decay": "rounds"}
+        return tuple(replace(span, name=names.get(span.name, span.name)) for span in super()._spans(state))
+
+    def _following(self, state: AireState, step: int) -> Action:
+        following = super()._following(state, step)
+        return "skip" if following == "decay" and step >= self._window(state.schedule)[1] else following
+
+    def _decay_by_hand(
+        self, groups: Sequence[NeuronGroup], state: AireState, step: int, request: Request, probe: Probe | None
+    ) -> Report:
+        """A round, now; its neurons go when its decay is over, whatever the window says."""
+        assert isinstance(state, RoundsState)
+        window, length = state.schedule, self._round_length(state.schedule)
+        end = step + (request.steps or length // 2)
+        if end >= window.total:
+            raise Refused(f"the decay would end at step {end:,} and the run at {window.total:,}; give fewer steps")
+        if request.count is None and not state.is_decaying:
+            self._begin_round(groups, state, step, probe)
+            if not state.is_decaying:
+                raise Refused("the target leaves nothing to remove at present; give a count")
+            report = self._chosen(groups, state, step)
+        else:
+            report = super()._decay_by_hand(groups, state, step, replace(request, steps=end - step), probe)
+            state.schedule = window
+        state.round_start, state.round_removal = step, end
+        state.next_round = max(state.next_round, step + length)
+        return report
+
+    def _prune_by_hand(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
+    ) -> Report:
+        if not state.is_decaying:
+            raise Refused("no neurons are chosen; start their decay first")
+        report = self._prune(groups, optimizers, state, step, shadows, probe)
+        state.is_decaying = state.is_pruned = False
+        return report
 
     # --- to be given by a subclass -----------------------------------------------------------------------------------
 

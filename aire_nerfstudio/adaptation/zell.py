@@ -40,6 +40,8 @@ class ZellStrategy(AireStrategy):
         first_omega: the network's first ``w0``: with it, frequency ``k`` has ``k`` half periods a unit.
     """
 
+    can_grow = False
+
     def __init__(self, config: AireConfig, limit: int, first_omega: float) -> None:
         super().__init__(config, first_omega)
         if limit < 1:

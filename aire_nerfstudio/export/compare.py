@@ -8,7 +8,8 @@ from pathlib import Path
 
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, check_folder, load_model, write_whole
+from aire_nerfstudio.export.files import check_config, check_folder, load_model
+from aire_nerfstudio.files import write_whole
 from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 

@@ -1,10 +1,8 @@
-"""What every export needs: the run, and a file that appears only when whole."""
+"""What every export needs: the run, and a place to write to."""
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,28 +57,3 @@ def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
     if not isinstance(model, kind):
         raise InputError(f"{config} is a run of {type(model).__name__}; `{command}` exports {methods} runs")
     return model
-
-
-def write_whole(path: Path, write: Callable[[str], None]) -> None:
-    """Write a file beside its place, then move it there.
-
-    Args:
-        path: where to; the folder is made.
-        write: writes to the name it is given, which has the same suffix.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    unfinished = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        write(unfinished)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
-    finally:
-        if unfinished:
-            Path(unfinished).unlink(missing_ok=True)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, check_folder, load_model, write_whole
+from aire_nerfstudio.export.files import check_config, check_folder, load_model
 from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 
 FORMATS = (".ply", ".obj", ".stl", ".glb")
-NORMALS_AT_ONCE = 1 << 15
 
 
 @dataclass
@@ -55,38 +52,8 @@ class ExportMesh:
             vertices, faces = model.mesh(self.resolution, lambda share: progress.update(bar, completed=share))
         if len(faces) == 0:
             raise InputError(f"{self.load_config}: the network has no surface in the cube; train it longer")
-        normals = surface_normals(model, vertices)
+        normals = model.vertex_normals(vertices)
         if not self.in_cube:
-            vertices = model.centre.cpu().numpy() + float(model.scale) * vertices
+            vertices = model.in_file_units(vertices)
         write_mesh(vertices, faces, normals, self.output_path)
         print(f"wrote {self.output_path}: {len(vertices):,} vertices, {len(faces):,} faces")
-
-
-@torch.no_grad()
-def surface_normals(model: SdfModel, vertices: np.ndarray) -> np.ndarray:
-    """Unit normals ``[V, 3]`` from the network's gradient at ``vertices [V, 3]`` of the cube."""
-    parts = torch.from_numpy(vertices).float().split(NORMALS_AT_ONCE)
-    return torch.cat([model.normals(part.to(model.device)).cpu() for part in parts]).double().numpy()
-
-
-def write_mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, path: Path) -> None:
-    """Write a mesh with normals at its vertices (STL: of its faces); the file appears only when whole.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    import trimesh
-
-    mesh = trimesh.Trimesh(vertices, faces, vertex_normals=normals, process=False)
-    kind = path.suffix.lower()[1:]
-    options: dict[str, Any] = {}
-    if kind == "ply":
-        options["vertex_normal"] = True
-    elif kind in ("obj", "glb"):
-        options["include_normals"] = True
-
-    def write(name: str) -> None:
-        exported = cast(Any, mesh).export(file_type=kind, **options)
-        Path(name).write_bytes(exported if isinstance(exported, bytes) else exported.encode())
-
-    write_whole(path, write)

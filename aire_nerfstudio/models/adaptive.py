@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
-from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.table import Table
@@ -18,14 +19,19 @@ from torch import Tensor, nn
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire import AireState
 from aire_nerfstudio.adaptation.aire_config import AireConfig
-from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
+from aire_nerfstudio.adaptation.base import Probe, Report, Strategy, widths
+from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.analysis.stability import pruning_bound
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.graphed import GraphedLoss, Loss
+from aire_nerfstudio.models.part_views import PartViews
+from aire_nerfstudio.models.requests import Done, RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
+from aire_nerfstudio.record import RunRecord, Snapshot
+from aire_nerfstudio.viewer.panel import AdaptationPanel
 
 STATE_VERSION = 2
 # Points at which a strategy sees the layers' outputs.
@@ -52,9 +58,13 @@ class AdaptiveModelConfig(ModelConfig):
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
     ema_every: int | None = None
     """Optimizer steps between two updates of the weight average; None: 1/1500 of the run, the paper's epoch."""
+    shows_parts: bool = False
+    """Render also what the strong neurons alone give (important), what the weak ones give (unimportant), and the mean
+    input frequency that drives each point (frequency, a share of the largest); three times the work. The viewer's
+    panel switches it."""
 
 
-class AdaptiveModel(Model):
+class AdaptiveModel(PartViews):
     """Base of the models whose network changes size.
 
     A subclass makes ``self.field`` in :meth:`populate_modules`, calls :meth:`start_adaptation`, and gives
@@ -107,6 +117,20 @@ class AdaptiveModel(Model):
     def on_change(self, report: Report) -> None:
         """Called after each change of the architecture."""
 
+    def export(self, stem: Path) -> Path:
+        """Write what the network stands for at present.
+
+        Args:
+            stem: the file, without its suffix.
+
+        Returns:
+            The file.
+
+        Raises:
+            Refused: the task has no such thing.
+        """
+        raise Refused("there is no file for this task but its checkpoint")
+
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def start_adaptation(self) -> None:
@@ -131,6 +155,11 @@ class AdaptiveModel(Model):
         self._history: list[dict[str, Any]] = []
         self._step = 0
         self._steps_per_iteration = 1
+        # Steps for which the schedule's clock stood still.
+        self._held, self._is_frozen = 0, False
+        self._record = RunRecord()
+        self._requests = RequestQueue()
+        self.panel = AdaptationPanel(self)
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._batch_error: Tensor | None = None
         self._ema_every = self.config.ema_every or 1
@@ -142,6 +171,8 @@ class AdaptiveModel(Model):
     @property
     def evaluated_field(self) -> nn.Module:
         """The field that renders: the live one in training, its average otherwise."""
+        if self.rendered_part is not None and not self.training:
+            return self.rendered_part
         if self.training or self.field_average is None:
             return self.field
         return self.field_average
@@ -203,6 +234,10 @@ class AdaptiveModel(Model):
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
         else:
             self._adaptation_state = self._strategy.restore(saved["strategy"])
+        self._total_steps = total_steps
+        if saved is None or not self._record.snapshots:
+            self._record = RunRecord(total_steps)
+            self._record.begin(self.adaptive_groups(self.field), self._first_omega)
         adaptation = self.config.adaptation
         if adaptation.densify_from == "residual" and adaptation.densify_at is not None and not self.probe().residual:
             raise InputError(
@@ -223,20 +258,43 @@ class AdaptiveModel(Model):
             # Only now: set-up itself draws random numbers, which the uninterrupted run did not draw here.
             set_rng_state(self._saved_state["rng"])
             self._saved_state = None
-        groups = self.adaptive_groups(self.field)
-        self._announce_removal(step)
-        changes = self._strategy.step(
-            groups, self._optimizers, self._adaptation_state, step, self._twins(), self.probe()
-        )
-        for report in changes:
+        if self._is_frozen:
+            self._held += 1
+        else:
+            self._announce_removal(step)
+            groups, state = self.adaptive_groups(self.field), self._adaptation_state
+            self._changed(
+                self._strategy.step(groups, self._optimizers, state, self._clock, self._twins(), self.probe()), step
+            )
+
+    def _changed(self, reports: Sequence[Report], step: int) -> None:
+        """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""
+        for report in reports:
+            report = replace(report, step=step)
             self._log(report)
+            self._record.follow(report, self.adaptive_groups(self.field), self.standing().targets, self._first_omega)
             self.on_change(report)
+
+    @property
+    def _clock(self) -> int:
+        """The schedule's step: that of the run, less those for which it was frozen."""
+        return self._step - self._held
+
+    @property
+    def _first_omega(self) -> float:
+        return self.adaptive_network(self.field).first_omega
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """What follows an optimizer step: what the strategy allows, and the weight average."""
         groups, error = self.adaptive_groups(self.field), self._batch_error
-        self._strategy.constrain(groups, self._optimizers, self._adaptation_state, step, error)
+        self._strategy.constrain(groups, self._optimizers, self._adaptation_state, self._clock, error)
+        self._average(step)
+        if (step + 1) % self._steps_per_iteration == 0:  # where a checkpoint can be written
+            self._requests.answer(step + 1)
+        self.panel.follow()
+
+    def _average(self, step: int) -> None:
         if self.field_average is None or (step + 1) % self._ema_every:
             return
         # Early on the average follows quickly, as torch_ema does, so that it does not drag the initial weights along.
@@ -251,6 +309,9 @@ class AdaptiveModel(Model):
         Raises:
             InputError: a target was asked for and is not reached.
         """
+        self.panel.finish()
+        if self._is_frozen:
+            CONSOLE.log("the schedule was still frozen at the end of the run: what it had left was not done")
         missed = self._strategy.shortfall(self._adaptation_state)
         if missed is not None:
             raise InputError(f"{missed}. The network as it is was saved")
@@ -265,7 +326,112 @@ class AdaptiveModel(Model):
         self._batch_error = None if error is None else error.detach()
         if self._adaptation_state is None:
             return torch.zeros((), device=self.device)
-        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._step)
+        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._clock)
+
+    # --- by hand -----------------------------------------------------------------------------------------------------
+
+    def ask(self, action: Callable[[], str], done: Done = lambda answer: None) -> None:
+        """Have something done after the present step, in the thread and under the lock that train.
+
+        Args:
+            action: what to do; its answer says what was done. It raises :class:`InputError` to refuse.
+            done: gets the answer, or ``refused:`` and the reason.
+        """
+        self._requests.ask(action, done)
+
+    def ask_for(self, request: Request, done: Done = lambda answer: None) -> None:
+        """Have the architecture changed after the present step; see :meth:`ask` and :class:`Request`."""
+
+        def change() -> str:
+            groups, state = self.adaptive_groups(self.field), self._adaptation_state
+            reports = self._strategy.control(
+                groups, self._optimizers, state, self._clock + 1, request, self._twins(), self.probe()
+            )
+            self._changed(reports, self._step + 1)
+            return "; ".join(f"{report.event} {list(report.counts)}" for report in reports)
+
+        self.ask(change, done)
+
+    def ask_to_freeze(self, is_frozen: bool, done: Done = lambda answer: None) -> None:
+        """Stop the schedule's clock, or let it go on, from the next step; what is asked for by hand is done anyway."""
+
+        def change() -> str:
+            if not self.standing().controllable:
+                raise Refused(f"the variant {self.config.variant} has no schedule to freeze")
+            if is_frozen != self._is_frozen:
+                self._is_frozen = is_frozen
+                now, event = widths(self.adaptive_groups(self.field)), "freeze" if is_frozen else "unfreeze"
+                self._log(Report(self._step + 1, event, (0,) * len(now), now, now, by_hand=True))
+            return f"the schedule {'stands still' if is_frozen else 'goes on'}"
+
+        self.ask(change, done)
+
+    def ask_to_export(self, stem: Path, done: Done = lambda answer: None) -> None:
+        """Have what the network stands for written after the present step; see :meth:`export`."""
+
+        def write() -> str:
+            self.eval()
+            try:
+                return f"wrote {self.export(stem)}"
+            finally:
+                self.train()
+
+        self.ask(write, done)
+
+    # --- for whoever watches -----------------------------------------------------------------------------------------
+
+    def standing(self) -> Standing:
+        """Stages, and the neurons that are to go; of a loaded checkpoint as it was saved."""
+        state = self._adaptation_state
+        if state is None and self._saved_state is not None and self._saved_state["strategy"]:
+            state = self._strategy.restore(self._saved_state["strategy"])
+        return Standing() if state is None else self._strategy.standing(state)
+
+    @property
+    def record(self) -> RunRecord:
+        """Curves, events and snapshots so far."""
+        return self._record
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Changes of the architecture so far, as plain data."""
+        return self._history
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Optimizer steps done, and on the schedule's clock."""
+        return self._step, self._clock
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the schedule's clock stands still."""
+        return self._is_frozen
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Parameters of the trained field when the run began, and now."""
+        return self._initial_parameters, count_parameters(self.field)
+
+    def snapshot(self) -> Snapshot:
+        """How the neurons of the live network stand."""
+        groups = self.adaptive_groups(self.field)
+        return self._record.snapshot(self._step, "now", groups, self.standing().targets, self._first_omega)
+
+    def note(self, step: int, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Keep what the step gave for the curves.
+
+        Args:
+            step: the optimizer step.
+            losses: of the batch, by name; all but the adaptation's penalty add up to the curve ``loss``.
+            metrics: of the batch, by name.
+        """
+        if not self._record.is_due(step):
+            return
+        given = {name: torch.as_tensor(value).detach() for name, value in {**losses, **metrics}.items()}
+        loss = torch.stack([given[name] for name in losses if name != "adaptation_loss"]).sum()
+        scalars = {"loss": loss, **{name: value for name, value in given.items() if value.numel() == 1}}
+        now = widths(self.adaptive_groups(self.field))
+        self._record.add(step, scalars, now, count_parameters(self.field))
 
     # --- what a person sees ----------------------------------------------------------------------------------------
 
@@ -285,7 +451,7 @@ class AdaptiveModel(Model):
     def _announce_removal(self, step: int) -> None:
         """Say what theorem 2 allows a removal to change, before it is done."""
         state, network = self._adaptation_state, self.adaptive_network(self.field)
-        if not isinstance(state, AireState) or step != state.removal_at:
+        if not isinstance(state, AireState) or self._clock != state.removal_at:
             return
         is_changed_otherwise = self.config.adaptation.compensation != "none"
         if network.activation != "siren" or not state.targets or is_changed_otherwise:
@@ -310,10 +476,12 @@ class AdaptiveModel(Model):
                 "before": list(report.before),
                 "after": list(report.after),
                 "parameters": count,
+                "by_hand": report.by_hand,
             }
         )
+        what = f"{report.event} by hand" if report.by_hand else report.event
         CONSOLE.log(
-            f"step {report.step:,}: {report.event} {list(report.counts)} | widths {list(report.before)} -> "
+            f"step {report.step:,}: {what} {list(report.counts)} | widths {list(report.before)} -> "
             f"{list(report.after)} | {count:,} parameters ({change:+.2f} %)"
         )
         iteration = report.step // self._steps_per_iteration  # what nerfstudio counts its own curves in
@@ -336,6 +504,9 @@ class AdaptiveModel(Model):
             "initial_parameters": self._initial_parameters,
             "parameters": count_parameters(self.field),
             "ema_every": self._ema_every,
+            "held": self._held,
+            "is_frozen": self._is_frozen,
+            "record": self._record.to_dict(),
             "rng": rng_state(),
         }
 
@@ -356,6 +527,11 @@ class AdaptiveModel(Model):
         self._saved_state = state
         self._history = copy.deepcopy(state["history"])
         self._initial_parameters = int(state["initial_parameters"])
+        self._step = int(state["step"])
+        # Earlier releases of this version kept neither.
+        self._held, self._is_frozen = int(state.get("held", 0)), bool(state.get("is_frozen", False))
+        if "record" in state:
+            self._record = RunRecord.from_dict(state["record"])
 
     @exit_on_bad_input
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

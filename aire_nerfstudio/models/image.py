@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.data.image_views import meet_plane
-from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background
+from aire_nerfstudio.data.picture import half_extent, has_alpha, over_background, pixel_centres, shrink_factor
+from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
@@ -23,6 +25,7 @@ from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, Adaptiv
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
+SAMPLES_AT_ONCE = 1 << 18
 
 
 @dataclass
@@ -147,6 +150,45 @@ class ImageModel(AdaptiveModel):
     def values(self, coordinates: Tensor) -> Tensor:
         """The picture at ``coordinates [N, 2]``: ``[N, C]``, in [0, 1] where the fit is good, never clamped."""
         return 0.5 * (self.evaluated_field(coordinates) + 1)
+
+    @torch.no_grad()
+    def render_picture(self, height: int, width: int) -> Tensor:
+        """The picture sampled at the pixel centres of another size; averaged where that one is smaller.
+
+        Args:
+            height: rows of the result.
+            width: columns of the result.
+
+        Returns:
+            ``[height, width, C]`` in [0, 1], colours multiplied by alpha where there is one, on the CPU.
+        """
+        own_height, own_width = self.picture_size
+        samples = shrink_factor(own_height, own_width, height, width)
+        fine_width = width * samples
+        # The training picture's frame, whatever the new aspect: outline on outline.
+        own, new = half_extent(own_height, own_width), half_extent(height, width)
+        stretch = torch.tensor([own[0] / new[0], own[1] / new[1]])
+        rows_at_once = max(1, SAMPLES_AT_ONCE // (fine_width * samples))
+        out = torch.empty(height, width, self.channels)
+        for top in range(0, height, rows_at_once):
+            rows = min(rows_at_once, height - top)
+            index = torch.arange(top * samples * fine_width, (top + rows) * samples * fine_width)
+            points = pixel_centres(index, height * samples, fine_width) * stretch
+            # A single row may hold more samples than fit at once.
+            parts = [self.values(part.to(self.device)).cpu().clamp(0, 1) for part in points.split(SAMPLES_AT_ONCE)]
+            values = torch.cat(parts)
+            out[top : top + rows] = values.view(rows, samples, width, samples, -1).mean(dim=(1, 3))
+        return out
+
+    def adaptive_inputs(self, points: Tensor) -> Tensor:
+        """The plane's coordinates."""
+        return points[:, :2]
+
+    def export(self, stem: Path) -> Path:
+        """The picture at its own size, as PNG."""
+        path = stem.with_name(f"{stem.name}.png")
+        write_picture(self.render_picture(*self.picture_size), path, bits=8)
+        return path
 
     def get_outputs(self, ray_bundle: RayBundle | Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         """Evaluate at coordinates, or where rays meet the picture.

@@ -131,6 +131,10 @@ class NerfModel(AdaptiveModel):
         """At random points of occupied space: elsewhere the density network is hardly ever asked."""
         return Probe(lambda: self.field.density_net.layer_outputs(self.grid.occupied_points(PROBE_POINTS)))
 
+    def adaptive_inputs(self, points: Tensor) -> Tensor:
+        """Coordinates of the scene's cube, [-1, 1]^3."""
+        return self.field.normalise(points)
+
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""
         return self.num_train_data

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import RGBRenderer
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
+from aire_nerfstudio.adaptation.control import Refused
 from aire_nerfstudio.analysis.iso_surface import extract_mesh
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.data.distances import SignedDistance
+from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.data.shading import heat, shade
 from aire_nerfstudio.data.surface import Surface
 from aire_nerfstudio.errors import InputError
@@ -31,6 +35,7 @@ from aire_nerfstudio.ops.sphere_tracing import sphere_trace
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 # Colours saturate at these: a curvature sum (per unit), and a distance from the true surface (units).
 CURVATURE_SHOWN, DISTANCE_SHOWN = 20.0, 0.01
+NORMALS_AT_ONCE = 1 << 15
 # Surface points over which the evaluation takes means.
 SCORED_POINTS = 50_000
 
@@ -277,6 +282,29 @@ class SdfModel(AdaptiveModel):
     def mesh(self, resolution: int, progress: Callable[[float], None] | None = None):
         """The learned surface in the cube: vertices ``[V, 3]`` and faces ``[F, 3]`` as NumPy arrays."""
         return extract_mesh(self.distances, resolution, self.device, progress=progress)
+
+    @torch.no_grad()
+    def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:
+        """Unit normals ``[V, 3]`` from the network's gradient at ``vertices [V, 3]`` of the cube."""
+        parts = torch.from_numpy(vertices).float().split(NORMALS_AT_ONCE)
+        return torch.cat([self.normals(part.to(self.device)).cpu() for part in parts]).double().numpy()
+
+    def in_file_units(self, vertices: np.ndarray) -> np.ndarray:
+        """``vertices [V, 3]`` of the cube in the units of the file that was learned."""
+        return self.centre.cpu().numpy() + float(self.scale) * vertices
+
+    def adaptive_inputs(self, points: Tensor) -> Tensor:
+        """As rendering takes them."""
+        return self.network_inputs(points)
+
+    def export(self, stem: Path) -> Path:
+        """The surface (of a flow: at the moment shown) as PLY, in the file's units, at ``eval_resolution``."""
+        vertices, faces = self.mesh(self.config.eval_resolution)
+        if len(faces) == 0:
+            raise Refused("the network has no surface in the cube yet")
+        path = stem.with_name(f"{stem.name}.ply")
+        write_mesh(self.in_file_units(vertices), faces, self.vertex_normals(vertices), path)
+        return path
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]

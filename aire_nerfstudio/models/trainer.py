@@ -135,6 +135,7 @@ class AdaptiveTrainer(Trainer):
                 model.before_step(number)
             written = len(writer.EVENT_STORAGE)
             outputs = super().train_iteration(number)
+            model.note(number, outputs[1], outputs[2])
             if number < end - 1:
                 # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
                 del writer.EVENT_STORAGE[written:]

@@ -1,0 +1,43 @@
+"""What a person asks of a running training, answered between two steps."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.models.rng import rng_state, set_rng_state
+
+Action = Callable[[], str]
+Done = Callable[[str], None]
+
+
+class RequestQueue:
+    """Takes requests from any thread; the one that trains answers them."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Action, Done]] = queue.SimpleQueue()
+
+    def ask(self, action: Action, done: Done) -> None:
+        """Have something done.
+
+        Args:
+            action: what to do; its answer says what was done. It raises :class:`InputError` to refuse.
+            done: gets the answer, or ``refused:`` and the reason.
+        """
+        self._waiting.put((action, done))
+
+    def answer(self, step: int) -> None:
+        """Do all that was asked for, before the optimizer step ``step``."""
+        while not self._waiting.empty():
+            action, done = self._waiting.get()
+            before = rng_state()
+            try:
+                answer = action()
+            except InputError as error:
+                set_rng_state(before)  # what was refused leaves no trace
+                answer = f"refused: {error}"
+                CONSOLE.log(f"step {step:,}: {answer}")
+            done(answer)

@@ -1,0 +1,194 @@
+"""The panel in nerfstudio's viewer: where the adaptation stands, what its neurons give, and buttons to step in."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import viser
+from nerfstudio.viewer.viewer_elements import ViewerControl
+
+from aire_nerfstudio.adaptation.control import Action, Request
+from aire_nerfstudio.viewer.figures import contribution_figure, curve_figure, empty_figure, frequency_figure
+from aire_nerfstudio.viewer.first_view import look_from_first_view
+from aire_nerfstudio.viewer.watched import Watched
+from aire_nerfstudio.viewer.words import progress_percent, size_table, stage_line
+
+# Seconds between two updates, and how many times as long as the last update took to wait at the least.
+LEAST_SECONDS, PATIENCE = 1.0, 20.0
+HINTS: dict[Action, str] = {
+    "densify": "Add input neurons at twice the strongest frequencies, after the present step.",
+    "decay": "Choose the weakest neurons and press their outgoing weights towards 0 until they are removed.",
+    "prune": "Remove the neurons that are decaying, after the present step.",
+    "skip": "Do now what the schedule has next.",
+}
+LABELS: dict[Action, str] = {
+    "densify": "Densify now",
+    "decay": "Start decay now",
+    "prune": "Prune now",
+    "skip": "Skip to next stage",
+}
+FREEZE, UNFREEZE = "Freeze schedule", "Let schedule go on"
+
+
+class AdaptationPanel(ViewerControl):
+    """Found by nerfstudio's viewer as an attribute of the model; without a viewer it costs nothing.
+
+    A request is done between two steps of the training, under its lock, and logged as a scheduled event is.
+
+    Args:
+        model: the model that is watched.
+    """
+
+    def __init__(self, model: Watched) -> None:
+        self._model = model
+        self._server: viser.ViserServer | None = None
+        self._due = 0.0
+
+    # --- called by nerfstudio ----------------------------------------------------------------------------------------
+
+    def _setup(self, viewer: Any) -> None:
+        super()._setup(viewer)
+        self._server = viewer.viser_server
+        self._trainer = viewer.trainer
+        self._lock = viewer.train_lock if viewer.train_lock is not None else contextlib.nullcontext()
+        with _place(self._server):
+            self._build(self._server.gui)
+        # Not in viser's own thread, which must not wait for a training step.
+        self._server.on_client_connect(
+            lambda client: threading.Thread(target=self._greet, args=(client,), daemon=True).start()
+        )
+        if self._trainer is None:
+            self.update()
+
+    def _greet(self, client: viser.ClientHandle) -> None:
+        look_from_first_view(client, self.viewer.pipeline.datamanager.train_dataset.cameras)
+        with self._lock:
+            self.update()
+
+    # --- called by the model -----------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Show where training stands, if someone looks and the last time is long enough ago."""
+        if self._server is None or time.monotonic() < self._due or not self._server.get_clients():
+            return
+        began = time.monotonic()
+        self.update()
+        took = time.monotonic() - began
+        self._due = began + max(LEAST_SECONDS, PATIENCE * took)
+
+    def finish(self) -> None:
+        """Show where training ended."""
+        if self._server is not None:
+            self.update()
+
+    # --- the panel ---------------------------------------------------------------------------------------------------
+
+    def _build(self, gui: Any) -> None:
+        self._stage = gui.add_markdown("waiting for the first step")
+        self._progress = gui.add_progress_bar(0.0)
+        self._sizes = gui.add_markdown("")
+        with gui.add_folder("By hand"):
+            self._answer = gui.add_markdown("_Nothing was asked for yet._")
+            self._count = gui.add_number("Neurons", 0, min=0, step=1, hint="How many; 0: as configured.")
+            self._steps = gui.add_number("Decay steps", 0, min=0, step=1, hint="How long; 0: as scheduled.")
+            for action, label in LABELS.items():
+                button = gui.add_button(label, hint=HINTS[action])
+                button.on_click(self._press(action))
+            self._freeze = gui.add_button(FREEZE, hint="The schedule's clock stands still; buttons work.")
+            self._freeze.on_click(lambda event: self._toggle_freeze())
+            gui.add_button("Export", hint="Write the picture or the surface as it is now.").on_click(self._export)
+            gui.add_button("Save checkpoint").on_click(self._save)
+        self._parts = gui.add_checkbox(
+            "Render parts",
+            bool(self._model.config.shows_parts),
+            hint="More outputs to choose in the tab Control: important and unimportant neurons alone, and the "
+            "frequency that drives each point. Three times the work.",
+        )
+        self._parts.on_update(lambda event: self._show_parts())
+        with gui.add_folder("Contributions"):
+            self._contributions = gui.add_plotly(empty_figure(), aspect=1.2)
+        with gui.add_folder("Curves"):
+            self._curves = gui.add_plotly(empty_figure(), aspect=1.2)
+        with gui.add_folder("Input frequencies"):
+            self._frequencies = gui.add_plotly(empty_figure(), aspect=1.0)
+
+    def update(self) -> None:
+        """Draw everything anew."""
+        model = self._model
+        standing, record = model.standing(), model.record
+        step, clock = model.position
+        snapshot = model.snapshot()
+        self._stage.content = stage_line(standing, step, clock, model.is_frozen)
+        self._progress.value = progress_percent(standing, clock)
+        self._sizes.content = size_table(snapshot, record, standing, *model.sizes)
+        self._freeze.label = UNFREEZE if model.is_frozen else FREEZE
+        self._contributions.figure = contribution_figure(snapshot)
+        self._curves.figure = curve_figure(record, model.history)
+        self._frequencies.figure = frequency_figure(snapshot)
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def _press(self, action: Action) -> Callable[[Any], None]:
+        def ask(event: Any) -> None:
+            count, steps = int(self._count.value), int(self._steps.value)
+            counted = action in ("densify", "decay") and count > 0
+            timed = action == "decay" and steps > 0
+            request = Request(action, count if counted else None, steps if timed else None)
+            self._ask(LABELS[action], lambda done: self._model.ask_for(request, done))
+
+        return ask
+
+    def _toggle_freeze(self) -> None:
+        wanted = not self._model.is_frozen
+        self._ask(FREEZE if wanted else UNFREEZE, lambda done: self._model.ask_to_freeze(wanted, done))
+
+    def _export(self, event: Any) -> None:
+        def ask(done: Callable[[str], None]) -> None:
+            stem = self._trainer.base_dir / "exports" / f"step-{self._model.position[0]:09d}"
+            self._model.ask_to_export(stem, done)
+
+        self._ask("Export", ask)
+
+    def _save(self, event: Any) -> None:
+        def save() -> str:
+            self._trainer.save_checkpoint(self._trainer.step)
+            return f"saved step {self._trainer.step:,} in {self._trainer.checkpoint_dir}"
+
+        self._ask("Save checkpoint", lambda done: self._model.ask(save, done))
+
+    def _ask(self, what: str, ask: Callable[[Callable[[str], None]], None]) -> None:
+        """Pass a request on, if anyone is there to answer it."""
+        if self._trainer is None:
+            self._say(what, "refused: nothing is training here; use ns-train")
+        elif self._trainer.training_state == "completed":
+            self._say(what, "refused: the training is over")
+        else:
+            waits = " until the training is resumed" if self._trainer.training_state == "paused" else ""
+            self._say(what, f"waits{waits}")
+            ask(lambda answer: self._answered(what, answer))
+
+    def _answered(self, what: str, answer: str) -> None:
+        self._say(what, answer)
+        self.update()
+        self.viewer._trigger_rerender()
+
+    def _say(self, what: str, answer: str) -> None:
+        self._answer.content = f"**{what}**: {answer}"
+
+    def _show_parts(self) -> None:
+        self._model.config.shows_parts = bool(self._parts.value)
+        self.viewer._trigger_rerender()
+
+
+def _place(server: viser.ViserServer) -> Any:
+    """A tab beside nerfstudio's; where its tabs cannot be found, a folder below them."""
+    containers = getattr(server.gui, "_container_handle_from_id", {}).values()
+    tab = next((handle for handle in containers if isinstance(handle, viser.GuiTabHandle)), None)
+    group = getattr(tab, "_parent", None)
+    if group is None:
+        return server.gui.add_folder("AIRe")
+    return cast(Any, group).add_tab("AIRe", viser.Icon.CHART_HISTOGRAM)

@@ -1,0 +1,253 @@
+"""By hand: a button pressed at a step does what the schedule does at that step, and a refusal leaves no trace."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nerfstudio.data.scene_box import SceneBox
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.control import Refused, Request, spread
+from aire_nerfstudio.models.image import ImageModelConfig
+from aire_nerfstudio.record import RunRecord
+
+TOTAL = 60
+SCHEDULE = AireConfig(
+    unit="steps", densify_at=10, densify_count=5, decay_start=25, prune_at=45, prune_layers=(0, 1), prune_counts=(6, 4)
+)
+NONE = AireConfig(densify_at=None, decay_start=None, prune_at=None, prune_layers=(0, 1), prune_fraction=0.5)
+
+
+class Run:
+    """An image model driven step by step, as nerfstudio's trainer does."""
+
+    def __init__(self, adaptation=SCHEDULE, variant="aire", total=TOTAL, checkpoint=None):
+        torch.manual_seed(5)
+        config = ImageModelConfig(widths=(13, 11), variant=variant, adaptation=adaptation, ema_decay=0.9, ema_every=3)
+        box = SceneBox(aabb=torch.tensor([[-1.0] * 3, [1.0] * 3]))
+        metadata = {"height": 9, "width": 7, "channels": 3}
+        self.model = config.setup(scene_box=box, num_train_data=1, metadata=metadata, device="cpu").train()
+        self.optimizer = torch.optim.Adam(self.model.get_param_groups()["fields"], lr=2e-3)
+        self.next = 0
+        if checkpoint is not None:
+            self.model.load_state_dict(copy.deepcopy(checkpoint["model"]))
+            self.optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer"]))
+            self.next = checkpoint["next"]
+        trainer = SimpleNamespace(total_steps=total, config=SimpleNamespace(steps_per_iteration=1))
+        optimizers = SimpleNamespace(optimizers={"fields": self.optimizer})
+        self.model.get_training_callbacks(TrainingCallbackAttributes(optimizers, None, None, trainer))
+        self.answers = []
+
+    def checkpoint(self):
+        saved = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "next": self.next}
+        return copy.deepcopy(saved)
+
+    def to(self, end):
+        model = self.model
+        for step in range(self.next, end):
+            model.before_step(step)
+            points = 2 * torch.rand(50, 2) - 1
+            batch = {"image": 0.5 + 0.4 * torch.sin(5 * points[:, :1] * torch.ones(3))}
+            outputs = model(points)
+            losses, metrics = model.get_loss_dict(outputs, batch), model.get_metrics_dict(outputs, batch)
+            self.optimizer.zero_grad()
+            sum(losses.values()).backward()
+            self.optimizer.step()
+            model.note(step, losses, metrics)
+            model.after_step(step)
+        self.next = end
+        return self
+
+    def press(self, action, count=None, steps=None):
+        self.model.ask_for(Request(action, count, steps), self.answers.append)
+        return self
+
+    def weights(self):
+        return {**dict(self.model.field.state_dict()), **{f"a.{k}": v for k, v in self.average().items()}}
+
+    def average(self):
+        return self.model.field_average.state_dict()
+
+    @property
+    def widths(self):
+        return self.model.field.widths
+
+    def events(self):
+        return [(event["event"], event["step"]) for event in self.model.history]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("missing", "action", "at"),
+    [({"densify_at": 20}, "densify", 10), ({"decay_start": 30}, "decay", 25), ({"prune_at": 50}, "skip", 45)],
+)
+def test_a_button_is_the_schedule_moved(missing, action, at):
+    """Everything of the run, weights, moments, average, random numbers, is that of a run scheduled so."""
+    planned = Run().to(TOTAL)
+    # The answer to a press during step ``at - 1`` precedes step ``at``; the end of the decay is part of its ramp.
+    config = replace(SCHEDULE, **missing)
+    if action == "decay":
+        pressed = Run(config).to(at - 1).press(action, steps=20).to(TOTAL)
+    elif action == "skip":
+        planned = Run(config).to(at - 1).press("prune").to(TOTAL)
+        pressed = Run(config).to(at - 1).press(action).to(TOTAL)
+    else:
+        pressed = Run(config).to(at - 1).press(action).to(TOTAL)
+    assert pressed.events() == planned.events() == [("densify", 10), ("decay", 25), ("prune", 45)]
+    assert same(pressed.weights(), planned.weights())
+    assert sum(event["by_hand"] for event in pressed.model.history) == 1
+
+
+def test_a_prune_by_hand_removes_the_chosen_and_keeps_the_rest_of_the_run():
+    run = Run().to(30).press("prune").to(31)
+    assert run.widths == [12, 7]
+    assert [p.shape for p in run.model.field_average.parameters()] == [p.shape for p in run.model.field.parameters()]
+    assert run.model.record.births[0].tolist().count(10) == sum(run.model.record.births[0] > 0)
+    assert run.to(TOTAL).events() == [("densify", 10), ("decay", 25), ("prune", 31)]
+    assert run.model.sizes[1] == sum(p.numel() for p in run.model.field.parameters())
+
+
+def test_a_run_without_a_schedule_is_adapted_by_hand_alone_and_again():
+    run = Run(NONE).to(3).press("densify", count=4).to(6).press("decay", count=6, steps=5).to(20)
+    assert run.events() == [("densify", 4), ("decay", 7), ("prune", 12)]
+    assert run.widths == [13 + 4 - 4, 11 - 2]
+    run.press("decay", count=3, steps=4).to(30).press("densify", count=2).to(TOTAL)
+    assert run.widths == [13 - 2 + 2, 9 - 1]
+    assert len(run.answers) == 4
+    assert not any("refused" in answer for answer in run.answers)
+
+
+@pytest.mark.parametrize("frozen_for", [1, 7])
+@pytest.mark.parametrize("at", [4, 30])  # before all events; within the decay, whose weight then stands still
+def test_a_frozen_schedule_comes_later_by_as_much(at, frozen_for):
+    run = Run().to(at)
+    run.model.ask_to_freeze(True)
+    run.to(at + 1)
+    clock = run.model.position[1]
+    run.to(at + frozen_for)
+    run.model.ask_to_freeze(False)
+    run.to(at + frozen_for + 1)
+    assert run.model.position[1] == clock  # the step that answered the second request was frozen still
+    delay = frozen_for
+    expected = [("densify", 10), ("decay", 25), ("prune", 45)]
+    scheduled = [(e, s + delay if s > at else s) for e, s in expected]
+    events = [event for event in run.to(TOTAL).events() if "freeze" not in event[0]]
+    assert events == scheduled
+
+
+def test_what_is_asked_by_hand_is_done_while_the_schedule_is_frozen():
+    run = Run().to(5)
+    run.model.ask_to_freeze(True)
+    run.to(7).press("densify", count=2).to(9)
+    assert run.widths[0] == 15
+    assert run.to(TOTAL).widths == [15, 11]
+
+
+@pytest.mark.parametrize(
+    ("variant", "to", "action", "options", "words"),
+    [
+        ("aire", 5, "prune", {}, "no neurons are chosen"),
+        ("aire", 28, "densify", {}, "neurons are decaying"),
+        ("aire", 28, "decay", {}, "decaying already"),
+        ("aire", 50, "skip", {}, "nothing is left"),
+        ("aire", 5, "densify", {"count": 14}, "at most 13"),
+        ("aire", 12, "decay", {"count": 40}, "can go"),
+        ("aire", 12, "decay", {"steps": 50}, "give fewer steps"),
+        ("aire", 5, "decay", {"steps": 20}, "densify first"),
+        ("large", 5, "densify", {"count": 2}, "never changes"),
+        ("rigl", 5, "prune", {}, "rule of its own"),
+        ("depgraph", 5, "densify", {"count": 2}, "adds no neurons"),
+    ],
+)
+def test_a_refusal_says_why_and_leaves_no_trace(variant, to, action, options, words):
+    adaptation = SCHEDULE if variant == "aire" else replace(SCHEDULE, densify_at=None, densify_count=0)
+    refused = Run(adaptation, variant).to(to).press(action, **options).to(TOTAL)
+    assert len(refused.answers) == 1
+    assert refused.answers[0].startswith("refused: ")
+    assert words in refused.answers[0]
+    untouched = Run(adaptation, variant).to(TOTAL)
+    assert same(refused.weights(), untouched.weights())
+    assert refused.events() == untouched.events()
+
+
+@pytest.mark.parametrize("config", [SCHEDULE, replace(SCHEDULE, target_parameters=150, rounds=4)])
+def test_a_run_that_was_steered_resumes_as_if_uninterrupted(config):
+    def steer(run):
+        run.to(12).press("densify", count=3).to(20).press("decay", count=5, steps=9).to(22)
+        run.model.ask_to_freeze(True)
+        return run.to(25)
+
+    whole = steer(Run(config))
+    saved = whole.checkpoint()
+    whole.model.ask_to_freeze(False)
+    whole.to(TOTAL)
+    again = Run(config, checkpoint=saved)
+    again.model.ask_to_freeze(False)
+    again.to(TOTAL)
+    assert whole.events() == again.events()
+    assert same(whole.weights(), again.weights())
+    assert torch.equal(whole.model.record.to_dict()["columns"]["loss"], again.model.record.to_dict()["columns"]["loss"])
+    assert whole.model.record.steps == again.model.record.steps
+
+
+def test_rounds_take_one_by_hand_in_between():
+    run = Run(replace(SCHEDULE, target_parameters=150, rounds=3)).to(15).press("decay", count=4, steps=5).to(21)
+    assert run.events() == [("densify", 10), ("decay", 16)]
+    assert run.to(22).events()[2:] == [("prune", 21)]
+    run.to(TOTAL)
+    assert run.model.sizes[1] <= 150
+    assert [event for event, _ in run.events()].count("prune") >= 3
+
+
+def test_requests_count_from_one():
+    with pytest.raises(Refused, match="count is 0"):
+        Request("densify", 0)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 60))
+def test_neurons_spread_over_layers_as_their_widths(widths, count):
+    if count > sum(widths) - len(widths):
+        with pytest.raises(Refused):
+            spread(count, widths)
+        return
+    shares = spread(count, widths)
+    assert sum(shares) == count
+    assert all(0 <= share < width for share, width in zip(shares, widths, strict=True))
+
+
+def test_the_record_stays_small_and_survives_the_checkpoint():
+    record = RunRecord(total_steps=20)
+    for step in range(9001):
+        if record.is_due(step):
+            record.add(step, {"loss": 1 / (1 + step), **({"late": 1.0} if step > 100 else {})}, [3, 4], 50)
+    assert len(record.steps) <= 2001
+    assert record.steps[0] == 0
+    assert all(step % record.stride == 0 for step in record.steps)
+    assert [round(1 / value) - 1 for value in record.columns["loss"]] == record.steps
+    again = RunRecord.from_dict(record.to_dict())
+    assert again.steps == record.steps
+    assert again.widths == record.widths
+    assert again.columns["loss"] == record.columns["loss"]
+
+
+def test_births_and_contributions_are_those_of_the_network():
+    run = Run().to(TOTAL)
+    record, model = run.model.record, run.model
+    assert [shot.event for shot in record.snapshots] == ["start", "densify", "decay", "prune"]
+    chosen = record.snapshots[2]
+    assert [int(layer.is_target.sum()) for layer in chosen.layers] == [6, 4]
+    now = model.snapshot()
+    columns = [layer.weight.abs().sum(0) for layer in model.field.affines()[1:]]
+    assert all(torch.allclose(a.contributions, b) for a, b in zip(now.layers, columns, strict=True))
+    assert now.frequencies.shape == (12, 2)
+    before, kept = chosen.layers[0], ~chosen.layers[0].is_target
+    assert torch.equal(before.births[kept], now.layers[0].births)
+    assert set(now.layers[0].births.tolist()) <= {0, 10}
