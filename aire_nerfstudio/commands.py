@@ -21,6 +21,14 @@ def reproduce() -> None:
     main()
 
 
+def report() -> None:
+    """``aire-report``."""
+    warnings.filterwarnings("ignore", module="nerfstudio")
+    from aire_nerfstudio.report.cli import main
+
+    main()
+
+
 def bench() -> None:
     """``aire-bench``."""
     from aire_nerfstudio.bench.cli import main

@@ -33,3 +33,12 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
     finally:
         if unfinished:
             Path(unfinished).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text in UTF-8; see :func:`write_whole`."""
+
+    def write(name: str) -> None:
+        Path(name).write_text(text, "utf8")
+
+    write_whole(path, write)

@@ -16,6 +16,8 @@ from aire_nerfstudio.fields.neurons import NeuronGroup
 
 # Points of a curve, before every second one is dropped; and pictures of the neurons that are kept.
 CURVE_POINTS, SNAPSHOTS = 1000, 24
+# Kinds of neurons and the colours that viewer and report give them.
+KINDS = {"surviving": "#4c8dff", "new": "#2fbf71", "targeted": "#ff6b5e"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,24 @@ class Snapshot:
     event: str
     layers: tuple[LayerSnapshot, ...]
     frequencies: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python values only."""
+        layers = [[layer.contributions, layer.births, layer.is_target] for layer in self.layers]
+        return {"step": self.step, "event": self.event, "layers": layers, "frequencies": self.frequencies}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Snapshot:
+        """What :meth:`to_dict` gave."""
+        layers = tuple(LayerSnapshot(*layer) for layer in saved["layers"])
+        return cls(int(saved["step"]), str(saved["event"]), layers, saved["frequencies"])
+
+
+def kinds_of(snapshot: Snapshot, layer: int) -> dict[str, Tensor]:
+    """Masks ``[n]`` of a layer's neurons by kind: ``targeted`` wins over ``new``, the others are ``surviving``."""
+    neurons = snapshot.layers[layer]
+    is_new = (neurons.births > 0) & ~neurons.is_target
+    return {"surviving": ~is_new & ~neurons.is_target, "new": is_new, "targeted": neurons.is_target}
 
 
 class RunRecord:
@@ -164,15 +184,7 @@ class RunRecord:
             "widths": torch.tensor(self.widths, dtype=torch.long),
             "parameters": torch.tensor(self.parameters, dtype=torch.long),
             "births": [births.clone() for births in self.births],
-            "snapshots": [
-                {
-                    "step": shot.step,
-                    "event": shot.event,
-                    "layers": [[layer.contributions, layer.births, layer.is_target] for layer in shot.layers],
-                    "frequencies": shot.frequencies,
-                }
-                for shot in self.snapshots
-            ],
+            "snapshots": [shot.to_dict() for shot in self.snapshots],
         }
 
     @classmethod
@@ -184,13 +196,5 @@ class RunRecord:
         record.columns = {name: column.tolist() for name, column in saved["columns"].items()}
         record.widths = saved["widths"].tolist()
         record.births = [births.clone() for births in saved["births"]]
-        record.snapshots = [
-            Snapshot(
-                int(shot["step"]),
-                str(shot["event"]),
-                tuple(LayerSnapshot(*layer) for layer in shot["layers"]),
-                shot["frequencies"],
-            )
-            for shot in saved["snapshots"]
-        ]
+        record.snapshots = [Snapshot.from_dict(shot) for shot in saved["snapshots"]]
         return record

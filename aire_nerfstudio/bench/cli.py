@@ -18,12 +18,12 @@ from aire_nerfstudio.bench.report import Result, table, write
 from aire_nerfstudio.bench.timing import time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.machine import machine
 from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.ops.backend import LIBRARIES, is_off
 from aire_nerfstudio.ops.build import BuildError, compiler
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.ops.processors import capability, kind_for
-from aire_nerfstudio.reproduce.store import machine
 
 KINDS = ["image", "surface", "flow", "rays"]
 

@@ -28,9 +28,11 @@ from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.graphed import GraphedLoss, Loss
 from aire_nerfstudio.models.part_views import PartViews
+from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.requests import Done, RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.record import RunRecord, Snapshot
+from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel
 
 STATE_VERSION = 2
@@ -417,6 +419,10 @@ class AdaptiveModel(PartViews):
         groups = self.adaptive_groups(self.field)
         return self._record.snapshot(self._step, "now", groups, self.standing().targets, self._first_omega)
 
+    def portraits(self, datamanager: Any, count: int, longest_side: int | None) -> list[Portrait]:
+        """What a report shows; see :func:`~aire_nerfstudio.models.portraits.portraits`."""
+        return portraits(self, datamanager, count, longest_side)
+
     def note(self, step: int, losses: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Keep what the step gave for the curves.
 
@@ -507,6 +513,7 @@ class AdaptiveModel(PartViews):
             "held": self._held,
             "is_frozen": self._is_frozen,
             "record": self._record.to_dict(),
+            "now": self.snapshot().to_dict(),
             "rng": rng_state(),
         }
 

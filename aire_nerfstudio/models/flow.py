@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from nerfstudio.viewer.viewer_elements import ViewerSlider
@@ -17,6 +18,7 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS
 from aire_nerfstudio.models.sdf import SdfModel, SdfModelConfig
+from aire_nerfstudio.report.portrait import Portrait
 
 
 @dataclass
@@ -109,6 +111,18 @@ class FlowModel(SdfModel):
             return self.field.layer_outputs(torch.cat([points, times], dim=1))
 
         return Probe(outputs)
+
+    def portraits(self, datamanager: Any, count: int, longest_side: int | None) -> list[Portrait]:
+        """One view at the beginning, the middle and the end of the flow."""
+        shown, made = self.time, []
+        try:
+            for moment in (0.0, self.duration / 2, self.duration):
+                self.time = moment
+                for portrait in super().portraits(datamanager, 1, longest_side):
+                    made.append(replace(portrait, title=f"time {moment:g}, {portrait.title}"))
+        finally:
+            self.time = shown
+        return made
 
     # --- training --------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
+from aire_nerfstudio.report.portrait import Portrait
 
 BACKGROUNDS = {"white": 1.0, "black": 0.0}
 SAMPLES_AT_ONCE = 1 << 18
@@ -183,6 +184,10 @@ class ImageModel(AdaptiveModel):
     def adaptive_inputs(self, points: Tensor) -> Tensor:
         """The plane's coordinates."""
         return points[:, :2]
+
+    def portraits(self, datamanager: Any, count: int, longest_side: int | None) -> list[Portrait]:
+        """The picture at its own size: a smaller one has no held-out pixels."""
+        return super().portraits(datamanager, count, None)
 
     def export(self, stem: Path) -> Path:
         """The picture at its own size, as PNG."""

@@ -135,6 +135,11 @@ class NerfModel(AdaptiveModel):
         """Coordinates of the scene's cube, [-1, 1]^3."""
         return self.field.normalise(points)
 
+    def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Normals and depth."""
+        depth = colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"])
+        return {"normals": outputs["normals"], "depth": depth}
+
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""
         return self.num_train_data

@@ -52,6 +52,10 @@ class PartViews(Model):
         """Coordinates of the adaptive network, ``[N, d]``, at ``points [N, 3]`` of the world."""
         raise TypeError(f"{type(self).__name__} must define adaptive_inputs")
 
+    def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a report shows of a rendered view beside its colours, ``[H, W, 3]`` by caption."""
+        return {}
+
     def standing(self) -> Standing:
         """Which neurons are to go."""
         raise TypeError(f"{type(self).__name__} must define standing")

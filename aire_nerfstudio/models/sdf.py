@@ -297,6 +297,15 @@ class SdfModel(AdaptiveModel):
         """As rendering takes them."""
         return self.network_inputs(points)
 
+    def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Normals, and curvature and error where they are shown."""
+        captions = {
+            "normals": "normals",
+            "curvature": f"curvature (full colour: {CURVATURE_SHOWN:g})",
+            "error": f"distance from the truth (full colour: {DISTANCE_SHOWN})",
+        }
+        return {caption: outputs[name] for name, caption in captions.items() if name in outputs}
+
     def export(self, stem: Path) -> Path:
         """The surface (of a flow: at the moment shown) as PLY, in the file's units, at ``eval_resolution``."""
         vertices, faces = self.mesh(self.config.eval_resolution)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 import pickle
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 import yaml
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.misc import step_check
@@ -26,6 +28,13 @@ from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
+from aire_nerfstudio.report.facts import read_run
+from aire_nerfstudio.report.page import write_report
+from aire_nerfstudio.sessions import SessionLog
+
+REPORT = "report.html"
+# Views and their longest side in the report that a run ends with: seconds, not minutes. aire-report shows more.
+AT_THE_END = (3, 256)
 
 
 @dataclass
@@ -40,6 +49,19 @@ class AdaptiveTrainerConfig(TrainerConfig):
     """How float32 products are computed (torch.set_float32_matmul_precision): highest, float32; high, TF32 on CUDA and
     three bfloat16 products for one on processors with a tile unit; medium, plain bfloat16 there. Layers of up to 8
     inputs, sums and weights are float32 in all on CPU."""
+
+    report: bool = True
+    """Whether a page about the run, report.html, is written into its folder at the end; aire-report does it later."""
+    quiet: bool = False
+    """Print warnings and errors only: no plan, no changes, no table of steps."""
+
+    def print_to_terminal(self) -> None:
+        """As nerfstudio's, unless the run is to be quiet."""
+        if self.quiet:
+            CONSOLE.quiet = True
+            self.logging.local_writer.enable = False
+            self.logging.profiler = "none"
+        super().print_to_terminal()
 
     def set_experiment_name(self) -> None:
         """As nerfstudio's; a file's own name, and ``demo``, ``astronaut`` or ``bunny`` where no data was named."""
@@ -115,11 +137,32 @@ class AdaptiveTrainer(Trainer):
             path = self.base_dir / "config.yml"
             CONSOLE.log(f"Saving config to: {path}")
             path.write_text(self._config_text, "utf8")
+            steps = self._start_step * self.config.steps_per_iteration
+            self._session = SessionLog(self.base_dir, steps, self.device, self.config.machine.seed)
+            if self.config.report:
+                # Before the others: they may end the run, and nerfstudio then waits for the viewer.
+                self.callbacks.insert(0, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._report))
 
     @exit_on_bad_input
     def train(self) -> None:
         """See nerfstudio; what can only be judged while training ends in one line, too."""
+        self._session.begin()
         super().train()
+
+    def _report(self, step: int) -> None:
+        """Write the page; a run that is trained and saved does not fail over it."""
+        path = self.base_dir / REPORT
+        try:
+            with self.train_lock:  # the viewer goes on rendering
+                model = cast(AdaptiveModel, self.pipeline.model)
+                shown = model.portraits(self.pipeline.datamanager, *AT_THE_END)
+            write_report(path, [read_run(self.base_dir)], [shown])
+            CONSOLE.log(f"Report: {path}")
+        except Exception as error:
+            print(
+                f"warning: the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again",
+                file=sys.stderr,
+            )
 
     def train_iteration(self, step: int) -> Any:
         """See nerfstudio; as many optimizer steps as the configuration says, each as if it were an iteration.
@@ -222,6 +265,7 @@ class AdaptiveTrainer(Trainer):
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
+        self._session.write((step + 1) * self.config.steps_per_iteration)
         if self.config.save_only_latest_checkpoint:
             for old in self.checkpoint_dir.glob("*.ckpt"):
                 if old != path:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.machine import machine
 from aire_nerfstudio.ops.backend import SINE_NETWORK, is_off
 from aire_nerfstudio.reproduce.fit import Fit
 
@@ -100,21 +97,6 @@ class Store:
         unfinished.replace(self.path(fit))
 
 
-def machine(device: str) -> dict[str, str]:
-    """What the fits ran on."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
-
-
 def ops_in_use(device: str) -> str:
     """Which compiled ops the fits used: a kind of ``ops/processors.py`` (``AVX512``, ``AMX_BF16X3``...) or ``none``."""
     return SINE_NETWORK.build().kind if device == "cpu" and not is_off() and SINE_NETWORK.load() is not None else "none"
-
-
-def _processor() -> str:
-    """The processor's name and the cores this process may use."""
-    name = platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {os.cpu_count()} cores"

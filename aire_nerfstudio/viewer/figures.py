@@ -11,19 +11,10 @@ import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from aire_nerfstudio.record import RunRecord, Snapshot
+from aire_nerfstudio.record import KINDS, RunRecord, Snapshot, kinds_of
 
-# A colour-blind safe set; the report uses the same.
-KINDS = {"surviving": "#4c8dff", "new": "#2fbf71", "targeted": "#ff6b5e"}
 # Events that mark a curve; the beginning of each of many rounds would cover it.
 MOST_MARKS = 24
-
-
-def kinds_of(snapshot: Snapshot, layer: int) -> dict[str, Tensor]:
-    """Masks ``[n]`` of a layer's neurons by kind: ``targeted`` wins over ``new``, the others are ``surviving``."""
-    neurons = snapshot.layers[layer]
-    is_new = (neurons.births > 0) & ~neurons.is_target
-    return {"surviving": ~is_new & ~neurons.is_target, "new": is_new, "targeted": neurons.is_target}
 
 
 def contribution_figure(snapshot: Snapshot) -> go.Figure:

@@ -65,7 +65,9 @@ class AdaptationPanel(ViewerControl):
             self.update()
 
     def _greet(self, client: viser.ClientHandle) -> None:
-        look_from_first_view(client, self.viewer.pipeline.datamanager.train_dataset.cameras)
+        dataset = self.viewer.pipeline.datamanager.train_dataset
+        if dataset is not None:
+            look_from_first_view(client, dataset.cameras)
         with self._lock:
             self.update()
 

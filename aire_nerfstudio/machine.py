@@ -1,0 +1,29 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def machine(device: str) -> dict[str, str]:
+    """Device, torch and Python, in words.
+
+    Args:
+        device: as torch names it, such as ``cpu`` or ``cuda:0``.
+    """
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it, and its cores."""
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,184 @@
+"""A report's charts, as SVG; several runs in one are told apart by colour."""
+
+from __future__ import annotations
+
+import io
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from aire_nerfstudio.record import KINDS, Snapshot, kinds_of
+from aire_nerfstudio.report.facts import RunFacts
+
+RUN_COLOURS = ("#2563eb", "#d97706")
+EVENT_COLOURS = {"densify": KINDS["new"], "decay": "#f59e0b", "prune": KINDS["targeted"]}
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#475569",
+    "xtick.color": "#64748b",
+    "ytick.color": "#64748b",
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "aire",
+}
+# Events that mark a chart; of many rounds the last.
+MOST_MARKS = 40
+
+
+def curves(runs: Sequence[RunFacts]) -> str | None:
+    """Quality over steps: PSNR where all runs have one, else the loss; events as lines. None without records."""
+    recorded = [run for run in runs if run.record is not None and run.record.steps]
+    if not recorded:
+        return None
+    has_psnr = all(run.record is not None and "psnr" in run.record.columns for run in recorded)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.6, 3.0), layout="constrained")
+        for run, colour in zip(runs, RUN_COLOURS, strict=False):
+            record = run.record
+            if record is None or not record.steps:
+                continue
+            axes.plot(record.steps, record.columns["psnr" if has_psnr else "loss"], color=colour, linewidth=1.1)
+            if len(runs) == 1:
+                _mark(axes, run)
+        axes.set_xlabel("step")
+        axes.set_ylabel("PSNR of the batch [dB]" if has_psnr else "loss")
+        if not has_psnr:
+            axes.set_yscale("log")
+        return _svg(figure, "Training curve")
+
+
+def sizes(runs: Sequence[RunFacts]) -> str | None:
+    """Parameters over steps, and quality over parameters, side by side; None without records."""
+    recorded = [run for run in runs if run.record is not None and run.record.steps]
+    if not recorded:
+        return None
+    has_psnr = all(run.record is not None and "psnr" in run.record.columns for run in recorded)
+    name = "psnr" if has_psnr else "loss"
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.8), layout="constrained")
+        for run, colour in zip(runs, RUN_COLOURS, strict=False):
+            record = run.record
+            if record is None or not record.steps:
+                continue
+            left.step(record.steps, record.parameters, where="post", color=colour)
+            quality = _smoothed(record.columns[name])
+            right.plot(record.parameters, quality, color=colour, linewidth=0.8, alpha=0.6)
+            right.plot(record.parameters[-1], quality[-1], "o", color=colour, markersize=5)
+            right.plot(record.parameters[0], quality[0], "o", color=colour, markersize=5, fillstyle="none")
+        left.set_xlabel("step")
+        left.set_ylabel("parameters")
+        left.set_ylim(bottom=0)
+        right.set_xlabel("parameters")
+        right.set_ylabel("PSNR [dB], running mean" if has_psnr else "loss, running mean")
+        if not has_psnr:
+            right.set_yscale("log")
+        return _svg(figure, "Size over steps, and quality over size; ring: start, dot: end")
+
+
+def contributions(shots: Sequence[Snapshot]) -> str:
+    """Contributions of all neurons, strongest first: one row a layer, one column a moment."""
+    rows = len(shots[0].layers)
+    with plt.rc_context({**STYLE, "font.size": 8}):
+        figure, grid = plt.subplots(
+            rows, len(shots), figsize=(8.6, 0.6 + 1.15 * rows), layout="constrained", sharey="row", squeeze=False
+        )
+        for column, shot in enumerate(shots):
+            for row, layer in enumerate(shot.layers):
+                axes: Axes = grid[row][column]
+                order = layer.contributions.argsort(descending=True)
+                rank = order.argsort()
+                for kind, mask in kinds_of(shot, row).items():
+                    heights = layer.contributions[mask].tolist()
+                    axes.bar(rank[mask].tolist(), heights, width=1.0, color=KINDS[kind], linewidth=0)
+                axes.set_xlim(-0.5, len(order) - 0.5)
+                axes.set_xticks([])
+                axes.grid(False)
+                axes.set_xlabel(f"{len(order)} neurons", labelpad=2)
+                if column == 0:
+                    axes.set_ylabel(f"layer {row}")
+                if row == 0:
+                    axes.set_title(f"{shot.event} · step {shot.step:,}", fontsize=8)
+        return _svg(figure, "Contributions of the neurons")
+
+
+def spectrum(shots: Sequence[Snapshot]) -> str:
+    """Input frequencies at the start and at the end: in the plane for two coordinates, else by their length."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(shots), figsize=(8.6, 3.4), layout="constrained", squeeze=False)
+        is_plane = shots[0].frequencies.shape[1] == 2
+        reach = 1.05 * max(float(shot.frequencies.abs().max()) for shot in shots)
+        longest = 1.05 * max(float(shot.frequencies.norm(dim=1).max()) for shot in shots)
+        for shot, ax in zip(shots, axes[0], strict=True):
+            given = shot.layers[0].contributions
+            largest = float(given.max().clamp_min(1e-12))
+            for kind, mask in kinds_of(shot, 0).items():
+                if is_plane:
+                    size = (4 + 40 * given[mask] / largest).tolist()
+                    x, y = shot.frequencies[mask, 0].tolist(), shot.frequencies[mask, 1].tolist()
+                    ax.scatter(x, y, s=size, color=KINDS[kind], alpha=0.75, linewidths=0)
+                else:
+                    lengths = shot.frequencies[mask].norm(dim=1).tolist()
+                    ax.scatter(lengths, given[mask].tolist(), s=10, color=KINDS[kind], alpha=0.75, linewidths=0)
+            if is_plane:
+                ax.set_xlim(-reach, reach)
+                ax.set_ylim(-reach, reach)
+                ax.set_aspect("equal")
+                ax.set_xlabel("ω_x [rad per unit]")
+                ax.set_ylabel("ω_y")
+            else:
+                ax.set_xlim(0, longest)
+                ax.set_xlabel("|ω| [rad per unit]")
+                ax.set_ylabel("contribution")
+            ax.set_title(f"{shot.event} · step {shot.step:,} · {len(given)} neurons", fontsize=9)
+        return _svg(figure, "Input frequencies")
+
+
+def _mark(axes: Axes, run: RunFacts) -> None:
+    for event in run.history[-MOST_MARKS:]:
+        colour = EVENT_COLOURS.get(event["event"], "#94a3b8")
+        axes.axvline(event["step"], color=colour, linewidth=1, linestyle=(0, (4, 3)))
+    if len(run.history) <= 12:
+        for event in run.history:
+            name = f" {event['event']}{' (by hand)' if event.get('by_hand') else ''}"
+            axes.annotate(
+                name, (event["step"], 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#475569",
+                rotation=90, va="top", ha="left",
+            )  # fmt: skip
+
+
+def _smoothed(values: Sequence[float], pace: float = 0.05) -> list[float]:
+    out, mean = [], values[0]
+    for value in values:
+        mean += pace * (value - mean) if value == value else 0.0
+        out.append(mean)
+    return out
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an ``<svg>`` element whose ids clash with no other's."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    body = text.getvalue()
+    body = body[body.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # matplotlib numbers its ids anew in every figure.
+    tag = f"f{zlib.crc32(body.encode()):08x}"
+    body = re.sub(r'id="([^"]+)"', rf'id="{tag}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{tag}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{tag}-\1"', body)
+    return body.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

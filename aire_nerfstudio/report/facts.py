@@ -1,0 +1,110 @@
+"""What a run's folder tells without executing anything from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.record import RunRecord, Snapshot
+from aire_nerfstudio.sessions import read_sessions
+
+STATE_KEY = "_model._extra_state"
+CHECKPOINTS, CONFIG, EVALUATION = "nerfstudio_models", "config.yml", "eval.json"
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished, or an unfinished, run.
+
+    Attributes:
+        name: method and experiment.
+        folder: the run's.
+        step: optimizer steps done.
+        settings: of the network, which its shapes do not tell.
+        variant: of the adaptation.
+        parameters: of the trained field at the start and in the checkpoint.
+        checkpoint_bytes: size of the checkpoint file, optimizer and all.
+        history: events, as plain data.
+        record: curves and snapshots; None for a checkpoint of an earlier release.
+        now: the neurons in the checkpoint; None likewise.
+        sessions: entries of ``run.json``.
+        scores: what ``ns-eval`` wrote into ``eval.json``; empty where it did not.
+        config: text of ``config.yml``; empty where there is none.
+    """
+
+    name: str
+    folder: Path
+    step: int
+    settings: Mapping[str, Any]
+    variant: str
+    parameters: tuple[int, int]
+    checkpoint_bytes: int
+    history: list[dict[str, Any]]
+    record: RunRecord | None
+    now: Snapshot | None
+    sessions: list[dict[str, Any]]
+    scores: dict[str, float]
+    config: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all processes that trained it, set-up excluded; 0 where unknown."""
+        return sum(float(session.get("seconds", 0)) for session in self.sessions)
+
+
+def read_run(folder: Path) -> RunFacts:
+    """Read a run's folder; checkpoints with ``weights_only=True``.
+
+    Raises:
+        InputError: no run of this package, or a damaged one.
+    """
+    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
+    if not checkpoints:
+        raise InputError(
+            f"{folder} holds no {CHECKPOINTS}/step-*.ckpt; give a run's folder, such as "
+            "outputs/NAME/METHOD/2026-01-31_120000"
+        )
+    path = checkpoints[-1]
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        state = saved["pipeline"][STATE_KEY]
+        has_record = "record" in state
+        return RunFacts(
+            name=f"{folder.parent.name} · {folder.parent.parent.name}",
+            folder=folder,
+            step=int(state["step"]) + 1,
+            settings=dict(state["settings"]),
+            variant=str(state["variant"]),
+            parameters=(int(state["initial_parameters"]), int(state["parameters"])),
+            checkpoint_bytes=path.stat().st_size,
+            history=list(state["history"]),
+            record=RunRecord.from_dict(state["record"]) if has_record else None,
+            now=Snapshot.from_dict(state["now"]) if has_record else None,
+            sessions=read_sessions(folder),
+            scores=_scores(folder / EVALUATION),
+            config=_text(folder / CONFIG),
+        )
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is no whole checkpoint of an aire method ({first_line(error)})") from error
+
+
+def _scores(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    try:
+        results = json.loads(path.read_text("utf8"))["results"]
+        return {str(name): float(value) for name, value in results.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); remove it or run ns-eval again") from error
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf8", errors="replace") if path.is_file() else ""
