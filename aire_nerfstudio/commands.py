@@ -29,6 +29,14 @@ def report() -> None:
     main()
 
 
+def compare() -> None:
+    """``aire-compare``."""
+    warnings.filterwarnings("ignore", module="nerfstudio")
+    from aire_nerfstudio.compare.cli import main
+
+    main()
+
+
 def bench() -> None:
     """``aire-bench``."""
     from aire_nerfstudio.bench.cli import main

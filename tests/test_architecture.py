@@ -10,43 +10,13 @@ import aire_nerfstudio
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ORDER = [
-    "errors",
-    "files",
-    "ops",
-    "fields",
-    "losses",
-    "adaptation",
-    "record",
-    "analysis",
-    "data",
-    "machine",
-    "sessions",
-    "report",
-    "viewer",
-    "models",
-    "export",
-    "summary",
-    "reproduce",
-    "bench",
-    "method_configs",
-    "commands",
+    *("errors", "files", "ops", "fields", "losses", "adaptation", "record", "analysis", "data", "machine", "sessions"),
+    *("report", "viewer", "models", "export", "summary", "reproduce", "bench", "compare", "method_configs", "commands"),
 ]
-WITHOUT_NERFSTUDIO = set(
-    [
-        "errors",
-        "files",
-        "ops",
-        "losses",
-        "adaptation",
-        "record",
-        "analysis",
-        "machine",
-        "sessions",
-        "summary",
-        "reproduce",
-        "bench",
-    ]
-)
+WITHOUT_NERFSTUDIO = {
+    *("errors", "files", "ops", "losses", "adaptation", "record", "analysis", "machine", "sessions"),
+    *("summary", "reproduce", "bench"),
+}
 
 
 def _sources():

@@ -89,7 +89,7 @@ def _pane(run: RunFacts, portraits: Sequence[Portrait], side: int) -> dict[str, 
             {
                 "title": portrait.title,
                 "scores": portrait.scores,
-                "pictures": {caption: _data_uri(picture, side) for caption, picture in portrait.pictures.items()},
+                "pictures": {caption: data_uri(picture, side) for caption, picture in portrait.pictures.items()},
             }
             for portrait in portraits
         ],
@@ -136,7 +136,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _data_uri(picture: np.ndarray, side: int) -> str:
+def data_uri(picture: np.ndarray, side: int) -> str:
+    """``[H, W, 3]`` uint8 as a JPEG that a page holds itself, no side longer than ``side`` pixels."""
     image = Image.fromarray(picture)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()

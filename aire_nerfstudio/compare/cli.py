@@ -1,0 +1,203 @@
+"""Entry point of ``aire-compare``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from aire_nerfstudio.compare.contestant import Contestant, contestant, device_here, scene_format
+from aire_nerfstudio.compare.report import Entry, write_all
+from aire_nerfstudio.compare.trial import Trial
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.machine import machine
+
+DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
+# A time becomes a number of steps after a trial of this share of it, at most so long; a part is kept in reserve.
+PILOT_SHARE, PILOT_SECONDS, RESERVE = 0.1, 20.0, 0.95
+# For set-up and rendering beside the training itself, before a trial counts as stuck.
+PATIENCE_SECONDS = 900.0
+MANY_STEPS = 10_000_000
+
+
+@dataclass
+class Compare:
+    """Train several methods on one scene for the same time, or the same steps, and score all of them the same way.
+
+    A method that cannot run here is listed with the reason. On a CPU our methods take the sizes of
+    scripts/lego_cpu.sh unless options are given.
+    """
+
+    data: Path
+    """Scene in Blender's or nerfstudio's format."""
+    methods: tuple[str, ...] = DEFAULT
+    """Methods; with options in quotes: "aire-siren --pipeline.model.variant large", "small=aire-siren --...": a label."""
+    minutes: float | None = None
+    """Training time of each, set-up excluded; 5 unless steps are given."""
+    steps: int | None = None
+    """Training steps of each, instead of a time."""
+    output_dir: Path = Path("comparison")
+    """Folder of the tables, the page, the pictures and the logs. What is finished there is not run again."""
+    views: int = 5
+    """Test views to score, evenly spread."""
+    longest_side: int | None = None
+    """Pixels; larger views are rendered and compared smaller. None: as they are."""
+    render_minutes: float = 5.0
+    """After so long no further view of a method is begun."""
+    quiet: bool = False
+    """Print errors only."""
+
+    def main(self) -> None:
+        """Run what is missing, then write."""
+        self._check()
+        from nerfstudio.configs.method_configs import all_methods
+
+        contestants = [contestant(text, set(all_methods)) for text in self.methods]
+        labels = [c.label for c in contestants]
+        if len(set(labels)) != len(labels):
+            raise InputError(f"--methods names {labels}, some twice; give labels: 'small=aire-siren --...'")
+        console = Console(quiet=self.quiet)
+        device = device_here()
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output-dir {self.output_dir} cannot be made ({error}); choose another") from error
+        entries = []
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            console=console, transient=True,
+        ) as progress:  # fmt: skip
+            bar = progress.add_task("compare", total=len(contestants), left="")
+            began = time.monotonic()
+            for done, each in enumerate(contestants):
+                left = (
+                    ""
+                    if not done
+                    else f"about {(time.monotonic() - began) / done * (len(contestants) - done):.0f} s left"
+                )
+                progress.update(bar, description=each.label, left=left)
+                entry = self._entry(each, device)
+                entries.append(entry)
+                progress.advance(bar)
+                console.print(f"{entry.label}: {entry.in_words()}", highlight=False, soft_wrap=True)
+        facts = {
+            "scene": str(self.data),
+            "budget": f"{self._minutes:g} min of training" if self.steps is None else f"{self.steps:,} steps",
+            **machine(device),
+        }
+        for path in write_all(entries, facts, self.output_dir):
+            console.print(f"wrote {path}", soft_wrap=True)
+
+    @property
+    def _minutes(self) -> float:
+        return 5.0 if self.minutes is None else self.minutes
+
+    def _check(self) -> None:
+        scene_format(self.data)
+        if self.minutes is not None and self.steps is not None:
+            raise InputError(f"--minutes {self.minutes:g} and --steps {self.steps} exclude each other; give one")
+        if not 0 < self._minutes < float("inf"):
+            raise InputError(f"--minutes is {self.minutes}; it must be positive")
+        for name in ("steps", "longest_side"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        if self.views < 1 or self.render_minutes <= 0 or not self.methods:
+            raise InputError("--views and --render-minutes must be positive, and --methods must name one at least")
+
+    def _entry(self, each: Contestant, device: str) -> Entry:
+        obstacle = each.obstacle(device)
+        if obstacle is not None:
+            return Entry(each.label, each.method, (), {}, None, obstacle)
+        command = each.command(self.data.absolute(), device)
+        folder = self.output_dir / _as_name(each.label)
+        steps, seconds = self.steps, None
+        if steps is None:
+            seconds = 60 * self._minutes
+            steps = MANY_STEPS
+            if each.is_ours:
+                pilot = self._pilot(command, seconds, device)
+                if isinstance(pilot, str):
+                    return Entry(each.label, each.method, tuple(command), {}, folder, pilot)
+                steps = max(1, int(RESERVE * seconds * pilot))
+        trial = Trial(
+            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes
+        )
+        outcome = self._kept(trial)
+        if outcome is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            outcome = _run(trial)
+        reason = outcome if isinstance(outcome, str) else None
+        return Entry(each.label, each.method, tuple(command), {} if reason else outcome, folder, reason)
+
+    def _pilot(self, command: list[str], seconds: float, device: str) -> float | str:
+        """Steps a second of a short run, or why there are none."""
+        path = self.output_dir / "rates.json"
+        known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        key = " ".join([device, *command])
+        if key not in known:
+            short = min(PILOT_SECONDS, PILOT_SHARE * seconds)
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0))
+            if isinstance(outcome, str):
+                return outcome
+            known[key] = outcome["rate"]
+            path.write_text(json.dumps(known, indent=1))
+        return known[key]
+
+    @staticmethod
+    def _kept(trial: Trial) -> dict[str, Any] | None:
+        """The outcome of an earlier call, if it was the same trial."""
+        if not trial.result_path.is_file():
+            return None
+        saved = json.loads(trial.result_path.read_text())
+        return saved if saved.get("trial") == dataclasses.asdict(trial) else None
+
+
+def _run(trial: Trial) -> dict[str, Any] | str:
+    """The outcome of a trial in a process of its own, or the reason why there is none."""
+    folder = Path(trial.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description, log = folder / "trial.json", folder / "log.txt"
+    description.write_text(json.dumps(dataclasses.asdict(trial)))
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    limit = (trial.seconds or 86_400.0) + trial.render_seconds + PATIENCE_SECONDS
+    with log.open("w") as out:
+        try:
+            command = [sys.executable, "-m", "aire_nerfstudio.compare.trial", str(description)]
+            done = subprocess.run(command, stdout=out, stderr=out, env=environment, timeout=limit, check=False)
+        except subprocess.TimeoutExpired:
+            return f"did not finish within {limit:.0f} s"
+    if done.returncode != 0 or not trial.result_path.is_file():
+        return _last_words(log.read_text(errors="replace"))
+    return json.loads(trial.result_path.read_text())
+
+
+def _last_words(text: str) -> str:
+    """What a failed process said last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "ended without a word"
+
+
+def _as_name(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label)[:80]
+
+
+@exit_on_bad_input
+def main() -> None:
+    """Parse and run."""
+    run: Callable[..., Any] = Compare
+    tyro.cli(run, prog="aire-compare").main()

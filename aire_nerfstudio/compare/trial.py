@@ -1,0 +1,187 @@
+"""One contestant in a process of its own: ``python -m aire_nerfstudio.compare.trial TRIAL.json``.
+
+Trained through nerfstudio's own entry point under a clock, then rendered and scored by the same code as all others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass
+class Trial:
+    """What to do.
+
+    Attributes:
+        command: arguments of ``ns-train``.
+        folder: for everything that is written.
+        device: ``cpu`` or ``cuda``.
+        steps: of the training.
+        seconds: after which it stops, whatever is left; None: no clock.
+        views: evaluation views to render; 0: none, the speed alone is wanted.
+        longest_side: of those, in pixels; None: as they are.
+        render_seconds: after which no further view is begun.
+    """
+
+    command: list[str]
+    folder: str
+    device: str
+    steps: int
+    seconds: float | None
+    views: int
+    longest_side: int | None
+    render_seconds: float
+
+    @property
+    def result_path(self) -> Path:
+        """Where the outcome is written."""
+        return Path(self.folder) / "result.json"
+
+
+class Clock:
+    """Stops nerfstudio's trainer in time and counts what it did."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self.trainer: Any = None
+        self.began = self.ended = 0.0
+        self.moments: list[float] = []
+
+    def install(self) -> None:
+        """Wrap nerfstudio's trainer; methods with a trainer of their own call it."""
+        from nerfstudio.engine.trainer import Trainer
+
+        clock, train, after, step = self, Trainer.train, Trainer._after_train, Trainer.train_iteration
+
+        def timed_train(trainer: Any) -> None:
+            clock.trainer, clock.began = trainer, time.monotonic()
+            if clock.seconds is not None:
+                timer = threading.Timer(clock.seconds, lambda: setattr(trainer, "stop_training", True))
+                timer.daemon = True
+                timer.start()
+            train(trainer)
+
+        def timed_step(trainer: Any, number: int) -> Any:
+            outputs = step(trainer, number)
+            clock.moments.append(time.monotonic())
+            return outputs
+
+        def timed_after(trainer: Any) -> None:
+            clock.ended = time.monotonic()
+            after(trainer)
+
+        Trainer.train, Trainer.train_iteration, Trainer._after_train = timed_train, timed_step, timed_after  # type: ignore[assignment, method-assign]
+
+    def rate(self) -> float:
+        """Steps a second, the first fifth left out: it holds what is made once."""
+        first = len(self.moments) // 5
+        if len(self.moments) - first < 2:
+            return len(self.moments) / max(self.ended - self.began, 1e-9)
+        return (len(self.moments) - 1 - first) / (self.moments[-1] - self.moments[first])
+
+
+def do_without_lpips_weights() -> None:
+    """Let methods be made that ask for LPIPS in their constructors, where its weights are not on this machine."""
+    from torch import nn
+    from torchmetrics.image import lpip
+
+    hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
+    if any(hub.glob("alexnet-owt-*.pth")):
+        return
+
+    class Absent(nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+
+        def forward(self, *images: Any) -> Any:
+            return torch.tensor(math.nan)
+
+    lpip.LearnedPerceptualImagePatchSimilarity = Absent  # type: ignore[assignment, misc]
+
+
+def run(trial: Trial) -> dict[str, Any]:
+    """Train, render, score."""
+    do_without_lpips_weights()
+    clock = Clock(trial.seconds)
+    clock.install()
+    from nerfstudio.scripts import train as ns_train
+
+    folder = Path(trial.folder)
+    far = str(10**9)
+    method, *rest = trial.command
+    sys.argv = [
+        *("ns-train", method, "--output-dir", str(folder), "--experiment-name", "run", "--timestamp", "run"),
+        *(
+            "--vis",
+            "tensorboard",
+            "--viewer.quit-on-train-completion",
+            "True",
+            "--max-num-iterations",
+            str(trial.steps),
+        ),
+        *("--steps-per-eval-batch", far, "--steps-per-eval-image", far, "--steps-per-eval-all-images", far),
+        *("--steps-per-save", far, "--machine.device-type", trial.device),
+        *("--logging.local-writer.enable", "False", "--logging.profiler", "none"),
+        *(["--report", "False"] if method.startswith("aire-") else []),
+        *rest,
+    ]
+    ns_train.entrypoint()
+    from aire_nerfstudio.compare.scoring import score
+
+    trainer = clock.trainer
+    trained = [p for p in trainer.pipeline.model.parameters() if p.requires_grad]
+    checkpoints = sorted(trainer.checkpoint_dir.glob("*.ckpt"))
+    outcome: dict[str, Any] = {
+        "steps": len(clock.moments),
+        "seconds": clock.ended - clock.began,
+        "rate": clock.rate(),
+        "parameters": sum(p.numel() for p in trained),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in trained),
+        "checkpoint_bytes": checkpoints[-1].stat().st_size if checkpoints else None,
+        "training_memory": peak_memory(trial.device),
+    }
+    if trial.views:
+        outcome |= score(trainer, trial.views, trial.longest_side, trial.render_seconds, _keeper(folder))
+    outcome["memory"] = peak_memory(trial.device)
+    return outcome
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: highest resident size of this process, on CUDA the most that torch allocated."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _keeper(folder: Path) -> Any:
+    def keep(name: str, picture: np.ndarray) -> str:
+        path = folder / f"{name}.png"
+        Image.fromarray(picture).save(path)
+        return path.name
+
+    return keep
+
+
+def main() -> None:
+    """Do the trial that a file describes and write its outcome beside it."""
+    trial = Trial(**json.loads(Path(sys.argv[1]).read_text()))
+    outcome = run(trial)
+    trial.result_path.write_text(json.dumps({"trial": dataclasses.asdict(trial), **outcome}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
