@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from aire_nerfstudio.compare.report import Entry, write_all
 from aire_nerfstudio.compare.trial import Trial
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.machine import machine
+from aire_nerfstudio.report.page import duration
 
 DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
 # A time becomes a number of steps after a trial of this share of it, at most so long; a part is kept in reserve.
@@ -44,7 +46,7 @@ class Compare:
     data: Path
     """Scene in Blender's or nerfstudio's format."""
     methods: tuple[str, ...] = DEFAULT
-    """Methods; with options in quotes: "aire-siren --pipeline.model.variant large", "small=aire-siren --...": a label."""
+    """Methods; with options in quotes ("aire-siren --pipeline.model.variant large"), and a label ("big=aire-siren")."""
     minutes: float | None = None
     """Training time of each, set-up excluded; 5 unless steps are given."""
     steps: int | None = None
@@ -83,11 +85,8 @@ class Compare:
             bar = progress.add_task("compare", total=len(contestants), left="")
             began = time.monotonic()
             for done, each in enumerate(contestants):
-                left = (
-                    ""
-                    if not done
-                    else f"about {(time.monotonic() - began) / done * (len(contestants) - done):.0f} s left"
-                )
+                took = (time.monotonic() - began) / max(1, done)
+                left = f"about {duration(took * (len(contestants) - done))} left" if done else ""
                 progress.update(bar, description=each.label, left=left)
                 entry = self._entry(each, device)
                 entries.append(entry)
@@ -136,12 +135,13 @@ class Compare:
         trial = Trial(
             command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes
         )
-        outcome = self._kept(trial)
+        outcome: dict[str, Any] | str | None = self._kept(trial)
         if outcome is None:
             shutil.rmtree(folder, ignore_errors=True)
             outcome = _run(trial)
-        reason = outcome if isinstance(outcome, str) else None
-        return Entry(each.label, each.method, tuple(command), {} if reason else outcome, folder, reason)
+        if isinstance(outcome, str):
+            return Entry(each.label, each.method, tuple(command), {}, folder, outcome)
+        return Entry(each.label, each.method, tuple(command), outcome, folder, None)
 
     def _pilot(self, command: list[str], seconds: float, device: str) -> float | str:
         """Steps a second of a short run, or why there are none."""
@@ -188,8 +188,10 @@ def _run(trial: Trial) -> dict[str, Any] | str:
 
 def _last_words(text: str) -> str:
     """What a failed process said last."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "ended without a word"
+    lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
+    spoken = [line for line in lines if any(c.isalnum() for c in line)]
+    reasons = [line for line in spoken if re.search(r"error|unrecognized|invalid", line, re.IGNORECASE)]
+    return [*spoken, *reasons][-1][:200] if spoken else "ended without a word"
 
 
 def _as_name(label: str) -> str:

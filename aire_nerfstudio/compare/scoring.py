@@ -14,6 +14,9 @@ from torch import Tensor
 
 from aire_nerfstudio.models.image_metrics import image_metrics
 
+# What methods call the colours they are judged by.
+COLOURS = ("rgb", "rgb_fine", "rgb_coarse")
+
 Keep = Callable[[str, np.ndarray], str]
 
 
@@ -36,7 +39,10 @@ def score(trainer: Any, count: int, longest_side: int | None, seconds: float, ke
     parser = trainer.config.pipeline.datamanager.dataparser.setup()
     test = parser.get_dataparser_outputs(split="test")
     chosen = np.linspace(0, len(test.image_filenames) - 1, min(count, len(test.image_filenames))).round().astype(int)
-    rows, times, renders, truths = [], [], [], []
+    rows: list[dict[str, float]] = []
+    times: list[float] = []
+    renders: list[str] = []
+    truths: list[str] = []
     deadline = time.monotonic() + seconds
     for index in chosen.tolist():
         if rows and time.monotonic() > deadline:
@@ -44,7 +50,8 @@ def score(trainer: Any, count: int, longest_side: int | None, seconds: float, ke
         camera = _camera(test.cameras, index, longest_side)
         _wait(trainer.device)
         began = time.monotonic()
-        rgb = model.get_outputs_for_camera(camera.to(trainer.device))["rgb"].clamp(0, 1).cpu()
+        outputs = model.get_outputs_for_camera(camera.to(trainer.device))
+        rgb = outputs[next(name for name in COLOURS if name in outputs)].clamp(0, 1).cpu()
         _wait(trainer.device)
         times.append(time.monotonic() - began)
         truth = read_over_white(test.image_filenames[index], rgb.shape[1], rgb.shape[0])
@@ -57,7 +64,6 @@ def score(trainer: Any, count: int, longest_side: int | None, seconds: float, ke
         **{name: float(np.mean([row[name] for row in rows])) for name in sorted(shared)},
         "psnr_by_view": [row["psnr"] for row in rows],
         "render_seconds": float(np.median(times)),
-        "render_size": [renders and rgb.shape[1], renders and rgb.shape[0]],
         "renders": renders,
         "truths": truths,
     }

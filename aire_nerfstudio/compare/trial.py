@@ -5,6 +5,7 @@ Trained through nerfstudio's own entry point under a clock, then rendered and sc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +96,15 @@ class Clock:
         return (len(self.moments) - 1 - first) / (self.moments[-1] - self.moments[first])
 
 
-def do_without_lpips_weights() -> None:
+@contextlib.contextmanager
+def without_lpips_weights() -> Iterator[None]:
     """Let methods be made that ask for LPIPS in their constructors, where its weights are not on this machine."""
     from torch import nn
     from torchmetrics.image import lpip
 
     hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints"
     if any(hub.glob("alexnet-owt-*.pth")):
+        yield
         return
 
     class Absent(nn.Module):
@@ -110,16 +114,17 @@ def do_without_lpips_weights() -> None:
         def forward(self, *images: Any) -> Any:
             return torch.tensor(math.nan)
 
+    real = lpip.LearnedPerceptualImagePatchSimilarity
     lpip.LearnedPerceptualImagePatchSimilarity = Absent  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        lpip.LearnedPerceptualImagePatchSimilarity = real  # type: ignore[misc]
 
 
 def run(trial: Trial) -> dict[str, Any]:
     """Train, render, score."""
-    do_without_lpips_weights()
     clock = Clock(trial.seconds)
-    clock.install()
-    from nerfstudio.scripts import train as ns_train
-
     folder = Path(trial.folder)
     far = str(10**9)
     method, *rest = trial.command
@@ -139,7 +144,11 @@ def run(trial: Trial) -> dict[str, Any]:
         *(["--report", "False"] if method.startswith("aire-") else []),
         *rest,
     ]
-    ns_train.entrypoint()
+    with without_lpips_weights():
+        from nerfstudio.scripts import train as ns_train
+
+        clock.install()
+        ns_train.entrypoint()
     from aire_nerfstudio.compare.scoring import score
 
     trainer = clock.trainer
