@@ -90,13 +90,15 @@ def contestant(text: str, known: set[str]) -> Contestant:
     Raises:
         InputError: a method that nerfstudio does not know.
     """
-    words = shlex.split(text)
-    if not words:
-        raise InputError("--methods has an empty entry; name a method, such as aire-siren")
-    label, equals, method = words[0].partition("=")
-    if not equals:
-        method = label
-        label = " ".join(words) if len(words) > 1 else label
+    label, equals, rest = text.partition("=")
+    if not equals or "--" in label:
+        label, rest = text, text
+    words = shlex.split(rest)
+    if not words or not label.strip():
+        raise InputError(
+            f"--methods {text!r}: name a method, such as aire-siren, or a label and a method: big=aire-siren"
+        )
+    label, method = label.strip(), words[0]
     if method not in known:
         raise InputError(f"--methods {text!r}: nerfstudio knows no method {method!r}; ns-train --help lists them")
     return Contestant(label, method, tuple(words[1:]))
