@@ -28,8 +28,8 @@ from aire_nerfstudio.machine import machine
 from aire_nerfstudio.report.page import duration
 
 DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
-# A time becomes a number of steps after a trial of this share of it, at most so long; a part is kept in reserve.
-PILOT_SHARE, PILOT_SECONDS, RESERVE = 0.1, 20.0, 0.95
+# A time becomes a number of steps after a trial of this share of it, at most so long. The clock stops what is slower.
+PILOT_SHARE, PILOT_SECONDS = 0.1, 20.0
 # For set-up and rendering beside the training itself, before a trial counts as stuck.
 PATIENCE_SECONDS = 900.0
 MANY_STEPS = 10_000_000
@@ -131,7 +131,7 @@ class Compare:
                 pilot = self._pilot(command, seconds, device)
                 if isinstance(pilot, str):
                     return Entry(each.label, each.method, tuple(command), {}, folder, pilot)
-                steps = max(1, int(RESERVE * seconds * pilot))
+                steps = max(1, int(seconds * pilot))
         trial = Trial(
             command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes
         )

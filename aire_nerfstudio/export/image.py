@@ -30,6 +30,8 @@ class ExportImage:
     """Factor on the training picture's width and height; used where size is not given."""
     bits: Literal[8, 16] = 8
     """Depth of each channel; 16 needs PNG or TIFF."""
+    quiet: bool = False
+    """Print errors only."""
 
     def main(self) -> None:
         """Render and write."""
@@ -54,4 +56,7 @@ class ExportImage:
         model.eval()
         values = model.render_picture(new_height, new_width)
         write_picture(values, self.output_path, self.bits)
-        print(f"wrote {self.output_path}: {new_width} x {new_height}, {self.bits} bits, {values.shape[-1]} channels")
+        if not self.quiet:
+            print(
+                f"wrote {self.output_path}: {new_width} x {new_height}, {self.bits} bits, {values.shape[-1]} channels"
+            )

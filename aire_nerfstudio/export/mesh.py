@@ -28,6 +28,8 @@ class ExportMesh:
     """Grid points a side."""
     time: float | None = None
     """Of a flow: the moment to export; None: the one that the run was configured with."""
+    quiet: bool = False
+    """Print errors only."""
     in_cube: bool = False
     """Leave the surface in the cube [-1, 1]^3 instead of the units of the file that was learned."""
 
@@ -46,7 +48,12 @@ class ExportMesh:
                 raise InputError(f"--time is {self.time}, but {self.load_config} is a surface, which has no time")
             model.time = self.time
         with Progress(
-            TextColumn("surface"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+            TextColumn("surface"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            disable=self.quiet,
         ) as progress:
             bar = progress.add_task("surface", total=1.0)
             vertices, faces = model.mesh(self.resolution, lambda share: progress.update(bar, completed=share))
@@ -56,4 +63,5 @@ class ExportMesh:
         if not self.in_cube:
             vertices = model.in_file_units(vertices)
         write_mesh(vertices, faces, normals, self.output_path)
-        print(f"wrote {self.output_path}: {len(vertices):,} vertices, {len(faces):,} faces")
+        if not self.quiet:
+            print(f"wrote {self.output_path}: {len(vertices):,} vertices, {len(faces):,} faces")

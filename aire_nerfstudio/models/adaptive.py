@@ -491,9 +491,14 @@ class AdaptiveModel(PartViews):
             f"{list(report.after)} | {count:,} parameters ({change:+.2f} %)"
         )
         iteration = report.step // self._steps_per_iteration  # what nerfstudio counts its own curves in
-        writer.put_scalar(name="Adaptation/parameters", scalar=count, step=iteration)
-        for index, width in enumerate(report.after):
-            writer.put_scalar(name=f"Adaptation/width {index}", scalar=width, step=iteration)
+        writer.put_scalar(name=f"Adaptation/{report.event}", scalar=sum(report.counts), step=iteration)
+        self.write_sizes(iteration)
+
+    def write_sizes(self, iteration: int) -> None:
+        """Parameters and widths to nerfstudio's writer: TensorBoard, wandb, comet."""
+        writer.put_scalar(name="Adaptation/parameters", scalar=count_parameters(self.field), step=iteration)
+        for index, group in enumerate(self.adaptive_groups(self.field)):
+            writer.put_scalar(name=f"Adaptation/width {index}", scalar=group.width, step=iteration)
 
     # --- checkpoint ------------------------------------------------------------------------------------------------
 

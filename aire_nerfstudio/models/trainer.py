@@ -185,6 +185,8 @@ class AdaptiveTrainer(Trainer):
                 model.after_step(number)
         for event in writer.EVENT_STORAGE[written:]:
             event["step"] = step
+        if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
+            model.write_sizes(step)
         return outputs
 
     def eval_iteration(self, step: int) -> None:
