@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
-#   bash scripts/gpu_suite.sh OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf]     (default: all five)
+#   bash scripts/gpu_suite.sh OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: all six)
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
-# SCENE=folder (Lego, Blender format) for nerf; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
+# SCENE=folder (Lego, Blender format) for nerf and compare; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
 # On a host without network: scripts/offline_bundle.sh.
 set -uo pipefail
-[ $# -ge 1 ] || { echo "usage: $0 OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf] [compare]" >&2; exit 2; }
 cd "$(dirname "$0")/.." && source_folder="$PWD" && cd - > /dev/null || exit 1
 out="$1"; shift
-wanted="${*:-ops bench images surfaces nerf}" steps="${STEPS:-37500}"
+wanted="${*:-ops bench images surfaces nerf compare}" steps="${STEPS:-37500}"
 for section in $wanted; do
-    case "$section" in ops|bench|images|surfaces|nerf) ;; *)
-        echo "error: there is no section $section; choose from ops bench images surfaces nerf" >&2; exit 2;; esac
+    case "$section" in ops|bench|images|surfaces|nerf|compare) ;; *)
+        echo "error: there is no section $section; choose from ops bench images surfaces nerf compare" >&2; exit 2;; esac
 done
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
@@ -85,6 +85,15 @@ nerf)
         fi
         TAIL=3 run "$activation $variant" python -m aire_nerfstudio.summary "$folder"
     done; done
+    ;;
+compare)
+    [ -n "${SCENE:-}" ] || { left_out "compare: SCENE names no folder"; continue; }
+    for minutes in 1 3 5; do
+        TAIL=60 run "Other methods, $minutes min" aire-compare --data "$SCENE" --minutes "$minutes" --views 20 --quiet \
+            --output-dir "$out/compare-$minutes" --methods aire-siren aire-finer \
+            "aire-siren, early=aire-siren --pipeline.model.variant aire_early" nerfacto instant-ngp splatfacto vanilla-nerf
+        [ ! -f "$out/compare-$minutes/comparison.md" ] || { echo; cat "$out/compare-$minutes/comparison.md"; } >> "$report"
+    done
     ;;
 esac; done
 echo "[suite] $report, $failed failed"

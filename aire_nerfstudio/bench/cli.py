@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it warms up for minutes")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, .md and .png")
     return parser
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
     keep_freed_memory()
     torch.manual_seed(0)
-    console = Console()
+    console = Console(quiet=given.quiet)
     for library in LIBRARIES:
         if given.device == "cpu" and (is_off() or library.load() is None):
             console.print(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nerfstudio.utils.eval_utils import eval_setup
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.errors import InputError, first_line
 
 M = TypeVar("M")
+
+
+@contextlib.contextmanager
+def bar(name: str, is_quiet: bool) -> Iterator[Callable[[float], None]]:
+    """A progress bar with the time that is left; gives the function that takes the share done, in [0, 1]."""
+    columns = (TextColumn(name), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, disable=is_quiet) as progress:
+        task = progress.add_task(name, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
 
 
 def check_config(path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, check_folder, load_model
+from aire_nerfstudio.export.files import bar, check_config, check_folder, load_model
 from aire_nerfstudio.models.image import ImageModel
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
@@ -54,7 +54,8 @@ class ExportImage:
         if min(new_width, new_height) < 1:
             raise InputError(f"--size is {new_width} {new_height}; both must be at least 1")
         model.eval()
-        values = model.render_picture(new_height, new_width)
+        with bar("picture", self.quiet) as progress:
+            values = model.render_picture(new_height, new_width, progress)
         write_picture(values, self.output_path, self.bits)
         if not self.quiet:
             print(

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, check_folder, load_model
+from aire_nerfstudio.export.files import bar, check_config, check_folder, load_model
 from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 
@@ -47,16 +45,8 @@ class ExportMesh:
             if not isinstance(model, FlowModel):
                 raise InputError(f"--time is {self.time}, but {self.load_config} is a surface, which has no time")
             model.time = self.time
-        with Progress(
-            TextColumn("surface"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            disable=self.quiet,
-        ) as progress:
-            bar = progress.add_task("surface", total=1.0)
-            vertices, faces = model.mesh(self.resolution, lambda share: progress.update(bar, completed=share))
+        with bar("surface", self.quiet) as progress:
+            vertices, faces = model.mesh(self.resolution, progress)
         if len(faces) == 0:
             raise InputError(f"{self.load_config}: the network has no surface in the cube; train it longer")
         normals = model.vertex_normals(vertices)

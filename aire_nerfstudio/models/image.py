@@ -153,12 +153,13 @@ class ImageModel(AdaptiveModel):
         return 0.5 * (self.evaluated_field(coordinates) + 1)
 
     @torch.no_grad()
-    def render_picture(self, height: int, width: int) -> Tensor:
+    def render_picture(self, height: int, width: int, progress: Callable[[float], None] = lambda share: None) -> Tensor:
         """The picture sampled at the pixel centres of another size; averaged where that one is smaller.
 
         Args:
             height: rows of the result.
             width: columns of the result.
+            progress: told the share that is done, in [0, 1].
 
         Returns:
             ``[height, width, C]`` in [0, 1], colours multiplied by alpha where there is one, on the CPU.
@@ -179,6 +180,7 @@ class ImageModel(AdaptiveModel):
             parts = [self.values(part.to(self.device)).cpu().clamp(0, 1) for part in points.split(SAMPLES_AT_ONCE)]
             values = torch.cat(parts)
             out[top : top + rows] = values.view(rows, samples, width, samples, -1).mean(dim=(1, 3))
+            progress((top + rows) / height)
         return out
 
     def adaptive_inputs(self, points: Tensor) -> Tensor:

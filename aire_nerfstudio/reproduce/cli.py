@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", default="highest", choices=["highest", "high", "medium"],
         help="of products (torch.set_float32_matmul_precision); highest, float32, is what the results here have",
     )  # fmt: skip
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE",
@@ -139,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
     changes = parse_changes(given.set)
-    console = Console()
+    console = Console(quiet=given.quiet)
     results = given.out / given.budget
     if given.precision != "highest":
         results = results / given.precision

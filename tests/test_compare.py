@@ -1,0 +1,239 @@
+"""Methods side by side: entries as typed, the clock, the shared scoring, and one whole comparison."""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from aire_nerfstudio.compare.cli import _last_words
+from aire_nerfstudio.compare.contestant import Contestant, contestant, scene_format
+from aire_nerfstudio.compare.report import Entry, markdown, page, ranked, table
+from aire_nerfstudio.compare.scoring import read_over_white
+from aire_nerfstudio.compare.trial import Clock, without_lpips_weights
+from aire_nerfstudio.errors import InputError
+
+BIN = Path(sys.executable).parent
+KNOWN = {"aire-siren", "nerfacto", "instant-ngp"}
+TINY = (
+    "--pipeline.datamanager.train-num-rays-per-batch 64 --pipeline.model.density-widths 9 8 "
+    "--pipeline.model.colour-widths 7 --pipeline.model.n-features 5 --pipeline.model.grid-resolution 16 "
+    "--pipeline.model.max-steps-per-ray 32"
+)
+
+
+def _run(*command, cwd):
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "method", "options"),
+    [
+        ("aire-siren", "aire-siren", "aire-siren", ()),
+        ("aire-siren --a 1", "aire-siren --a 1", "aire-siren", ("--a", "1")),
+        ("big=aire-siren --a 1", "big", "aire-siren", ("--a", "1")),
+        ("nerfacto, 512 rays=nerfacto --a '1 2'", "nerfacto, 512 rays", "nerfacto", ("--a", "1 2")),
+        ("aire-siren --a=1", "aire-siren --a=1", "aire-siren", ("--a=1",)),
+    ],
+)
+def test_entries_are_read_as_typed(text, label, method, options):
+    assert contestant(text, KNOWN) == Contestant(label, method, options)
+
+
+@pytest.mark.parametrize("text", ["", "=aire-siren", "big=", "nerf-o-matic", "nerfacto nerfacto=nerfacto"])
+def test_wrong_entries_are_refused(text):
+    with pytest.raises(InputError, match=r"--methods .*(name a method|knows no method)"):
+        contestant(text, KNOWN)
+
+
+def test_a_scene_asks_for_its_options(tmp_path):
+    (tmp_path / "transforms_train.json").write_text("{}")
+    ours = Contestant("a", "aire-siren").command(tmp_path, "cpu")
+    assert ours[-2:] == ["--data", str(tmp_path)]
+    assert "--pipeline.model.density-widths" in ours
+    assert Contestant("a", "aire-siren").command(tmp_path, "cuda") == ["aire-siren", "--data", str(tmp_path)]
+    given = Contestant("a", "aire-siren", ("--x", "1")).command(tmp_path, "cpu")
+    assert given == ["aire-siren", "--x", "1", "--data", str(tmp_path)]
+    theirs = Contestant("b", "nerfacto").command(tmp_path, "cpu")
+    assert theirs[-3:] == ["blender-data", "--data", str(tmp_path)]
+    assert theirs[theirs.index("--pipeline.model.background-color") + 1] == "white"
+    (tmp_path / "transforms_train.json").rename(tmp_path / "transforms.json")
+    assert Contestant("b", "nerfacto").command(tmp_path, "cpu") == [
+        *("nerfacto", "nerfstudio-data", "--data", str(tmp_path))
+    ]
+    (tmp_path / "transforms.json").unlink()
+    with pytest.raises(InputError, match="Blender's or nerfstudio's"):
+        scene_format(tmp_path)
+
+
+def test_what_needs_cuda_says_why():
+    assert "nerfacc" in Contestant("a", "instant-ngp").obstacle("cpu")
+    assert Contestant("a", "instant-ngp").obstacle("cuda") is None
+    assert Contestant("a", "nerfacto").obstacle("cpu") is None
+
+
+def test_the_truth_lies_over_white_and_shrinks_as_a_mean(tmp_path):
+    pixels = np.zeros((4, 6, 4), dtype=np.uint8)
+    pixels[..., 0], pixels[..., 3] = 200, 51  # a fifth opaque
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = torch.tensor([200 / 255 * 0.2 + 0.8, 0.8, 0.8])
+    assert torch.allclose(read_over_white(tmp_path / "a.png", 6, 4), expected.expand(4, 6, 3), atol=1e-6)
+    noise = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "b.png")
+    halves = torch.from_numpy(noise / 255).float().view(2, 2, 3, 2, 3).mean((1, 3))
+    assert torch.allclose(read_over_white(tmp_path / "b.png", 3, 2), halves, atol=1e-6)
+
+
+def test_the_clock_stops_in_time_and_measures_the_speed_that_lasts(monkeypatch):
+    from nerfstudio.engine import trainer as engine
+
+    class Fake:
+        def train(self):
+            self.stop_training = False
+            for number in range(10_000):
+                if self.stop_training:
+                    break
+                self.train_iteration(number)
+            self._after_train()
+
+        def train_iteration(self, number):
+            time.sleep(0.1 if number < 2 else 0.005)
+
+        def _after_train(self):
+            time.sleep(0.3)
+
+    monkeypatch.setattr(engine, "Trainer", Fake)
+    clock = Clock(0.8)
+    clock.install()
+    Fake().train()
+    assert 0.75 < clock.ended - clock.began < 1.2
+    assert 20 < len(clock.moments) < 200
+    lasting = clock.rate()
+    assert lasting > 1.2 * len(clock.moments) / (clock.ended - clock.began)
+
+
+def test_methods_can_be_made_without_lpips_weights(monkeypatch, tmp_path):
+    from torchmetrics.image import lpip
+
+    real = lpip.LearnedPerceptualImagePatchSimilarity
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with without_lpips_weights():
+        made = lpip.LearnedPerceptualImagePatchSimilarity(normalize=True)
+        assert math.isnan(made(1, 2))
+        assert not list(made.parameters())
+    assert lpip.LearnedPerceptualImagePatchSimilarity is real
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "alexnet-owt-1.pth").touch()
+    with without_lpips_weights():
+        assert lpip.LearnedPerceptualImagePatchSimilarity is real
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\nTraceback\nValueError: the cause\n", "ValueError: the cause"),
+        ("╭─ Unrecognized ─╮\n│ Unrecognized: --wrong │\n╰───╯\nFor full help, run x\n", "Unrecognized: --wrong"),
+        ("", "ended without a word"),
+        ("───\n", "ended without a word"),
+    ],
+)
+def test_the_reason_is_what_the_method_said(text, words):
+    assert _last_words(text) == words
+
+
+def _entry(label, psnr, folder=None):
+    outcome = {
+        **{"psnr": psnr, "ssim": 0.9, "parameters": 1234, "weight_bytes": 4936, "checkpoint_bytes": None},
+        **{"seconds": 61.0, "steps": 10, "render_seconds": 0.5, "memory": 2.5e8, "views": 2},
+        **{"renders": [], "truths": [], "psnr_by_view": []},
+    }
+    return Entry(label, "aire-siren", ("aire-siren", "--data", "a b"), outcome, folder, None)
+
+
+def test_tables_rank_by_quality_and_name_what_did_not_run():
+    entries = [_entry("low", 20.0), Entry("no", "x", (), {}, None, "needs CUDA: y"), _entry("high", 25.0)]
+    assert [entry.label for entry in ranked(entries)] == ["high", "low"]
+    text = markdown(entries, {"scene": "s"})
+    assert text.index("| high | 25.00 | 0.900 | n/a | 1,234 |") < text.index("| low |")
+    assert "- no: needs CUDA: y" in text
+    assert "ns-train aire-siren --data 'a b'" in text
+    rows = list(csv.DictReader(io.StringIO(table(entries))))
+    assert [row["label"] for row in rows] == ["high", "low", "no"]
+    assert rows[0]["psnr"] == "25.0"
+    assert rows[2]["reason"] == "needs CUDA: y"
+    assert "<script" not in page([_entry("<script>", 1.0)], {"scene": "s"})
+    assert "Not run here" in page([entries[1]], {"scene": "s"})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, demo):
+    root = tmp_path_factory.mktemp("compare")
+    command = [
+        *("aire-compare", "--data", demo, "--steps", "8", "--views", "2", "--longest-side", "24"),
+        *("--methods", f"first=aire-siren {TINY}", f"wrong=aire-siren {TINY} --pipeline.model.variant nothing"),
+        *("instant-ngp", "--output-dir", "out"),
+    ]
+    first = _run(*command, cwd=root)
+    assert first.returncode == 0, first.stderr[-2000:]
+    return root / "out", first.stdout, command
+
+
+def test_a_comparison_from_training_to_the_page(done):
+    folder, said, _ = done
+    assert "first: PSNR" in said
+    result = json.loads((folder / "first" / "result.json").read_text())
+    assert result["steps"] == 8
+    saved = next((folder / "first").glob("**/step-*.ckpt"))
+    state = torch.load(saved, weights_only=True)["pipeline"]
+    assert result["parameters"] == state["_model._extra_state"]["parameters"]
+    assert result["checkpoint_bytes"] == saved.stat().st_size
+    # The oracle: the files that were kept, to within their 8 bits.
+    for name, truth, psnr in zip(result["renders"], result["truths"], result["psnr_by_view"], strict=True):
+        a, b = (np.asarray(Image.open(folder / "first" / file), dtype=float) / 255 for file in (name, truth))
+        assert a.shape == (24, 24, 3)
+        assert abs(-10 * math.log10(((a - b) ** 2).mean()) - psnr) < 0.2
+    text = (folder / "comparison.html").read_text()
+    assert text.count("data:image/jpeg") == 4
+    assert "nothing" in (folder / "comparison.md").read_text()
+    assert "needs CUDA: it marches with nerfacc" in text
+
+
+def test_what_is_finished_is_not_run_again(done):
+    folder, _, command = done
+    before = (folder / "first" / "result.json").stat().st_mtime_ns
+    again = _run(*command, "--quiet", cwd=folder.parent)
+    assert again.returncode == 0
+    assert again.stdout == ""
+    assert (folder / "first" / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "nowhere"], "holds neither"),
+        (["--data", "demo", "--minutes", "0"], "must be positive"),
+        (["--data", "demo", "--minutes", "1", "--steps", "3"], "exclude each other"),
+        (["--data", "demo", "--steps", "0"], "--steps is 0"),
+        (["--data", "demo", "--methods", "nerf-o-matic"], "knows no method"),
+        (["--data", "demo", "--methods", "nerfacto", "nerfacto"], "some twice"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, demo, options, words):
+    done = _run("aire-compare", *[demo if option == "demo" else option for option in options], cwd=tmp_path)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

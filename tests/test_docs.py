@@ -1,0 +1,50 @@
+"""The documentation builds strictly and without network, and names only options that exist."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nerfstudio.configs.method_configs import all_methods
+
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_site_builds_and_asks_the_network_for_nothing(tmp_path):
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install -e '.[dev]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    home = (tmp_path / "site" / "index.html").read_text("utf8")
+    loaded = re.findall(r"""<(?:script|img|link)[^>]+(?:src|href)=["']?(https?:[^"'\s>]+)""", home)
+    assert [url for url in loaded if "canonical" not in url] == []
+    reference = (tmp_path / "site" / "reference" / "fields.html").read_text("utf8")
+    assert "SineMLP" in reference
+    assert "mean_square_step" in reference
+
+
+def _fields(prefix):
+    """Options behind ``prefix`` of all our methods."""
+    names = set()
+    for name, config in all_methods.items():
+        if name.startswith("aire-"):
+            part = getattr(config.pipeline, prefix)
+            names |= {field.name for field in dataclasses.fields(part)}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_in_the_text_exist(page):
+    text = page.read_text("utf8")
+    # Other methods' options stand in commands that name them.
+    known = {"model": _fields("model"), "datamanager": _fields("datamanager")}
+    for part, name in re.findall(r"--pipeline\.(model|datamanager)\.([a-z-]+)", text):
+        assert name.replace("-", "_") in known[part], f"--pipeline.{part}.{name}"
+    adaptation = {field.name for field in dataclasses.fields(AireConfig)}
+    for name in re.findall(r"--pipeline\.model\.adaptation\.([a-z-]+[a-z])", text):
+        assert name.replace("-", "_") in adaptation, name
