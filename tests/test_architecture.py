@@ -11,7 +11,8 @@ ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ORDER = [
     *("errors", "files", "ops", "fields", "losses", "adaptation", "record", "analysis", "data", "machine", "sessions"),
-    *("report", "viewer", "models", "export", "summary", "reproduce", "bench", "compare", "method_configs", "commands"),
+    *("report", "viewer", "models", "export", "summary", "reproduce", "bench", "compare", "nerfbaselines"),
+    *("method_configs", "commands"),
 ]
 WITHOUT_NERFSTUDIO = {
     *("errors", "files", "ops", "losses", "adaptation", "record", "analysis", "machine", "sessions"),

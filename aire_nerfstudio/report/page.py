@@ -6,7 +6,7 @@ import base64
 import importlib.resources
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _moments(run: RunFacts) -> list[Snapshot]:
     if run.record is None or run.now is None or not run.record.snapshots:
         return []
     first, *events = run.record.snapshots
-    return [first, *events[-(MOMENTS - 2) :], run.now]
+    return [first, *events[-(MOMENTS - 2) :], replace(run.now, event="end")]
 
 
 def _scored(run: RunFacts, portraits: Sequence[Portrait]) -> Scored | None:
