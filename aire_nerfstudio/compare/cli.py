@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +23,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from aire_nerfstudio.compare.contestant import Contestant, contestant, device_here, scene_format
+from aire_nerfstudio.compare.contestant import Contestant, circumstances, contestant, device_here, scene_format
 from aire_nerfstudio.compare.report import Entry, write_all
 from aire_nerfstudio.compare.trial import Trial
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.files import write_text
 from aire_nerfstudio.machine import machine
 from aire_nerfstudio.report.page import duration
 
@@ -33,6 +37,7 @@ PILOT_SHARE, PILOT_SECONDS = 0.1, 20.0
 # For set-up and rendering beside the training itself, before a trial counts as stuck.
 PATIENCE_SECONDS = 900.0
 MANY_STEPS = 10_000_000
+DESCRIPTION = "trial.json"
 
 
 @dataclass
@@ -68,9 +73,13 @@ class Compare:
         from nerfstudio.configs.method_configs import all_methods
 
         contestants = [contestant(text, set(all_methods)) for text in self.methods]
-        labels = [c.label for c in contestants]
-        if len(set(labels)) != len(labels):
-            raise InputError(f"--methods names {labels}, some twice; give labels: 'small=aire-siren --...'")
+        names = [as_name(c.label) for c in contestants]
+        if len(set(names)) != len(names):
+            raise InputError(f"--methods names {names}, some twice; give labels: 'small=aire-siren --...'")
+        for name in names:
+            folder = self.output_dir / name
+            if folder.exists() and not (folder / DESCRIPTION).is_file() and any(folder.iterdir()):
+                raise InputError(f"{folder} is no trial's folder and would be overwritten; choose another --output-dir")
         console = Console(quiet=self.quiet)
         device = device_here()
         try:
@@ -122,7 +131,11 @@ class Compare:
         if obstacle is not None:
             return Entry(each.label, each.method, (), {}, None, obstacle)
         command = each.command(self.data.absolute(), device)
-        folder = self.output_dir / _as_name(each.label)
+        if self.steps is not None and "--steps-per-iteration" in " ".join(command):
+            raise InputError(
+                f"--steps {self.steps} counts iterations; leave --steps-per-iteration out of {each.label!r}"
+            )
+        folder = self.output_dir.absolute() / as_name(each.label)
         steps, seconds = self.steps, None
         if steps is None:
             seconds = 60 * self._minutes
@@ -133,8 +146,9 @@ class Compare:
                     return Entry(each.label, each.method, tuple(command), {}, folder, pilot)
                 steps = max(1, int(seconds * pilot))
         trial = Trial(
-            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes
-        )
+            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
+            circumstances(self.data, device),
+        )  # fmt: skip
         outcome: dict[str, Any] | str | None = self._kept(trial)
         if outcome is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -146,44 +160,59 @@ class Compare:
     def _pilot(self, command: list[str], seconds: float, device: str) -> float | str:
         """Steps a second of a short run, or why there are none."""
         path = self.output_dir / "rates.json"
-        known: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-        key = " ".join([device, *command])
+        known: dict[str, float] = _read(path) or {}
+        state = circumstances(self.data, device)
+        key = json.dumps([command, state, seconds])
         if key not in known:
             short = min(PILOT_SECONDS, PILOT_SHARE * seconds)
             with tempfile.TemporaryDirectory() as folder:
-                outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0))
+                outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0, state))
             if isinstance(outcome, str):
                 return outcome
             known[key] = outcome["rate"]
-            path.write_text(json.dumps(known, indent=1))
+            write_text(path, json.dumps(known, indent=1))
         return known[key]
 
     @staticmethod
     def _kept(trial: Trial) -> dict[str, Any] | None:
         """The outcome of an earlier call, if it was the same trial."""
-        if not trial.result_path.is_file():
-            return None
-        saved = json.loads(trial.result_path.read_text())
-        return saved if saved.get("trial") == dataclasses.asdict(trial) else None
+        saved = _read(trial.result_path)
+        return saved if saved is not None and saved.get("trial") == dataclasses.asdict(trial) else None
 
 
 def _run(trial: Trial) -> dict[str, Any] | str:
     """The outcome of a trial in a process of its own, or the reason why there is none."""
     folder = Path(trial.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    description, log = folder / "trial.json", folder / "log.txt"
+    description, log = folder / DESCRIPTION, folder / "log.txt"
     description.write_text(json.dumps(dataclasses.asdict(trial)))
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     limit = (trial.seconds or 86_400.0) + trial.render_seconds + PATIENCE_SECONDS
+    command = [sys.executable, "-m", "aire_nerfstudio.compare.trial", str(description)]
     with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
         try:
-            command = [sys.executable, "-m", "aire_nerfstudio.compare.trial", str(description)]
-            done = subprocess.run(command, stdout=out, stderr=out, env=environment, timeout=limit, check=False)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             return f"did not finish within {limit:.0f} s"
-    if done.returncode != 0 or not trial.result_path.is_file():
+        finally:
+            # Data managers have processes of their own, which a method that was stopped leaves waiting.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    outcome = _read(trial.result_path)
+    if process.returncode != 0 or outcome is None:
         return _last_words(log.read_text(errors="replace"))
-    return json.loads(trial.result_path.read_text())
+    return outcome
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file's content; None where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text("utf8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _last_words(text: str) -> str:
@@ -194,8 +223,12 @@ def _last_words(text: str) -> str:
     return [*spoken, *reasons][-1][:200] if spoken else "ended without a word"
 
 
-def _as_name(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label)[:80]
+def as_name(label: str) -> str:
+    """A folder's name for a label, the same for no other: what cannot stand in one is told apart by a checksum."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in label)
+    if name == label and len(name) <= 60 and name.strip("."):
+        return name
+    return f"{name[:50].strip('.')}-{zlib.crc32(label.encode()):08x}"
 
 
 @exit_on_bad_input

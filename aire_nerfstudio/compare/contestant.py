@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.machine import machine
 
 # Methods whose kernels exist for CUDA alone, and why.
 NEEDS_CUDA = {
@@ -70,8 +73,8 @@ class Contestant:
         """Arguments of ``ns-train``: method, options, and how the scene is read."""
         parser = scene_format(scene)
         preset = ON_BLENDER.get(self.method, "") if parser == "blender-data" else ""
-        if self.is_ours and device == "cpu" and not self.options:
-            preset = ON_CPU
+        if self.is_ours and device == "cpu":
+            preset = ON_CPU  # what is given comes later and wins
         words = [self.method, *shlex.split(preset), *self.options]
         if self.is_ours and parser == "blender-data":
             return [*words, "--data", str(scene)]
@@ -93,7 +96,10 @@ def contestant(text: str, known: set[str]) -> Contestant:
     label, equals, rest = text.partition("=")
     if not equals or "--" in label:
         label, rest = text, text
-    words = shlex.split(rest)
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise InputError(f"--methods {text!r} cannot be read ({error}); mind its quotes") from error
     if not words or not label.strip():
         raise InputError(
             f"--methods {text!r}: name a method, such as aire-siren, or a label and a method: big=aire-siren"
@@ -116,6 +122,18 @@ def scene_format(scene: Path) -> str:
     raise InputError(
         f"--data {scene} holds neither {' nor '.join(FORMATS)}; give a scene in Blender's or nerfstudio's format"
     )
+
+
+def circumstances(scene: Path, device: str) -> dict[str, str]:
+    """What a result depends on beside its command: the scene's files, versions, the device."""
+    seen = hashlib.sha256()
+    for path in sorted(scene.glob("transforms*.json")):
+        seen.update(path.read_bytes())
+    for path in sorted(p for p in scene.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")):
+        status = path.stat()
+        seen.update(f"{path.relative_to(scene)} {status.st_size} {status.st_mtime_ns}".encode())
+    versions = {name: metadata.version(name) for name in ("aire-nerfstudio", "nerfstudio")}
+    return {"scene": seen.hexdigest(), **versions, **machine(device)}
 
 
 def device_here() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.resources
 import io
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,10 +47,9 @@ class Entry:
         """One line."""
         if self.reason is not None:
             return self.reason
-        o = self.outcome
-        return (
-            f"PSNR {o['psnr']:.2f} dB, {o['parameters']:,} parameters, {o['steps']:,} steps in {duration(o['seconds'])}"
-        )
+        o, psnr = self.outcome, mean(self, "psnr", len(self.outcome["scores"]))
+        size = f"{o['parameters']:,} parameters"
+        return f"PSNR {psnr:.2f} dB, {size}, {o['steps']:,} steps in {duration(o['seconds'])}"
 
 
 def _bytes(value: float | None) -> str:
@@ -73,37 +73,73 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def cells(entry: Entry) -> list[str]:
+def common_views(entries: Sequence[Entry]) -> int:
+    """How many views all that ran have rendered: means over them compare."""
+    return min((len(entry.outcome["scores"]) for entry in entries if entry.reason is None), default=0)
+
+
+def mean(entry: Entry, score: str, views: int) -> float | None:
+    """A score's mean over the first views; None where one lacks it."""
+    values = [view.get(score) for view in entry.outcome["scores"][:views]]
+    return float(np.mean(values)) if values and None not in values else None
+
+
+def figures(entry: Entry, views: int) -> dict[str, Any]:
+    """The row's figures, scores as means over the first views."""
+    scores = {name: mean(entry, name, views) for name in ("psnr", "ssim", "lpips")}
+    return {**entry.outcome, **scores, "views": views}
+
+
+def cells(entry: Entry, views: int) -> list[str]:
     """The row's cells after the label."""
-    return [
-        ABSENT if entry.outcome.get(name) is None else show(entry.outcome[name]) for name, (_, show) in COLUMNS.items()
-    ]
+    found = figures(entry, views)
+    return [ABSENT if found.get(name) is None else show(found[name]) for name, (_, show) in COLUMNS.items()]
+
+
+def command_line(entry: Entry) -> str:
+    """What ``ns-train`` was given, with the length of the run."""
+    method, *rest = entry.command
+    length = ["--max-num-iterations", str(entry.outcome["trial"]["steps"])] if "trial" in entry.outcome else []
+    return f"ns-train {shlex.join([method, *length, *rest])}"
 
 
 def markdown(entries: Sequence[Entry], facts: dict[str, Any]) -> str:
     """The table, best PSNR first, then what could not run, with the commands."""
+    views = common_views(entries)
     lines = ["# Comparison", "", " | ".join(f"{name}: {value}" for name, value in facts.items()), ""]
     heads = ["method", *(title for title, _ in COLUMNS.values())]
     lines += ["| " + " | ".join(heads) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join([entry.label, *cells(entry)]) + " |" for entry in ranked(entries)]
+    lines += ["| " + " | ".join([_escaped(e.label), *cells(e, views)]) + " |" for e in ranked(entries)]
     failed = [entry for entry in entries if entry.reason is not None]
     if failed:
         lines += ["", "Not run here:", ""] + [f"- {entry.label}: {entry.reason}" for entry in failed]
     lines += ["", NOTES, "", "```"]
-    lines += [f"ns-train {shlex.join(entry.command)}" for entry in ranked(entries)] + ["```", ""]
+    lines += [command_line(entry) for entry in ranked(entries)] + ["```", ""]
     return "\n".join(lines)
 
 
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 NOTES = (
-    "Scores of the same test views over white, by the same code. Parameters and weights are those that are trained; a "
-    "checkpoint holds the optimizer as well. Training without set-up. Memory: CUDA's peak, on a CPU the process's "
-    "highest resident size (PyTorch alone takes about 0.5 GB). n/a: could not be had."
+    "Scores of the same test views over white, by the same code; views: how many all methods rendered in their time. "
+    "Parameters and weights are those that are trained; a checkpoint holds the optimizer and buffers as well. Training "
+    "without set-up; what a method makes within its first steps counts. Memory of the training: on CUDA torch's own "
+    "peak, on a CPU the highest resident size with child processes (PyTorch alone takes about 0.5 GB). n/a: could not "
+    "be had."
 )
 
 
 def ranked(entries: Sequence[Entry]) -> list[Entry]:
-    """Those that ran, best PSNR first."""
-    return sorted((e for e in entries if e.reason is None), key=lambda e: -e.outcome["psnr"])
+    """Those that ran, best PSNR first; what is not a number last."""
+    views = common_views(entries)
+
+    def place(entry: Entry) -> float:
+        psnr = mean(entry, "psnr", views)
+        return math.inf if psnr is None or math.isnan(psnr) else -psnr
+
+    return sorted((entry for entry in entries if entry.reason is None), key=place)
 
 
 def table(entries: Sequence[Entry]) -> str:
@@ -112,7 +148,8 @@ def table(entries: Sequence[Entry]) -> str:
     writer = csv.writer(out)
     writer.writerow(["label", "method", *COLUMNS, "reason", "command"])
     for entry in [*ranked(entries), *(e for e in entries if e.reason is not None)]:
-        values = [entry.outcome.get(name, "") for name in COLUMNS]
+        found = {} if entry.reason is not None else figures(entry, common_views(entries))
+        values = ["" if found.get(name) is None else found[name] for name in COLUMNS]
         writer.writerow([entry.label, entry.method, *values, entry.reason or "", shlex.join(entry.command)])
     return out.getvalue()
 
@@ -127,9 +164,9 @@ def page(entries: Sequence[Entry], facts: dict[str, Any]) -> str:
     return environment.from_string(source).render(
         facts=facts,
         heads=[title for title, _ in COLUMNS.values()],
-        rows=[(entry, cells(entry)) for entry in best],
+        rows=[(entry, cells(entry, common_views(entries))) for entry in best],
         failed=[entry for entry in entries if entry.reason is not None],
-        commands=[f"ns-train {shlex.join(entry.command)}" for entry in best],
+        commands=[command_line(entry) for entry in best],
         notes=NOTES,
         views=_views(best),
     )
@@ -145,7 +182,7 @@ def _views(entries: Sequence[Entry]) -> list[dict[str, str]]:
         first = entries[0]
         shown = {"truth": _picture(first, first.outcome["truths"][index])}
         for entry in entries:
-            caption = f"{entry.label}: {entry.outcome['psnr_by_view'][index]:.2f} dB"
+            caption = f"{entry.label}: {entry.outcome['scores'][index]['psnr']:.2f} dB"
             shown[caption] = _picture(entry, entry.outcome["renders"][index])
         views.append(shown)
     return views

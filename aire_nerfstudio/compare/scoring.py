@@ -32,8 +32,8 @@ def score(trainer: Any, count: int, longest_side: int | None, seconds: float, ke
         keep: writes a picture under a name and tells the file's.
 
     Returns:
-        ``views`` scored, ``psnr``, ``ssim``, ``lpips`` (means; without LPIPS where its weights are not there),
-        ``render_seconds`` a view, ``psnr_by_view``, and file names of ``renders`` and ``truths``.
+        ``views`` scored, ``scores`` of each (PSNR, SSIM, and LPIPS where its weights are), ``render_seconds`` a view,
+        and file names of ``renders`` and ``truths``.
     """
     model = trainer.pipeline.model.eval()
     parser = trainer.config.pipeline.datamanager.dataparser.setup()
@@ -58,11 +58,9 @@ def score(trainer: Any, count: int, longest_side: int | None, seconds: float, ke
         rows.append(image_metrics(rgb, truth))
         renders.append(keep(f"render-{index:04d}", _bytes(rgb)))
         truths.append(keep(f"truth-{index:04d}", _bytes(truth)))
-    shared = set.intersection(*(set(row) for row in rows))
     return {
         "views": len(rows),
-        **{name: float(np.mean([row[name] for row in rows])) for name in sorted(shared)},
-        "psnr_by_view": [row["psnr"] for row in rows],
+        "scores": rows,
         "render_seconds": float(np.median(times)),
         "renders": renders,
         "truths": truths,

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
+
+from aire_nerfstudio.files import write_text
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Trial:
         views: evaluation views to render; 0: none, the speed alone is wanted.
         longest_side: of those, in pixels; None: as they are.
         render_seconds: after which no further view is begun.
+        circumstances: what else a result depends on: the scene's files, versions, the device.
     """
 
     command: list[str]
@@ -47,6 +51,7 @@ class Trial:
     views: int
     longest_side: int | None
     render_seconds: float
+    circumstances: dict[str, str]
 
     @property
     def result_path(self) -> Path:
@@ -90,7 +95,7 @@ class Clock:
 
     def rate(self) -> float:
         """Steps a second in the last third: before it, ops are compiled and occupancy grids filled."""
-        first = 2 * len(self.moments) // 3
+        first = 2 * len(self.moments) // 3  # of optimizer steps, whose number an iteration may hold several of
         if len(self.moments) - first < 2:
             return len(self.moments) / max(self.ended - self.began, 1e-9)
         return (len(self.moments) - 1 - first) / (self.moments[-1] - self.moments[first])
@@ -152,28 +157,31 @@ def run(trial: Trial) -> dict[str, Any]:
     from aire_nerfstudio.compare.scoring import score
 
     trainer = clock.trainer
+    if trainer.training_state != "completed":
+        raise RuntimeError("error: the training was interrupted")
+    each = getattr(trainer.config, "steps_per_iteration", 1)
     trained = [p for p in trainer.pipeline.model.parameters() if p.requires_grad]
     checkpoints = sorted(trainer.checkpoint_dir.glob("*.ckpt"))
     outcome: dict[str, Any] = {
         "steps": len(clock.moments),
         "seconds": clock.ended - clock.began,
-        "rate": clock.rate(),
+        "rate": clock.rate() / each,
         "parameters": sum(p.numel() for p in trained),
         "weight_bytes": sum(p.numel() * p.element_size() for p in trained),
         "checkpoint_bytes": checkpoints[-1].stat().st_size if checkpoints else None,
-        "training_memory": peak_memory(trial.device),
+        "memory": peak_memory(trial.device),
     }
     if trial.views:
         outcome |= score(trainer, trial.views, trial.longest_side, trial.render_seconds, _keeper(folder))
-    outcome["memory"] = peak_memory(trial.device)
     return outcome
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: highest resident size of this process, on CUDA the most that torch allocated."""
+    """Bytes: on a CPU the highest resident size of this process and of those it started, on CUDA torch's own peak."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return own + sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
 
 
 def _keeper(folder: Path) -> Any:
@@ -189,7 +197,7 @@ def main() -> None:
     """Do the trial that a file describes and write its outcome beside it."""
     trial = Trial(**json.loads(Path(sys.argv[1]).read_text()))
     outcome = run(trial)
-    trial.result_path.write_text(json.dumps({"trial": dataclasses.asdict(trial), **outcome}, indent=1))
+    write_text(trial.result_path, json.dumps({"trial": dataclasses.asdict(trial), **outcome}, indent=1))
 
 
 if __name__ == "__main__":
