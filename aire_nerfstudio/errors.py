@@ -14,7 +14,7 @@ class InputError(ValueError):
     """Input that cannot be used; the message names the value, the rule and the fix, in one line."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an exception's message, at most 160 characters; its type's name where it has none."""
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
 

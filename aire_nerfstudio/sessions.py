@@ -28,12 +28,13 @@ class SessionLog:
 
     Args:
         folder: the run's.
-        step: optimizer steps done before this process.
+        step: optimizer steps done before this process; entries of what is trained anew are dropped.
         device: that trains, such as ``cuda:0``.
         seed: of the run.
+        resumed: folder of the run that is resumed, if it is another's.
     """
 
-    def __init__(self, folder: Path, step: int, device: str, seed: int) -> None:
+    def __init__(self, folder: Path, step: int, device: str, seed: int, resumed: Path | None = None) -> None:
         self._path = folder / FILE
         self._began: float | None = None
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
@@ -47,7 +48,8 @@ class SessionLog:
             "seed": seed,
             **environment(device),
         }
-        self._earlier = read_sessions(folder) if self._path.exists() else []
+        known = read_sessions(folder) or ([] if resumed is None else read_sessions(resumed))
+        self._earlier = [entry for entry in known if entry.get("from_step", 0) < step]
 
     def begin(self) -> None:
         """From now on it trains."""

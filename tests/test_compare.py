@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from aire_nerfstudio.compare.cli import _last_words
+from aire_nerfstudio.compare.cli import _last_words, as_name
 from aire_nerfstudio.compare.contestant import Contestant, contestant, scene_format
-from aire_nerfstudio.compare.report import Entry, markdown, page, ranked, table
+from aire_nerfstudio.compare.report import Entry, common_views, markdown, page, ranked, table
 from aire_nerfstudio.compare.scoring import read_over_white
 from aire_nerfstudio.compare.trial import Clock, without_lpips_weights
 from aire_nerfstudio.errors import InputError
@@ -53,9 +53,9 @@ def test_entries_are_read_as_typed(text, label, method, options):
     assert contestant(text, KNOWN) == Contestant(label, method, options)
 
 
-@pytest.mark.parametrize("text", ["", "=aire-siren", "big=", "nerf-o-matic", "nerfacto nerfacto=nerfacto"])
+@pytest.mark.parametrize("text", ["", "=aire-siren", "big=", "nerf-o-matic", "nerfacto --a 'b"])
 def test_wrong_entries_are_refused(text):
-    with pytest.raises(InputError, match=r"--methods .*(name a method|knows no method)"):
+    with pytest.raises(InputError, match=r"--methods .*(name a method|knows no method|cannot be read)"):
         contestant(text, KNOWN)
 
 
@@ -66,7 +66,8 @@ def test_a_scene_asks_for_its_options(tmp_path):
     assert "--pipeline.model.density-widths" in ours
     assert Contestant("a", "aire-siren").command(tmp_path, "cuda") == ["aire-siren", "--data", str(tmp_path)]
     given = Contestant("a", "aire-siren", ("--x", "1")).command(tmp_path, "cpu")
-    assert given == ["aire-siren", "--x", "1", "--data", str(tmp_path)]
+    assert given[-4:] == ["--x", "1", "--data", str(tmp_path)]
+    assert given[:-4] == ours[:-2]
     theirs = Contestant("b", "nerfacto").command(tmp_path, "cpu")
     assert theirs[-3:] == ["blender-data", "--data", str(tmp_path)]
     assert theirs[theirs.index("--pipeline.model.background-color") + 1] == "white"
@@ -154,28 +155,48 @@ def test_the_reason_is_what_the_method_said(text, words):
     assert _last_words(text) == words
 
 
-def _entry(label, psnr, folder=None):
+def _entry(label, psnr, views=1, folder=None):
     outcome = {
-        **{"psnr": psnr, "ssim": 0.9, "parameters": 1234, "weight_bytes": 4936, "checkpoint_bytes": None},
-        **{"seconds": 61.0, "steps": 10, "render_seconds": 0.5, "memory": 2.5e8, "views": 2},
-        **{"renders": [], "truths": [], "psnr_by_view": []},
+        **{"parameters": 1234, "weight_bytes": 4936, "checkpoint_bytes": None, "trial": {"steps": 77}},
+        **{"seconds": 61.0, "steps": 10, "render_seconds": 0.5, "memory": 2.5e8, "views": views},
+        **{"renders": [], "truths": [], "scores": [{"psnr": psnr, "ssim": 0.9}, {"psnr": 99.0, "ssim": 0.9}][:views]},
     }
     return Entry(label, "aire-siren", ("aire-siren", "--data", "a b"), outcome, folder, None)
 
 
 def test_tables_rank_by_quality_and_name_what_did_not_run():
-    entries = [_entry("low", 20.0), Entry("no", "x", (), {}, None, "needs CUDA: y"), _entry("high", 25.0)]
-    assert [entry.label for entry in ranked(entries)] == ["high", "low"]
+    # The second view of "low" would put it first; "high" was too slow to render it.
+    low, diverged = _entry("low", 20.0, views=2), _entry("nan", math.nan)
+    entries = [diverged, low, Entry("no", "x", (), {}, None, "needs CUDA: y"), _entry("high", 25.0)]
+    assert [entry.label for entry in ranked(entries)] == ["high", "low", "nan"]
+    assert common_views(entries) == 1
     text = markdown(entries, {"scene": "s"})
     assert text.index("| high | 25.00 | 0.900 | n/a | 1,234 |") < text.index("| low |")
     assert "- no: needs CUDA: y" in text
-    assert "ns-train aire-siren --data 'a b'" in text
+    assert "ns-train aire-siren --max-num-iterations 77 --data 'a b'" in text
+    assert "| a\\|b |" in markdown([_entry("a|b", 1.0)], {})
     rows = list(csv.DictReader(io.StringIO(table(entries))))
-    assert [row["label"] for row in rows] == ["high", "low", "no"]
+    assert [row["label"] for row in rows] == ["high", "low", "nan", "no"]
     assert rows[0]["psnr"] == "25.0"
-    assert rows[2]["reason"] == "needs CUDA: y"
+    assert rows[3]["reason"] == "needs CUDA: y"
     assert "<script" not in page([_entry("<script>", 1.0)], {"scene": "s"})
-    assert "Not run here" in page([entries[1]], {"scene": "s"})
+    assert "Not run here" in page([entries[2]], {"scene": "s"})
+
+
+@pytest.mark.parametrize(("a", "b"), [("a b", "a-b"), ("x" * 90 + "1", "x" * 90 + "2"), ("..", "-"), (".", "..")])
+def test_no_two_labels_share_a_folder(a, b):
+    assert as_name(a) != as_name(b)
+    assert as_name(a).strip(".")
+    assert "/" not in as_name("a/../b")
+
+
+def test_a_folder_that_is_no_trial_is_left_alone(tmp_path, demo):
+    (tmp_path / "out" / "aire-siren").mkdir(parents=True)
+    (tmp_path / "out" / "aire-siren" / "mine").touch()
+    done = _run("aire-compare", "--data", demo, "--methods", "aire-siren", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "would be overwritten" in done.stderr
+    assert (tmp_path / "out" / "aire-siren" / "mine").exists()
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +222,10 @@ def test_a_comparison_from_training_to_the_page(done):
     assert result["parameters"] == state["_model._extra_state"]["parameters"]
     assert result["checkpoint_bytes"] == saved.stat().st_size
     # The oracle: the files that were kept, to within their 8 bits.
-    for name, truth, psnr in zip(result["renders"], result["truths"], result["psnr_by_view"], strict=True):
+    for name, truth, scores in zip(result["renders"], result["truths"], result["scores"], strict=True):
         a, b = (np.asarray(Image.open(folder / "first" / file), dtype=float) / 255 for file in (name, truth))
         assert a.shape == (24, 24, 3)
-        assert abs(-10 * math.log10(((a - b) ** 2).mean()) - psnr) < 0.2
+        assert abs(-10 * math.log10(((a - b) ** 2).mean()) - scores["psnr"]) < 0.2
     text = (folder / "comparison.html").read_text()
     assert text.count("data:image/jpeg") == 4
     assert "nothing" in (folder / "comparison.md").read_text()

@@ -165,17 +165,81 @@ def test_what_is_asked_by_hand_is_done_while_the_schedule_is_frozen():
         ("large", 5, "densify", {"count": 2}, "never changes"),
         ("rigl", 5, "prune", {}, "rule of its own"),
         ("depgraph", 5, "densify", {"count": 2}, "adds no neurons"),
+        ("taylor", 5, "decay", {"count": 2}, "fresh scores"),
+        ("layers", 5, "decay", {}, "sine layers are 0 to 1"),
+        ("psnr", 30, "decay", {}, "leaves nothing to remove"),
+        ("psnr", 30, "skip", {}, "leaves nothing to remove"),
     ],
 )
 def test_a_refusal_says_why_and_leaves_no_trace(variant, to, action, options, words):
-    adaptation = SCHEDULE if variant == "aire" else replace(SCHEDULE, densify_at=None, densify_count=0)
+    special = {
+        "aire": SCHEDULE,
+        "taylor": replace(NONE, criterion="taylor"),
+        "layers": replace(NONE, prune_layers=(0, 5)),
+        "psnr": replace(SCHEDULE, target_psnr=60.0),
+    }
+    adaptation = special.get(variant, replace(SCHEDULE, densify_at=None, densify_count=0))
+    variant = "aire" if variant in special else variant
     refused = Run(adaptation, variant).to(to).press(action, **options).to(TOTAL)
     assert len(refused.answers) == 1
     assert refused.answers[0].startswith("refused: ")
     assert words in refused.answers[0]
     untouched = Run(adaptation, variant).to(TOTAL)
+    states = [run.model._adaptation_state.to_dict() for run in (refused, untouched)]
+    assert str(states[0]) == str(states[1])
     assert same(refused.weights(), untouched.weights())
     assert refused.events() == untouched.events()
+
+
+def test_neurons_chosen_while_the_schedule_stands_still_do_not_grow():
+    """Ahead of the clock the decay's weight is 0, not negative."""
+    run = Run(NONE).to(5)
+    run.model.ask_to_freeze(True)
+    run.to(8).press("decay", count=6, steps=5).to(9)
+    assert run.answers == ["decay [4, 2]"] or "decay" in run.answers[0]
+    chosen = run.model.standing().targets
+    run.to(40)
+    assert run.model.adaptation_loss().item() >= 0
+    assert run.model.standing().targets == chosen
+    run.model.ask_to_freeze(False)
+    assert run.to(TOTAL).events()[-1][0] == "prune"
+
+
+def test_the_whole_of_an_extended_run_can_be_steered():
+    saved = Run().to(TOTAL).checkpoint()
+    run = Run(total=2 * TOTAL, checkpoint=saved).to(TOTAL + 5).press("decay", count=4, steps=20).to(2 * TOTAL)
+    assert run.answers[0].startswith("decay")
+    assert run.events()[-1] == ("prune", TOTAL + 6 + 20)
+
+
+def test_a_densification_may_come_between_rounds():
+    config = replace(SCHEDULE, densify_at=None, densify_count=0, target_parameters=150, rounds=2)
+    run = Run(config).to(31)
+    assert not run.model.standing().targets
+    run.press("densify", count=3).to(32)
+    assert run.answers == ["densify [3, 0]"]
+    assert run.to(TOTAL).model.sizes[1] <= 150
+
+
+def test_of_two_moments_at_once_the_first_done_is_skipped_to():
+    run = Run(replace(SCHEDULE, densify_at=25)).to(4).press("skip").to(6).press("skip").to(8)
+    assert [event for event, _ in run.events()] == ["densify", "decay"]
+
+
+def test_what_comes_too_late_is_refused_at_the_end():
+    run = Run().to(TOTAL)
+    run.press("prune")
+    run.model._after_run(TOTAL)
+    assert run.answers == ["refused: the training is over"]
+
+
+def test_requests_are_answered_at_an_iterations_end():
+    run = Run()
+    run.model._steps_per_iteration = 4
+    run.to(5).press("densify", count=2).to(7)
+    assert run.answers == []
+    assert run.to(8).answers == ["densify [2, 0]"]
+    assert run.events() == [("densify", 8)]
 
 
 @pytest.mark.parametrize("config", [SCHEDULE, replace(SCHEDULE, target_parameters=150, rounds=4)])
@@ -186,6 +250,8 @@ def test_a_run_that_was_steered_resumes_as_if_uninterrupted(config):
         return run.to(25)
 
     whole = steer(Run(config))
+    assert len(whole.answers) == 2
+    assert not any("refused" in answer for answer in whole.answers)
     saved = whole.checkpoint()
     whole.model.ask_to_freeze(False)
     whole.to(TOTAL)

@@ -14,6 +14,7 @@ from PIL import Image
 from viewer_page import FLAGS, chromium
 
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.models.portraits import _averaged
 from aire_nerfstudio.report.charts import contributions, curves, sizes, spectrum
 from aire_nerfstudio.report.facts import read_run
 from aire_nerfstudio.report.page import duration, write_report
@@ -194,9 +195,26 @@ def test_sessions_add_up(tmp_path):
     second.write(30)
     entries = read_sessions(tmp_path)
     assert [(e["from_step"], e["to_step"]) for e in entries] == [(0, 10), (10, 30)]
-    assert json.loads((tmp_path / "run.json").read_text())[0]["seed"] == 7
+    again = SessionLog(tmp_path, 0, "cpu", 7)  # from the start: what was trained before is not of this run
+    elsewhere = SessionLog(tmp_path / "other", 30, "cpu", 7, resumed=tmp_path)
+    elsewhere.write(40)
+    assert [e["from_step"] for e in read_sessions(tmp_path / "other")] == [0, 10, 30]
+    again.write(5)
+    assert [(e["from_step"], e["to_step"]) for e in read_sessions(tmp_path)] == [(0, 5)]
+    assert json.loads((tmp_path / "other" / "run.json").read_text())[0]["seed"] == 7
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(7.34, "7.3 s"), (252, "4 min 12 s"), (7500, "2 h 05 min")])
 def test_durations_read_as_people_say_them(seconds, words):
     assert duration(seconds) == words
+
+
+def test_views_shrink_as_what_is_seen_does():
+    """Colours count by their alpha: over any background, the mean of the picture is the picture of the mean."""
+    image = torch.rand(6, 8, 4)
+    small = _averaged(image, (3, 4))
+    for background in (0.0, 1.0):
+        seen = image[..., :3] * image[..., 3:] + background * (1 - image[..., 3:])
+        expected = seen.view(3, 2, 4, 2, 3).mean((1, 3))
+        assert torch.allclose(small[..., :3] * small[..., 3:] + background * (1 - small[..., 3:]), expected, atol=1e-5)
+    assert torch.allclose(_averaged(image[..., :3], (3, 4)), image[..., :3].reshape(3, 2, 4, 2, 3).mean((1, 3)))

@@ -59,6 +59,7 @@ def test_the_panel_shows_and_steers_a_training(task, browser, demo, tmp_path):
         assert page.page.locator(".js-plotly-plot .bars .point").count() >= sum(left)
         page.press("Freeze schedule")
         page.answer("Freeze schedule", "the schedule stands still")
+        page.page.get_by_role("button", name="Let schedule go on", exact=True).wait_for(timeout=20_000)
         page.press("Save checkpoint")
         step = int(page.answer("Save checkpoint", r"saved step [\d,]+").split()[-1].replace(",", ""))
         state = _saved(run, step)

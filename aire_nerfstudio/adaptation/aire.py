@@ -6,6 +6,7 @@ paper is silent are listed in ``docs/method.md``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -25,6 +26,7 @@ from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, so
 from aire_nerfstudio.adaptation.frequencies import residual_frequencies
 from aire_nerfstudio.adaptation.importance import contribution, score, strongest, taylor_saliency, weakest
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 NEW_COLUMN_BOUND = 1e-4
@@ -263,7 +265,8 @@ class AireStrategy:
         schedule = state.schedule
         assert schedule.decay_start is not None
         assert schedule.prune_at is not None
-        return (step - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
+        # Chosen by hand while the schedule stands still, neurons are ahead of its clock.
+        return max(0, step - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
 
     def _targets(self, state: AireState, device: torch.device) -> dict[int, Tensor]:
         return {layer: chosen.to(device) for layer, chosen in zip(state.layers, state.targets, strict=True)}
@@ -470,6 +473,23 @@ class AireStrategy:
 
         What the schedule had planned of the same kind counts as done; what has been done already is done once more.
         """
+        before = copy.deepcopy(vars(state))
+        try:
+            return self._controlled(groups, optimizers, state, step, request, shadows, probe)
+        except InputError as error:
+            vars(state).update(before)
+            raise error if isinstance(error, Refused) else Refused(str(error)) from error
+
+    def _controlled(
+        self,
+        groups: Sequence[NeuronGroup],
+        optimizers: Sequence[Optimizer],
+        state: AireState,
+        step: int,
+        request: Request,
+        shadows: Sequence[Sequence[NeuronGroup]],
+        probe: Probe | None,
+    ) -> list[Report]:
         if request.action == "densify":
             report = self._densify_by_hand(groups, optimizers, state, step, request, shadows, probe)
         elif request.action == "decay":
@@ -480,7 +500,7 @@ class AireStrategy:
             following = self._following(state, step)
             if following == "skip":
                 raise Refused("nothing is left in the schedule; densify, decay and prune work without it")
-            return self.control(groups, optimizers, state, step, Request(following), shadows, probe)
+            return self._controlled(groups, optimizers, state, step, Request(following), shadows, probe)
         return [replace(report, by_hand=True)]
 
     def _following(self, state: AireState, step: int) -> Action:
@@ -493,7 +513,8 @@ class AireStrategy:
             waiting.append((schedule.densify_at, "densify"))
         if schedule.decay_start is not None and not state.is_decaying:
             waiting.append((schedule.decay_start, "decay"))
-        return min(waiting)[1] if waiting else "skip"
+        # Of two at the same moment the one that the schedule does first.
+        return min(waiting, key=lambda pair: pair[0])[1] if waiting else "skip"
 
     def _densify_by_hand(
         self,
@@ -513,9 +534,11 @@ class AireStrategy:
             raise Refused("neurons are decaying; remove them first (prune), then densify")
         if count < 1:
             raise Refused("the configuration adds no neurons and no count was given; give one")
-        if count > width and self.config.densify_from == "harmonics":
-            raise Refused(f"count is {count}; the input layer has {width} neurons, so at most {width} can be doubled")
-        planned = None if state.is_densified else replace(state.schedule, densify_at=step)
+        if count > width:
+            raise Refused(f"count is {count}; the input layer has {width} neurons, so at most {width} can be added")
+        if self.config.criterion == "taylor" and self.config.densify_from == "harmonics":
+            self._check_saliency(state, step)
+        planned = None if state.is_densified else self._with_densification(state.schedule, step)
         report = self._densify(groups, optimizers, state, step, shadows, probe, count)
         state.schedule = planned or state.schedule
         return report
@@ -526,6 +549,9 @@ class AireStrategy:
         if state.is_decaying and not state.is_pruned:
             chosen = sum(len(t) for t in state.targets)
             raise Refused(f"{chosen} neurons are decaying already; remove them first (prune)")
+        if self.config.criterion == "taylor":
+            self._check_saliency(state, step)
+        self._check_layers(groups, request)
         schedule = self._decay_schedule(state, step, request)
         if request.count is None:
             report = self._choose(groups, state, step, probe)
@@ -537,6 +563,22 @@ class AireStrategy:
             report = self._chosen(groups, state, step)
         state.schedule, state.is_pruned = schedule, False
         return report
+
+    def _with_densification(self, schedule: Schedule, step: int) -> Schedule:
+        return replace(schedule, densify_at=step)
+
+    def _check_saliency(self, state: AireState, step: int) -> None:
+        """The scores are followed before scheduled decisions only."""
+        if not state.saliency or not self._is_soon(state, step):
+            raise Refused(f"'taylor' has fresh scores only in the {SALIENCY_STEPS} steps before a scheduled decision")
+
+    def _check_layers(self, groups: Sequence[NeuronGroup], request: Request) -> None:
+        """What a schedule would have been checked for at the start of the run."""
+        layers, counts = self.config.prune_layers, self.config.prune_counts
+        if not layers or min(layers) < 0 or max(layers) >= len(groups):
+            raise Refused(f"prune_layers is {layers}; the network's sine layers are 0 to {len(groups) - 1}")
+        if request.count is None and counts is not None and len(counts) != len(layers):
+            raise Refused(f"prune_counts {counts} must have one number for each of the layers {layers}; give a count")
 
     def _decay_schedule(self, state: AireState, step: int, request: Request) -> Schedule:
         """The schedule with the decay beginning at ``step``."""

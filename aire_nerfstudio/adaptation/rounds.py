@@ -134,6 +134,9 @@ class RoundsStrategy(AireStrategy):
         names = {"decay": "rounds"}
         return tuple(replace(span, name=names.get(span.name, span.name)) for span in super()._spans(state))
 
+    def _with_densification(self, schedule: Schedule, step: int) -> Schedule:
+        return schedule  # a window, within which no round may be under way
+
     def _following(self, state: AireState, step: int) -> Action:
         following = super()._following(state, step)
         return "skip" if following == "decay" and step >= self._window(state.schedule)[1] else following
@@ -220,7 +223,7 @@ class RoundsStrategy(AireStrategy):
     def _progress(self, state: AireState, step: int) -> float:
         assert isinstance(state, RoundsState)
         assert state.round_removal is not None
-        return (step - state.round_start) / (state.round_removal - state.round_start)
+        return max(0, step - state.round_start) / (state.round_removal - state.round_start)
 
     @staticmethod
     def _is_soon(state: AireState, step: int) -> bool:

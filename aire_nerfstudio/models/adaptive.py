@@ -23,7 +23,7 @@ from aire_nerfstudio.adaptation.base import Probe, Report, Strategy, widths
 from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.analysis.stability import pruning_bound
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.graphed import GraphedLoss, Loss
@@ -236,6 +236,10 @@ class AdaptiveModel(PartViews):
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
         else:
             self._adaptation_state = self._strategy.restore(saved["strategy"])
+        schedule = getattr(self._adaptation_state, "schedule", None)
+        if schedule is not None and schedule.total < total_steps:
+            # A run that is extended: what is asked for by hand may take place in the whole of it.
+            self._adaptation_state.schedule = replace(schedule, total=total_steps)
         self._total_steps = total_steps
         if saved is None or not self._record.snapshots:
             self._record = RunRecord(total_steps)
@@ -311,9 +315,12 @@ class AdaptiveModel(PartViews):
         Raises:
             InputError: a target was asked for and is not reached.
         """
+        self._requests.refuse("the training is over")
         self.panel.finish()
-        if self._is_frozen:
-            CONSOLE.log("the schedule was still frozen at the end of the run: what it had left was not done")
+        if self._held:
+            left = [span.name for span in self.standing().spans if span.start > self._clock]
+            if left:
+                CONSOLE.log(f"the schedule stood still for {self._held:,} steps; not reached: {', '.join(left)}")
         missed = self._strategy.shortfall(self._adaptation_state)
         if missed is not None:
             raise InputError(f"{missed}. The network as it is was saved")
@@ -346,6 +353,8 @@ class AdaptiveModel(PartViews):
 
         def change() -> str:
             groups, state = self.adaptive_groups(self.field), self._adaptation_state
+            if request.action == "decay" and request.steps is not None:
+                self._check_end(self._step + 1 + request.steps)
             reports = self._strategy.control(
                 groups, self._optimizers, state, self._clock + 1, request, self._twins(), self.probe()
             )
@@ -353,6 +362,13 @@ class AdaptiveModel(PartViews):
             return "; ".join(f"{report.event} {list(report.counts)}" for report in reports)
 
         self.ask(change, done)
+
+    def _check_end(self, step: int) -> None:
+        """Refuse what would end after the run, steps for which the schedule stood still included."""
+        if step >= self._total_steps:
+            raise Refused(
+                f"the decay would end at step {step:,} and the run at {self._total_steps:,}; give fewer steps"
+            )
 
     def ask_to_freeze(self, is_frozen: bool, done: Done = lambda answer: None) -> None:
         """Stop the schedule's clock, or let it go on, from the next step; what is asked for by hand is done anyway."""
@@ -368,13 +384,15 @@ class AdaptiveModel(PartViews):
 
         self.ask(change, done)
 
-    def ask_to_export(self, stem: Path, done: Done = lambda answer: None) -> None:
-        """Have what the network stands for written after the present step; see :meth:`export`."""
+    def ask_to_export(self, folder: Path, done: Done = lambda answer: None) -> None:
+        """Have what the network stands for written into a folder after the present step; see :meth:`export`."""
 
         def write() -> str:
             self.eval()
             try:
-                return f"wrote {self.export(stem)}"
+                return f"wrote {self.export(folder / f'step-{self._step + 1:09d}')}"
+            except (OSError, RuntimeError) as error:
+                raise Refused(f"nothing was written ({first_line(error)})") from error
             finally:
                 self.train()
 

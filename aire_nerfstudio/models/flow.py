@@ -119,7 +119,9 @@ class FlowModel(SdfModel):
             for moment in (0.0, self.duration / 2, self.duration):
                 self.time = moment
                 for portrait in super().portraits(datamanager, 1, longest_side):
-                    made.append(replace(portrait, title=f"time {moment:g}, {portrait.title}"))
+                    # The truth is that of time 0.
+                    scores = portrait.scores if moment == 0 else {}
+                    made.append(replace(portrait, title=f"time {moment:g}, {portrait.title}", scores=scores))
         finally:
             self.time = shown
         return made

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 
 Action = Callable[[], str]
@@ -40,4 +40,16 @@ class RequestQueue:
                 set_rng_state(before)  # what was refused leaves no trace
                 answer = f"refused: {error}"
                 CONSOLE.log(f"step {step:,}: {answer}")
+            self._tell(done, answer)
+
+    def refuse(self, reason: str) -> None:
+        """Answer all that still waits."""
+        while not self._waiting.empty():
+            self._tell(self._waiting.get()[1], f"refused: {reason}")
+
+    @staticmethod
+    def _tell(done: Done, answer: str) -> None:
+        try:
             done(answer)
+        except Exception as error:  # a browser that has just gone does not end a training
+            CONSOLE.log(f"the answer {answer!r} reached nobody ({first_line(error)})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import os
 import pickle
 import sys
@@ -25,6 +26,7 @@ from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -35,6 +37,8 @@ from aire_nerfstudio.sessions import SessionLog
 REPORT = "report.html"
 # Views and their longest side in the report that a run ends with: seconds, not minutes. aire-report shows more.
 AT_THE_END = (3, 256)
+# Pixels of a picture that is still evaluated then; of a larger one aire-report does it.
+LARGEST_PICTURE = 1 << 20
 
 
 @dataclass
@@ -138,7 +142,8 @@ class AdaptiveTrainer(Trainer):
             CONSOLE.log(f"Saving config to: {path}")
             path.write_text(self._config_text, "utf8")
             steps = self._start_step * self.config.steps_per_iteration
-            self._session = SessionLog(self.base_dir, steps, self.device, self.config.machine.seed)
+            resumed = None if self.config.load_dir is None else Path(self.config.load_dir).parent
+            self._session = SessionLog(self.base_dir, steps, self.device, self.config.machine.seed, resumed)
             if self.config.report:
                 # Before the others: they may end the run, and nerfstudio then waits for the viewer.
                 self.callbacks.insert(0, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._report))
@@ -155,7 +160,7 @@ class AdaptiveTrainer(Trainer):
         try:
             with self.train_lock:  # the viewer goes on rendering
                 model = cast(AdaptiveModel, self.pipeline.model)
-                shown = model.portraits(self.pipeline.datamanager, *AT_THE_END)
+                shown = model.portraits(self.pipeline.datamanager, *AT_THE_END) if self._is_soon_drawn() else []
             write_report(path, [read_run(self.base_dir)], [shown])
             CONSOLE.log(f"Report: {path}")
         except Exception as error:
@@ -163,6 +168,11 @@ class AdaptiveTrainer(Trainer):
                 f"warning: the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again",
                 file=sys.stderr,
             )
+
+    def _is_soon_drawn(self) -> bool:
+        """Whether the report's views take seconds: not so of a large picture, which is scored at its own size."""
+        model = self.pipeline.model
+        return not isinstance(model, ImageModel) or math.prod(model.picture_size) <= LARGEST_PICTURE
 
     def train_iteration(self, step: int) -> Any:
         """See nerfstudio; as many optimizer steps as the configuration says, each as if it were an iteration.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,14 +58,24 @@ class MakeReport:
             raise InputError(f"{run} holds no {CONFIG}, so nothing can be rendered; add --no-pictures")
         with self._console.status(f"rendering {run}"):
             try:
-                _, pipeline, _, _ = eval_setup(run / CONFIG, test_mode="test")
+                _, pipeline, _, _ = eval_setup(run / CONFIG, test_mode="test", update_config_callback=_here(run))
                 model: Any = pipeline.model
                 return model.portraits(pipeline.datamanager, self.views, self.longest_side or None)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(
                     f"{run} cannot be rendered ({type(error).__name__}: {first_line(error)}); is its data still there? "
                     "--no-pictures leaves the views out"
                 ) from error
+
+
+def _here(run: Path) -> Callable[[Any], Any]:
+    """Have the checkpoint taken from the folder that was given: the config names the one it was trained in."""
+
+    def update(config: Any) -> Any:
+        config.get_base_dir = run.absolute
+        return config
+
+    return update
 
 
 @exit_on_bad_input

@@ -54,7 +54,7 @@ class RunFacts:
 
     @property
     def seconds(self) -> float:
-        """Of all processes that trained it, set-up excluded; 0 where unknown."""
+        """Of all processes that trained it, set-up excluded, as far as ``run.json`` knows them; 0: not at all."""
         return sum(float(session.get("seconds", 0)) for session in self.sessions)
 
 
@@ -64,6 +64,7 @@ def read_run(folder: Path) -> RunFacts:
     Raises:
         InputError: no run of this package, or a damaged one.
     """
+    folder = folder.absolute()
     checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
     if not checkpoints:
         raise InputError(
@@ -87,7 +88,7 @@ def read_run(folder: Path) -> RunFacts:
             record=RunRecord.from_dict(state["record"]) if has_record else None,
             now=Snapshot.from_dict(state["now"]) if has_record else None,
             sessions=read_sessions(folder),
-            scores=_scores(folder / EVALUATION),
+            scores=_scores(folder / EVALUATION, path.name),
             config=_text(folder / CONFIG),
         )
     except InputError:
@@ -96,11 +97,15 @@ def read_run(folder: Path) -> RunFacts:
         raise InputError(f"{path} is no whole checkpoint of an aire method ({first_line(error)})") from error
 
 
-def _scores(path: Path) -> dict[str, float]:
+def _scores(path: Path, checkpoint: str) -> dict[str, float]:
+    """What ns-eval found of this checkpoint; nothing where it evaluated another."""
     if not path.is_file():
         return {}
     try:
-        results = json.loads(path.read_text("utf8"))["results"]
+        evaluated = json.loads(path.read_text("utf8"))
+        results = evaluated["results"]
+        if Path(evaluated.get("checkpoint", checkpoint)).name != checkpoint:
+            return {}
         return {str(name): float(value) for name, value in results.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({first_line(error)}); remove it or run ns-eval again") from error

@@ -70,7 +70,7 @@ def _page(runs: Sequence[RunFacts], portraits: Sequence[Sequence[Portrait]], sid
         kinds=KINDS,
         curves=charts.curves(runs),
         sizes=charts.sizes(runs),
-        has_psnr=all(run.record is not None and "psnr" in run.record.columns for run in runs),
+        has_psnr=all("psnr" in run.record.columns for run in runs if run.record is not None and run.record.steps),
     )
 
 

@@ -68,7 +68,7 @@ def event_colour(event: str) -> str:
 def frequency_figure(snapshot: Snapshot) -> go.Figure:
     """The input neurons' frequencies: in the plane for two coordinates, else length against contribution."""
     figure = go.Figure()
-    contributions = snapshot.layers[0].contributions
+    contributions = snapshot.layers[0].contributions.nan_to_num(0.0, 0.0, 0.0)
     largest = float(contributions.max().clamp_min(1e-12))
     for kind, mask in kinds_of(snapshot, 0).items():
         frequencies, given = snapshot.frequencies[mask], contributions[mask]

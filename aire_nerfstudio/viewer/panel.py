@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import viser
+from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
-from aire_nerfstudio.adaptation.control import Action, Request
+from aire_nerfstudio.adaptation.control import Action, Refused, Request
+from aire_nerfstudio.errors import first_line
 from aire_nerfstudio.viewer.figures import contribution_figure, curve_figure, empty_figure, frequency_figure
 from aire_nerfstudio.viewer.first_view import look_from_first_view
 from aire_nerfstudio.viewer.watched import Watched
@@ -47,6 +49,7 @@ class AdaptationPanel(ViewerControl):
         self._model = model
         self._server: viser.ViserServer | None = None
         self._due = 0.0
+        self._has_failed = False
 
     # --- called by nerfstudio ----------------------------------------------------------------------------------------
 
@@ -78,14 +81,23 @@ class AdaptationPanel(ViewerControl):
         if self._server is None or time.monotonic() < self._due or not self._server.get_clients():
             return
         began = time.monotonic()
-        self.update()
+        self._try_update()
         took = time.monotonic() - began
         self._due = began + max(LEAST_SECONDS, PATIENCE * took)
 
     def finish(self) -> None:
         """Show where training ended."""
         if self._server is not None:
+            self._try_update()
+
+    def _try_update(self) -> None:
+        """A plot that fails does not end a training: it is said once."""
+        try:
             self.update()
+        except Exception as error:
+            if not self._has_failed:
+                CONSOLE.log(f"the viewer's panel could not be drawn ({first_line(error)})")
+            self._has_failed = True
 
     # --- the panel ---------------------------------------------------------------------------------------------------
 
@@ -100,8 +112,11 @@ class AdaptationPanel(ViewerControl):
             for action, label in LABELS.items():
                 button = gui.add_button(label, hint=HINTS[action])
                 button.on_click(self._press(action))
+            # viser's buttons keep their label.
             self._freeze = gui.add_button(FREEZE, hint="The schedule's clock stands still; buttons work.")
-            self._freeze.on_click(lambda event: self._toggle_freeze())
+            self._freeze.on_click(lambda event: self._ask_to_freeze(True))
+            self._unfreeze = gui.add_button(UNFREEZE, hint="Everything comes later by as much.", visible=False)
+            self._unfreeze.on_click(lambda event: self._ask_to_freeze(False))
             gui.add_button("Export", hint="Write the picture or the surface as it is now.").on_click(self._export)
             gui.add_button("Save checkpoint").on_click(self._save)
         self._parts = gui.add_checkbox(
@@ -127,7 +142,7 @@ class AdaptationPanel(ViewerControl):
         self._stage.content = stage_line(standing, step, clock, model.is_frozen)
         self._progress.value = progress_percent(standing, clock)
         self._sizes.content = size_table(snapshot, record, standing, *model.sizes)
-        self._freeze.label = UNFREEZE if model.is_frozen else FREEZE
+        self._freeze.visible, self._unfreeze.visible = not model.is_frozen, model.is_frozen
         self._contributions.figure = contribution_figure(snapshot)
         self._curves.figure = curve_figure(record, model.history)
         self._frequencies.figure = frequency_figure(snapshot)
@@ -144,20 +159,21 @@ class AdaptationPanel(ViewerControl):
 
         return ask
 
-    def _toggle_freeze(self) -> None:
-        wanted = not self._model.is_frozen
-        self._ask(FREEZE if wanted else UNFREEZE, lambda done: self._model.ask_to_freeze(wanted, done))
+    def _ask_to_freeze(self, is_frozen: bool) -> None:
+        self._ask(FREEZE if is_frozen else UNFREEZE, lambda done: self._model.ask_to_freeze(is_frozen, done))
 
     def _export(self, event: Any) -> None:
         def ask(done: Callable[[str], None]) -> None:
-            stem = self._trainer.base_dir / "exports" / f"step-{self._model.position[0]:09d}"
-            self._model.ask_to_export(stem, done)
+            self._model.ask_to_export(self._trainer.base_dir / "exports", done)
 
         self._ask("Export", ask)
 
     def _save(self, event: Any) -> None:
         def save() -> str:
-            self._trainer.save_checkpoint(self._trainer.step)
+            try:
+                self._trainer.save_checkpoint(self._trainer.step)
+            except (OSError, RuntimeError) as error:
+                raise Refused(f"nothing was saved ({first_line(error)})") from error
             return f"saved step {self._trainer.step:,} in {self._trainer.checkpoint_dir}"
 
         self._ask("Save checkpoint", lambda done: self._model.ask(save, done))

@@ -62,6 +62,6 @@ class Watched(Protocol):
         """Stop the schedule's clock or let it go on."""
         ...
 
-    def ask_to_export(self, stem: Path, done: Done) -> None:
-        """Have a file written."""
+    def ask_to_export(self, folder: Path, done: Done) -> None:
+        """Have a file written into a folder."""
         ...
