@@ -82,9 +82,9 @@ def main() -> None:
                 wait_for(lambda page=page, at=at: (page.step() or 0) > at, 600, page.text)
                 page.page.get_by_role("button", name="Pause Training").click()
                 page.page.wait_for_timeout(6000)
-                # The part of the panel that the picture is about.
-                page.page.get_by_text("Contributions", exact=True).scroll_into_view_if_needed()
-                page.page.wait_for_timeout(1500)
+                # What the picture is about comes below the buttons.
+                page.page.get_by_text("By hand", exact=True).click()
+                page.page.wait_for_timeout(3000)
                 page.page.screenshot(path=str(shot))
                 page.page.get_by_role("button", name="Resume Training").click()
                 if task in wanted:
