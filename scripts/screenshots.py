@@ -46,7 +46,7 @@ RUNS: dict[str, list[str]] = {
         *("--optimizers.fields.optimizer.lr", "1e-3", "--optimizers.fields.scheduler.final-ratio", "0.1"),
     ],
 }
-ITERATIONS = 3000
+ITERATIONS = 1500
 # Share of the run at which the picture is taken: well within the decay.
 MOMENT = {"image": 0.55, "nerf": 0.3, "sdf": 0.3, "flow": 0.3}
 
@@ -82,9 +82,6 @@ def main() -> None:
                 wait_for(lambda page=page, at=at: (page.step() or 0) > at, 600, page.text)
                 page.page.get_by_role("button", name="Pause Training").click()
                 page.page.wait_for_timeout(6000)
-                # What the picture is about comes below the buttons.
-                page.page.get_by_text("By hand", exact=True).click()
-                page.page.wait_for_timeout(3000)
                 page.page.screenshot(path=str(shot))
                 page.page.get_by_role("button", name="Resume Training").click()
                 if task in wanted:

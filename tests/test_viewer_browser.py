@@ -13,6 +13,14 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium: apt-get install chromium")
 
+# How much of each plot of the panel its ancestors let through.
+VISIBLE_HEIGHTS = """() => [...document.querySelectorAll('.js-plotly-plot')].filter(e => e.offsetHeight > 0).map(e => {
+    let height = e.offsetHeight;
+    for (let p = e.parentElement; p && !p.className.includes?.('ScrollArea'); p = p.parentElement)
+        if (getComputedStyle(p).overflowY === 'hidden') height = Math.min(height, p.offsetHeight);
+    return height;
+})"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -57,6 +65,10 @@ def test_the_panel_shows_and_steers_a_training(task, browser, demo, tmp_path):
         # Drawn: one picture a plot, with marks in it.
         assert wait_for(lambda: page.page.locator(".js-plotly-plot .main-svg").count() >= 3, 30, page.text)
         assert page.page.locator(".js-plotly-plot .bars .point").count() >= sum(left)
+        # Seen: viser may draw what nobody can see.
+        heights = page.page.evaluate(VISIBLE_HEIGHTS)
+        assert len(heights) == 3
+        assert min(heights) > 150
         page.press("Freeze schedule")
         page.answer("Freeze schedule", "the schedule stands still")
         page.page.get_by_role("button", name="Let schedule go on", exact=True).wait_for(timeout=20_000)

@@ -102,23 +102,25 @@ class AdaptationPanel(ViewerControl):
     # --- the panel ---------------------------------------------------------------------------------------------------
 
     def _build(self, gui: Any) -> None:
+        # No folders: in a tab that is not shown, viser's may stay closed over what they hold.
         self._stage = gui.add_markdown("waiting for the first step")
         self._progress = gui.add_progress_bar(0.0)
         self._sizes = gui.add_markdown("")
-        with gui.add_folder("By hand"):
-            self._answer = gui.add_markdown("_Nothing was asked for yet._")
-            self._count = gui.add_number("Neurons", 0, min=0, step=1, hint="How many; 0: as configured.")
-            self._steps = gui.add_number("Decay steps", 0, min=0, step=1, hint="How long; 0: as scheduled.")
-            for action, label in LABELS.items():
-                button = gui.add_button(label, hint=HINTS[action])
-                button.on_click(self._press(action))
-            # viser's buttons keep their label.
-            self._freeze = gui.add_button(FREEZE, hint="The schedule's clock stands still; buttons work.")
-            self._freeze.on_click(lambda event: self._ask_to_freeze(True))
-            self._unfreeze = gui.add_button(UNFREEZE, hint="Everything comes later by as much.", visible=False)
-            self._unfreeze.on_click(lambda event: self._ask_to_freeze(False))
-            gui.add_button("Export", hint="Write the picture or the surface as it is now.").on_click(self._export)
-            gui.add_button("Save checkpoint").on_click(self._save)
+        gui.add_markdown("**Contributions** of the neurons, strongest first")
+        self._contributions = gui.add_plotly(empty_figure(), aspect=1.2)
+        gui.add_markdown("**By hand**, after the present step")
+        self._answer = gui.add_markdown("_Nothing was asked for yet._")
+        self._count = gui.add_number("Neurons", 0, min=0, step=1, hint="How many; 0: as configured.")
+        self._steps = gui.add_number("Decay steps", 0, min=0, step=1, hint="How long; 0: as scheduled.")
+        for action, label in LABELS.items():
+            gui.add_button(label, hint=HINTS[action]).on_click(self._press(action))
+        # viser's buttons keep their label.
+        self._freeze = gui.add_button(FREEZE, hint="The schedule's clock stands still; buttons work.")
+        self._freeze.on_click(lambda event: self._ask_to_freeze(True))
+        self._unfreeze = gui.add_button(UNFREEZE, hint="Everything comes later by as much.", visible=False)
+        self._unfreeze.on_click(lambda event: self._ask_to_freeze(False))
+        gui.add_button("Export", hint="Write the picture or the surface as it is now.").on_click(self._export)
+        gui.add_button("Save checkpoint").on_click(self._save)
         self._parts = gui.add_checkbox(
             "Render parts",
             bool(self._model.config.shows_parts),
@@ -126,12 +128,10 @@ class AdaptationPanel(ViewerControl):
             "frequency that drives each point. Three times the work.",
         )
         self._parts.on_update(lambda event: self._show_parts())
-        with gui.add_folder("Contributions"):
-            self._contributions = gui.add_plotly(empty_figure(), aspect=1.2)
-        with gui.add_folder("Curves"):
-            self._curves = gui.add_plotly(empty_figure(), aspect=1.2)
-        with gui.add_folder("Input frequencies"):
-            self._frequencies = gui.add_plotly(empty_figure(), aspect=1.0)
+        gui.add_markdown("**Curves**")
+        self._curves = gui.add_plotly(empty_figure(), aspect=1.2)
+        gui.add_markdown("**Input frequencies**")
+        self._frequencies = gui.add_plotly(empty_figure(), aspect=1.0)
 
     def update(self) -> None:
         """Draw everything anew."""
