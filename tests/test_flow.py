@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused(ball):
 
 
 SMALL = (
-    "--vis", "tensorboard", "--logging.local-writer.enable", "False", "--timestamp", "run",
+    "--vis", "tensorboard", "--report", "False", "--logging.local-writer.enable", "False", "--timestamp", "run",
     "--pipeline.model.first-omega", "10", "--pipeline.model.hidden-omega", "10",
     "--pipeline.datamanager.on-surface", "300", "--pipeline.datamanager.off-surface", "300",
     "--pipeline.datamanager.pool", "3000", "--pipeline.datamanager.dataparser.view-size", "32",

@@ -150,7 +150,8 @@ def test_variants_and_switches_from_the_command_line(trained, name, options):
     root, _, _ = trained
     done = _run(
         "ns-train", "aire-image-siren", "--data", "photo.png", "--max-num-iterations", "60", "--timestamp", "run",
-        "--experiment-name", name, "--vis", "tensorboard", "--logging.local-writer.enable", "False",
+        "--experiment-name", name, "--vis", "tensorboard", "--report", "False",
+        "--logging.local-writer.enable", "False",
         "--pipeline.model.widths", "24", "20", *options, cwd=root,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -176,7 +177,8 @@ def test_a_psnr_out_of_reach_ends_in_one_line_after_the_checkpoint(trained):
     root, _, _ = trained
     done = _run(
         "ns-train", "aire-image-siren", "--data", "photo.png", "--max-num-iterations", "60", "--timestamp", "run",
-        "--experiment-name", "far", "--vis", "tensorboard", "--logging.local-writer.enable", "False",
+        "--experiment-name", "far", "--vis", "tensorboard", "--report", "False",
+        "--logging.local-writer.enable", "False",
         "--pipeline.model.widths", "24", "20", "--pipeline.model.adaptation.target-psnr", "90", cwd=root,
     )  # fmt: skip
     assert done.returncode == 1

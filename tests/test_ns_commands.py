@@ -20,7 +20,7 @@ from aire_nerfstudio.summary import read_size, summarise
 BIN = Path(sys.executable).parent
 STEPS, DENSIFY, DECAY, PRUNE, SAVE = 80, 16, 32, 56, 12
 TINY = [
-    *("--vis", "tensorboard", "--logging.local-writer.enable", "False", "--timestamp", "run"),
+    *("--vis", "tensorboard", "--report", "False", "--logging.local-writer.enable", "False", "--timestamp", "run"),
     *("--max-num-iterations", str(STEPS), "--steps-per-save", str(SAVE), "--save-only-latest-checkpoint", "False"),
     *("--steps-per-eval-batch", "7", "--steps-per-eval-image", "1000000", "--steps-per-eval-all-images", "1000000"),
     *("--pipeline.datamanager.train-num-rays-per-batch", "96"),

@@ -35,7 +35,7 @@ def _run(*command, cwd):
 
 
 SMALL = (
-    "--vis", "tensorboard", "--logging.local-writer.enable", "False", "--timestamp", "run",
+    "--vis", "tensorboard", "--report", "False", "--logging.local-writer.enable", "False", "--timestamp", "run",
     "--pipeline.model.widths", "32", "24", "--pipeline.model.first-omega", "10", "--pipeline.model.hidden-omega", "10",
     "--pipeline.datamanager.on-surface", "800", "--pipeline.datamanager.off-surface", "800",
     "--pipeline.datamanager.pool", "5000", "--pipeline.datamanager.dataparser.view-size", "40",
