@@ -88,6 +88,8 @@ class AdaptiveTrainer(Trainer):
     """Trainer that reads and writes checkpoints safely and counts ``max_num_iterations`` from the start of the run."""
 
     config: AdaptiveTrainerConfig
+    # Of the process that writes the run's folder, once it is set up.
+    _session: SessionLog | None = None
 
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
@@ -151,7 +153,8 @@ class AdaptiveTrainer(Trainer):
     @exit_on_bad_input
     def train(self) -> None:
         """See nerfstudio; what can only be judged while training ends in one line, too."""
-        self._session.begin()
+        if self._session is not None:
+            self._session.begin()
         super().train()
 
     def _report(self, step: int) -> None:
@@ -277,7 +280,8 @@ class AdaptiveTrainer(Trainer):
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
-        self._session.write((step + 1) * self.config.steps_per_iteration)
+        if self._session is not None:
+            self._session.write((step + 1) * self.config.steps_per_iteration)
         if self.config.save_only_latest_checkpoint:
             for old in self.checkpoint_dir.glob("*.ckpt"):
                 if old != path:
