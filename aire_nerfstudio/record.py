@@ -34,6 +34,11 @@ class LayerSnapshot:
     births: Tensor
     is_target: Tensor
 
+    @property
+    def ranks(self) -> Tensor:
+        """Place of each neuron by contribution, 0 the strongest, ``[n]``."""
+        return self.contributions.argsort(descending=True).argsort()
+
 
 @dataclass(frozen=True)
 class Snapshot:

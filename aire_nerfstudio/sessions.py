@@ -18,6 +18,7 @@ import torch
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.files import write_text
 from aire_nerfstudio.machine import machine
+from aire_nerfstudio.ops.processors import matmul_precision
 
 FILE = "run.json"
 PACKAGES = ("aire-nerfstudio", "nerfstudio", "numpy")
@@ -88,5 +89,5 @@ def environment(device: str) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_precision": matmul_precision(),
     }

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-
-STATE_KEY = "_model._extra_state"
+from aire_nerfstudio.report.facts import EVALUATION, STATE_KEY, latest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,14 @@ def summarise(run: Path) -> str:
     Raises:
         InputError: either is missing or cannot be read.
     """
-    checkpoints = sorted((run / "nerfstudio_models").glob("step-*.ckpt"))
-    if not checkpoints:
-        raise InputError(f"{run} holds no nerfstudio_models/step-*.ckpt; give the folder of a finished run")
-    report = run / "eval.json"
+    checkpoint, report = latest_checkpoint(run), run / EVALUATION
     try:
         quality = _quality(json.loads(report.read_text())["results"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{report} cannot be read; make it with `ns-eval --load-config {run}/config.yml --output-path {report}`"
         ) from error
-    size = read_size(checkpoints[-1])
+    size = read_size(checkpoint)
     return f"{quality} | {size.final:,} parameters ({size.change:+.1f} %) | {run}"
 
 

@@ -4,15 +4,12 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_command as _run
 from PIL import Image
 
 from aire_nerfstudio.compare.cli import _last_words, as_name
@@ -22,21 +19,12 @@ from aire_nerfstudio.compare.scoring import read_over_white
 from aire_nerfstudio.compare.trial import Clock, without_lpips_weights
 from aire_nerfstudio.errors import InputError
 
-BIN = Path(sys.executable).parent
 KNOWN = {"aire-siren", "nerfacto", "instant-ngp"}
 TINY = (
     "--pipeline.datamanager.train-num-rays-per-batch 64 --pipeline.model.density-widths 9 8 "
     "--pipeline.model.colour-widths 7 --pipeline.model.n-features 5 --pipeline.model.grid-resolution 16 "
     "--pipeline.model.max-steps-per-ray 32"
 )
-
-
-def _run(*command, cwd):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

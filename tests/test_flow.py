@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 import trimesh
+from commands import run_command as _run
 from nerfstudio.data.scene_box import SceneBox
-from test_sdf_model import _run
 
 from aire_nerfstudio.data.surface import HALF_SIDE, read_surface
 from aire_nerfstudio.data.surface_samples import SurfaceSamples

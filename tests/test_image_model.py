@@ -1,14 +1,11 @@
 """The image methods: rays meet pixels, and the commands work from training to export."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_command as _run
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 from PIL import Image
@@ -17,8 +14,6 @@ from aire_nerfstudio.data.image_views import meet_plane, view_cameras
 from aire_nerfstudio.data.picture import over_background, pixel_centres, read_picture
 from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.models.image import ImageModelConfig
-
-BIN = Path(sys.executable).parent
 
 
 def _model(height, width, channels, **options):
@@ -90,14 +85,6 @@ def test_sixteen_bits_survive_the_file(tmp_path):
     values = torch.rand(5, 6, 3)
     write_picture(values, tmp_path / "a.png", bits=16)
     assert (read_picture(tmp_path / "a.png").floats() - values).abs().max() <= 0.5001 / 65535
-
-
-def _run(*command, cwd):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The commands as a user types them: train, kill, resume, evaluate, render, export, and bad input."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,11 +12,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trimesh
+from commands import BIN, environment
+from commands import run_command as _run
 
 from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig, check_checkpoint
 from aire_nerfstudio.summary import read_size, summarise
 
-BIN = Path(sys.executable).parent
 STEPS, DENSIFY, DECAY, PRUNE, SAVE = 80, 16, 32, 56, 12
 TINY = [
     *("--vis", "tensorboard", "--report", "False", "--logging.local-writer.enable", "False", "--timestamp", "run"),
@@ -31,17 +31,6 @@ TINY = [
     *("--pipeline.model.adaptation.densify-at", str(DENSIFY), "--pipeline.model.adaptation.densify-count", "4"),
     *("--pipeline.model.adaptation.decay-start", str(DECAY), "--pipeline.model.adaptation.prune-at", str(PRUNE)),
 ]
-
-
-def _environment():
-    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-
-
-def _run(*command, cwd):
-    return subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=_environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 def _train(name, *options, cwd, method="aire-siren"):
@@ -111,7 +100,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(root, finished, kille
     name = f"killed-{killed_after}"
     command = [str(BIN / "ns-train"), "aire-siren", *TINY, "--experiment-name", name]
     process = subprocess.Popen(
-        command, cwd=root, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        command, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
     )
     wanted = _folder(root, name) / "nerfstudio_models" / f"step-{killed_after:09d}.ckpt"
     until = time.monotonic() + 200

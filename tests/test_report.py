@@ -1,15 +1,12 @@
 """The page about a run: whole, self-contained, true to the checkpoint; opened in a browser where there is one."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_command as _run
 from PIL import Image
 from viewer_page import FLAGS, chromium
 
@@ -17,19 +14,10 @@ from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.portraits import _averaged
 from aire_nerfstudio.report.charts import contributions, curves, sizes, spectrum
 from aire_nerfstudio.report.facts import read_run
-from aire_nerfstudio.report.page import duration, write_report
+from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
+from aire_nerfstudio.report.template import duration
 from aire_nerfstudio.sessions import SessionLog, read_sessions
-
-BIN = Path(sys.executable).parent
-
-
-def _run(*command, cwd):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from commands import run_command as _run
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import SceneBox
 
@@ -22,16 +19,7 @@ from aire_nerfstudio.models.sdf import SdfModelConfig
 from aire_nerfstudio.ops.sphere_tracing import sphere_trace
 from aire_nerfstudio.summary import summarise
 
-BIN = Path(sys.executable).parent
 CENTRE, RADIUS = np.array([30.0, -20.0, 5.0]), 4.0
-
-
-def _run(*command, cwd):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
 
 
 SMALL = (

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from PIL import Image
 from viewer_page import FLAGS, TINY, ViewerPage, chromium, training, wait_for
 
@@ -154,10 +155,9 @@ def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
 
 
 def _finish(task, folder, options):
-    from viewer_page import BIN, subprocess
-
     method, *sizes = TINY[task]
-    command = [str(BIN / "ns-train"), method, "--output-dir", "outputs", "--experiment-name", "seen"]
-    command += ["--timestamp", "run", "--max-num-iterations", "400", "--logging.local-writer.enable", "False"]
-    subprocess.run([*command, *sizes, *options], cwd=folder, check=True, capture_output=True, timeout=200)
+    command = ["ns-train", method, "--output-dir", "outputs", "--experiment-name", "seen", "--timestamp", "run"]
+    command += ["--max-num-iterations", "400", "--logging.local-writer.enable", "False"]
+    done = run_command(*command, *sizes, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
     return folder / "outputs" / "seen" / method / "run"

@@ -7,11 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
+from commands import BIN, environment
+
 FLAGS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 # Not ours: analytics and a logo that nerfstudio's page asks the network for, and a line that three.js prints on every
 # viser page, an empty one included.
@@ -66,10 +66,14 @@ def training(task, folder, *options, iterations=100_000):
         *("--logging.local-writer.enable", "False", *sizes, *options),
     ]
     log = Path(folder) / "train.log"
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     with log.open("w") as out:
         process = subprocess.Popen(
-            [str(word) for word in command], stdout=out, stderr=out, env=environment, cwd=folder, start_new_session=True
+            [str(word) for word in command],
+            stdout=out,
+            stderr=out,
+            env=environment(),
+            cwd=folder,
+            start_new_session=True,
         )
         try:
             wait_for(lambda: _answers(port) or process.poll() is not None, 120, lambda: log.read_text()[-2000:])

@@ -29,7 +29,7 @@ from aire_nerfstudio.compare.trial import Trial
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.files import write_text
 from aire_nerfstudio.machine import machine
-from aire_nerfstudio.report.page import duration
+from aire_nerfstudio.report.template import duration
 
 DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
 # A time becomes a number of steps after a trial of this share of it, at most so long. The clock stops what is slower.
@@ -45,7 +45,7 @@ class Compare:
     """Train several methods on one scene for the same time, or the same steps, and score all of them the same way.
 
     A method that cannot run here is listed with the reason. On a CPU our methods take the sizes of
-    scripts/lego_cpu.sh unless options are given.
+    scripts/lego_cpu.sh; options that are given come after them.
     """
 
     data: Path
@@ -82,6 +82,7 @@ class Compare:
                 raise InputError(f"{folder} is no trial's folder and would be overwritten; choose another --output-dir")
         console = Console(quiet=self.quiet)
         device = device_here()
+        state = circumstances(self.data, device)
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -97,7 +98,7 @@ class Compare:
                 took = (time.monotonic() - began) / max(1, done)
                 left = f"about {duration(took * (len(contestants) - done))} left" if done else ""
                 progress.update(bar, description=each.label, left=left)
-                entry = self._entry(each, device)
+                entry = self._entry(each, device, state)
                 entries.append(entry)
                 progress.advance(bar)
                 console.print(f"{entry.label}: {entry.in_words()}", highlight=False, soft_wrap=True)
@@ -126,7 +127,7 @@ class Compare:
         if self.views < 1 or self.render_minutes <= 0 or not self.methods:
             raise InputError("--views and --render-minutes must be positive, and --methods must name one at least")
 
-    def _entry(self, each: Contestant, device: str) -> Entry:
+    def _entry(self, each: Contestant, device: str, state: dict[str, str]) -> Entry:
         obstacle = each.obstacle(device)
         if obstacle is not None:
             return Entry(each.label, each.method, (), {}, None, obstacle)
@@ -141,13 +142,13 @@ class Compare:
             seconds = 60 * self._minutes
             steps = MANY_STEPS
             if each.is_ours:
-                pilot = self._pilot(command, seconds, device)
+                pilot = self._pilot(command, seconds, device, state)
                 if isinstance(pilot, str):
                     return Entry(each.label, each.method, tuple(command), {}, folder, pilot)
                 steps = max(1, int(seconds * pilot))
         trial = Trial(
             command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
-            circumstances(self.data, device),
+            state,
         )  # fmt: skip
         outcome: dict[str, Any] | str | None = self._kept(trial)
         if outcome is None:
@@ -157,11 +158,10 @@ class Compare:
             return Entry(each.label, each.method, tuple(command), {}, folder, outcome)
         return Entry(each.label, each.method, tuple(command), outcome, folder, None)
 
-    def _pilot(self, command: list[str], seconds: float, device: str) -> float | str:
+    def _pilot(self, command: list[str], seconds: float, device: str, state: dict[str, str]) -> float | str:
         """Steps a second of a short run, or why there are none."""
         path = self.output_dir / "rates.json"
         known: dict[str, float] = _read(path) or {}
-        state = circumstances(self.data, device)
         key = json.dumps([command, state, seconds])
         if key not in known:
             short = min(PILOT_SECONDS, PILOT_SHARE * seconds)

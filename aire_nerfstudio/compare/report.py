@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.resources
 import io
 import math
 import shlex
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from aire_nerfstudio.files import write_text
-from aire_nerfstudio.report.page import data_uri, duration
+from aire_nerfstudio.report.page import data_uri
+from aire_nerfstudio.report.template import duration, fill
 
 PICTURE_SIDE, SHOWN_VIEWS = 320, 4
 ABSENT = "n/a"
@@ -156,12 +155,9 @@ def table(entries: Sequence[Entry]) -> str:
 
 def page(entries: Sequence[Entry], facts: dict[str, Any]) -> str:
     """HTML in one file: the table, and each shown view as all methods render it."""
-    source = importlib.resources.files("aire_nerfstudio.compare").joinpath("page.html.j2").read_text("utf8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
     best = ranked(entries)
-    return environment.from_string(source).render(
+    return fill(
+        "aire_nerfstudio.compare",
         facts=facts,
         heads=[title for title, _ in COLUMNS.values()],
         rows=[(entry, cells(entry, common_views(entries))) for entry in best],

@@ -29,11 +29,12 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.graphed import GraphedLoss, Loss
 from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.models.portraits import portraits
-from aire_nerfstudio.models.requests import Done, RequestQueue
+from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel
+from aire_nerfstudio.viewer.watched import Done
 
 STATE_VERSION = 2
 # Points at which a strategy sees the layers' outputs.

@@ -96,6 +96,9 @@ class FlowModel(SdfModel):
             raise InputError(f"time is {moment}; it must lie in [0, {self.duration}]")
         self.time_slider.value = moment
 
+    def _moment(self) -> float:
+        return self.time
+
     def network_inputs(self, points: Tensor) -> Tensor:
         """Points at the moment that is shown, ``[N, 4]``."""
         return torch.nn.functional.pad(points, (0, 1), value=self.time)

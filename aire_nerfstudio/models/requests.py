@@ -9,9 +9,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
+from aire_nerfstudio.viewer.watched import Done
 
 Action = Callable[[], str]
-Done = Callable[[str], None]
 
 
 class RequestQueue:

@@ -30,11 +30,10 @@ from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
-from aire_nerfstudio.report.facts import read_run
+from aire_nerfstudio.report.facts import REPORT, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.sessions import SessionLog
 
-REPORT = "report.html"
 # Views and their longest side in the report that a run ends with: seconds, not minutes. aire-report shows more.
 AT_THE_END = (3, 256)
 # Pixels of a picture that is still evaluated then; of a larger one aire-report does it.

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aire_nerfstudio.record import KINDS, Snapshot, kinds_of
+from aire_nerfstudio.record import KINDS, RunRecord, Snapshot, kinds_of
 from aire_nerfstudio.report.facts import RunFacts
 
 RUN_COLOURS = ("#2563eb", "#d97706")
@@ -39,54 +39,59 @@ STYLE: dict[Any, Any] = {
 MOST_MARKS = 40
 
 
-def curves(runs: Sequence[RunFacts]) -> str | None:
-    """Quality over steps: PSNR where all runs have one, else the loss; events as lines. None without records."""
-    recorded = [run for run in runs if run.record is not None and run.record.steps]
-    if not recorded:
+def quality(runs: Sequence[RunFacts]) -> str | None:
+    """The curve that tells the runs' quality: ``psnr`` where all that were recorded have one, else ``loss``."""
+    columns = [record.columns for _, record, _ in _recorded(runs)]
+    if not columns:
         return None
-    has_psnr = all(run.record is not None and "psnr" in run.record.columns for run in recorded)
+    return "psnr" if all("psnr" in column for column in columns) else "loss"
+
+
+def curves(runs: Sequence[RunFacts]) -> str | None:
+    """Quality over steps; of a single run with its events as lines. None without records."""
+    name = quality(runs)
+    if name is None:
+        return None
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 3.0), layout="constrained")
-        for run, colour in zip(runs, RUN_COLOURS, strict=False):
-            record = run.record
-            if record is None or not record.steps:
-                continue
-            axes.plot(record.steps, record.columns["psnr" if has_psnr else "loss"], color=colour, linewidth=1.1)
+        for run, record, colour in _recorded(runs):
+            axes.plot(record.steps, record.columns[name], color=colour, linewidth=1.1)
             if len(runs) == 1:
                 _mark(axes, run)
         axes.set_xlabel("step")
-        axes.set_ylabel("PSNR of the batch [dB]" if has_psnr else "loss")
-        if not has_psnr:
+        axes.set_ylabel("PSNR of the batch [dB]" if name == "psnr" else "loss")
+        if name == "loss":
             axes.set_yscale("log")
         return _svg(figure, "Training curve")
 
 
 def sizes(runs: Sequence[RunFacts]) -> str | None:
     """Parameters over steps, and quality over parameters, side by side; None without records."""
-    recorded = [run for run in runs if run.record is not None and run.record.steps]
-    if not recorded:
+    name = quality(runs)
+    if name is None:
         return None
-    has_psnr = all(run.record is not None and "psnr" in run.record.columns for run in recorded)
-    name = "psnr" if has_psnr else "loss"
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.8), layout="constrained")
-        for run, colour in zip(runs, RUN_COLOURS, strict=False):
-            record = run.record
-            if record is None or not record.steps:
-                continue
+        for _, record, colour in _recorded(runs):
             left.step(record.steps, record.parameters, where="post", color=colour)
-            quality = _smoothed(record.columns[name])
-            right.plot(record.parameters, quality, color=colour, linewidth=0.8, alpha=0.6)
-            right.plot(record.parameters[-1], quality[-1], "o", color=colour, markersize=5)
-            right.plot(record.parameters[0], quality[0], "o", color=colour, markersize=5, fillstyle="none")
+            smooth = _smoothed(record.columns[name])
+            right.plot(record.parameters, smooth, color=colour, linewidth=0.8, alpha=0.6)
+            right.plot(record.parameters[-1], smooth[-1], "o", color=colour, markersize=5)
+            right.plot(record.parameters[0], smooth[0], "o", color=colour, markersize=5, fillstyle="none")
         left.set_xlabel("step")
         left.set_ylabel("parameters")
         left.set_ylim(bottom=0)
         right.set_xlabel("parameters")
-        right.set_ylabel("PSNR [dB], running mean" if has_psnr else "loss, running mean")
-        if not has_psnr:
+        right.set_ylabel("PSNR [dB], running mean" if name == "psnr" else "loss, running mean")
+        if name == "loss":
             right.set_yscale("log")
         return _svg(figure, "Size over steps, and quality over size; ring: start, dot: end")
+
+
+def _recorded(runs: Sequence[RunFacts]) -> list[tuple[RunFacts, RunRecord, str]]:
+    """Runs that have curves, their records and their colours."""
+    coloured = zip(runs, RUN_COLOURS, strict=False)
+    return [(run, run.record, colour) for run, colour in coloured if run.record is not None and run.record.steps]
 
 
 def contributions(shots: Sequence[Snapshot]) -> str:
@@ -99,15 +104,14 @@ def contributions(shots: Sequence[Snapshot]) -> str:
         for column, shot in enumerate(shots):
             for row, layer in enumerate(shot.layers):
                 axes: Axes = grid[row][column]
-                order = layer.contributions.argsort(descending=True)
-                rank = order.argsort()
+                rank = layer.ranks
                 for kind, mask in kinds_of(shot, row).items():
                     heights = layer.contributions[mask].tolist()
                     axes.bar(rank[mask].tolist(), heights, width=1.0, color=KINDS[kind], linewidth=0)
-                axes.set_xlim(-0.5, len(order) - 0.5)
+                axes.set_xlim(-0.5, len(rank) - 0.5)
                 axes.set_xticks([])
                 axes.grid(False)
-                axes.set_xlabel(f"{len(order)} neurons", labelpad=2)
+                axes.set_xlabel(f"{len(rank)} neurons", labelpad=2)
                 if column == 0:
                     axes.set_ylabel(f"layer {row}")
                 if row == 0:

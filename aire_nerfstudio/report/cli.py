@@ -11,11 +11,9 @@ import tyro
 from rich.console import Console
 
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
-from aire_nerfstudio.report.facts import CONFIG, read_run
+from aire_nerfstudio.report.facts import CONFIG, REPORT, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
-
-REPORT = "report.html"
 
 
 @dataclass

@@ -15,7 +15,7 @@ from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.sessions import read_sessions
 
 STATE_KEY = "_model._extra_state"
-CHECKPOINTS, CONFIG, EVALUATION = "nerfstudio_models", "config.yml", "eval.json"
+CHECKPOINTS, CONFIG, EVALUATION, REPORT = "nerfstudio_models", "config.yml", "eval.json", "report.html"
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,7 @@ def read_run(folder: Path) -> RunFacts:
         InputError: no run of this package, or a damaged one.
     """
     folder = folder.absolute()
-    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
-    if not checkpoints:
-        raise InputError(
-            f"{folder} holds no {CHECKPOINTS}/step-*.ckpt; give a run's folder, such as "
-            "outputs/NAME/METHOD/2026-01-31_120000"
-        )
-    path = checkpoints[-1]
+    path = latest_checkpoint(folder)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         state = saved["pipeline"][STATE_KEY]
@@ -95,6 +89,21 @@ def read_run(folder: Path) -> RunFacts:
         raise
     except Exception as error:
         raise InputError(f"{path} is no whole checkpoint of an aire method ({first_line(error)})") from error
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The last checkpoint in a run's folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
+    if not checkpoints:
+        raise InputError(
+            f"{folder} holds no {CHECKPOINTS}/step-*.ckpt; give a run's folder, such as "
+            "outputs/NAME/METHOD/2026-01-31_120000"
+        )
+    return checkpoints[-1]
 
 
 def _scores(path: Path, checkpoint: str) -> dict[str, float]:

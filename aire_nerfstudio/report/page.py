@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -20,11 +18,12 @@ from aire_nerfstudio.record import KINDS, Snapshot
 from aire_nerfstudio.report import charts
 from aire_nerfstudio.report.facts import RunFacts
 from aire_nerfstudio.report.portrait import Portrait
+from aire_nerfstudio.report.template import fill
 
 # Longest side of a picture on the page, JPEG's quality, and columns of the chart of contributions.
 LONGEST_SIDE, QUALITY, MOMENTS = 560, 88, 5
 # What a page may weigh; pictures become smaller until it does.
-MOST_BYTES = 5_000_000
+MOST_BYTES, SHORTEST_SIDE = 5_000_000, 64
 
 
 @dataclass(frozen=True)
@@ -48,34 +47,27 @@ def write_report(path: Path, runs: Sequence[RunFacts], portraits: Sequence[Seque
     """
     if len(runs) not in (1, 2):
         raise InputError(f"a report shows one run or two side by side; {len(runs)} were given")
+    # Drawn once, whatever size the pictures come to have.
+    drawn = {
+        "colours": charts.RUN_COLOURS,
+        "kinds": KINDS,
+        "curves": charts.curves(runs),
+        "sizes": charts.sizes(runs),
+        "has_psnr": charts.quality(runs) == "psnr",
+    }
+    panes = [_pane(run, shown) for run, shown in zip(runs, portraits, strict=True)]
     side = LONGEST_SIDE
-    text = _page(runs, portraits, side)
-    while len(text.encode()) > MOST_BYTES and side > 64:
+    while True:
+        shown = [{**pane, "portraits": _shown(views, side)} for pane, views in zip(panes, portraits, strict=True)]
+        text = fill("aire_nerfstudio.report", panes=shown, **drawn)
+        if len(text.encode()) <= MOST_BYTES or side <= SHORTEST_SIDE:
+            break
         side = int(side * 0.75)
-        text = _page(runs, portraits, side)
     write_text(path, text)
 
 
-def _page(runs: Sequence[RunFacts], portraits: Sequence[Sequence[Portrait]], side: int) -> str:
-    source = importlib.resources.files("aire_nerfstudio.report").joinpath("page.html.j2").read_text("utf8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["number"] = lambda value: f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
-    environment.filters["duration"] = duration
-    panes = [_pane(run, shown, side) for run, shown in zip(runs, portraits, strict=True)]
-    return environment.from_string(source).render(
-        panes=panes,
-        colours=charts.RUN_COLOURS,
-        kinds=KINDS,
-        curves=charts.curves(runs),
-        sizes=charts.sizes(runs),
-        has_psnr=all("psnr" in run.record.columns for run in runs if run.record is not None and run.record.steps),
-    )
-
-
-def _pane(run: RunFacts, portraits: Sequence[Portrait], side: int) -> dict[str, Any]:
-    """What the template needs of a run."""
+def _pane(run: RunFacts, portraits: Sequence[Portrait]) -> dict[str, Any]:
+    """What the template needs of a run, its pictures apart."""
     shots = _moments(run)
     before, after = run.parameters
     return {
@@ -85,15 +77,19 @@ def _pane(run: RunFacts, portraits: Sequence[Portrait], side: int) -> dict[str, 
         "spans": _spans(run),
         "contributions": charts.contributions(shots) if shots else None,
         "spectrum": charts.spectrum([shots[0], shots[-1]]) if shots else None,
-        "portraits": [
-            {
-                "title": portrait.title,
-                "scores": portrait.scores,
-                "pictures": {caption: data_uri(picture, side) for caption, picture in portrait.pictures.items()},
-            }
-            for portrait in portraits
-        ],
     }
+
+
+def _shown(portraits: Sequence[Portrait], side: int) -> list[dict[str, Any]]:
+    """The portraits with pictures of at most ``side`` pixels."""
+    return [
+        {
+            "title": portrait.title,
+            "scores": portrait.scores,
+            "pictures": {caption: data_uri(picture, side) for caption, picture in portrait.pictures.items()},
+        }
+        for portrait in portraits
+    ]
 
 
 def _moments(run: RunFacts) -> list[Snapshot]:
@@ -126,14 +122,6 @@ def _spans(run: RunFacts) -> list[dict[str, Any]]:
                 {"name": after, "event": name, "start": start, "end": end, "share": 100 * (end - start) / run.step}
             )
     return spans
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: ``7.3 s``, ``4 min 12 s``, ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes} min {left:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def data_uri(picture: np.ndarray, side: int) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from plotly.subplots import make_subplots
 from torch import Tensor
 
@@ -22,9 +21,7 @@ def contribution_figure(snapshot: Snapshot) -> go.Figure:
     names = [f"layer {index}: {len(layer.births)} neurons" for index, layer in enumerate(snapshot.layers)]
     figure = make_subplots(rows=len(names), cols=1, subplot_titles=names, vertical_spacing=0.4 / len(names))
     for row, layer in enumerate(snapshot.layers, start=1):
-        order = layer.contributions.argsort(descending=True)
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order))
+        rank = layer.ranks
         for kind, mask in kinds_of(snapshot, row - 1).items():
             bars = go.Bar(
                 x=rank[mask].tolist(),
@@ -35,7 +32,7 @@ def contribution_figure(snapshot: Snapshot) -> go.Figure:
                 legendgroup=kind,
             )
             figure.add_trace(bars, row=row, col=1)
-        figure.update_xaxes(showticklabels=False, range=[-0.5, len(order) - 0.5], row=row, col=1)
+        figure.update_xaxes(showticklabels=False, range=[-0.5, len(rank) - 0.5], row=row, col=1)
     figure.update_yaxes(nticks=4)
     figure.update_annotations(font_size=10)
     figure.update_layout(bargap=0, **_layout())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from aire_nerfstudio.adaptation.aire_config import BYTES_PER_PARAMETER
 from aire_nerfstudio.adaptation.control import Standing
 from aire_nerfstudio.record import RunRecord, Snapshot
-
-BYTES_PER_PARAMETER = 4
 
 
 def stage_line(standing: Standing, step: int, clock: int, is_frozen: bool) -> str:
