@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import trimesh
-from commands import BIN, environment
 from commands import run_command as _run
+from commands import start_command
 
 from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig, check_checkpoint
 from aire_nerfstudio.summary import read_size, summarise
@@ -98,9 +97,8 @@ def test_the_checkpoint_holds_the_adapted_shapes_as_plain_data(finished):
 @pytest.mark.parametrize("killed_after", [SAVE, 3 * SAVE, 5 * SAVE])  # before densify, in the decay, after the prune
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(root, finished, killed_after):
     name = f"killed-{killed_after}"
-    command = [str(BIN / "ns-train"), "aire-siren", *TINY, "--experiment-name", name]
-    process = subprocess.Popen(
-        command, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    process = start_command(
+        "ns-train", "aire-siren", *TINY, "--experiment-name", name, cwd=root, out=root / f"{name}.log"
     )
     wanted = _folder(root, name) / "nerfstudio_models" / f"step-{killed_after:09d}.ckpt"
     until = time.monotonic() + 200
@@ -108,8 +106,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(root, finished, kille
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.end()
     assert not list(wanted.parent.glob(f"step-{STEPS - 1:09d}.ckpt")), "the kill came too late"
     resumed = _train(f"{name}-resumed", "--load-dir", wanted.parent, "--load-step", killed_after, cwd=root)
     assert resumed.returncode == 0, resumed.stderr[-2000:]

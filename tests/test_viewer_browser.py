@@ -31,6 +31,14 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(autouse=True)
+def _no_page_goes_on(browser):
+    """A page left open draws on."""
+    yield
+    for context in browser.contexts:
+        context.close()
+
+
 def _pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
 
@@ -138,7 +146,7 @@ def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
                 if watchers == 1:
                     wait_for(lambda page=pages[0]: (page.step() or 0) > 20, 60, pages[0].text)
                     pages[0].page.close()
-                assert process.wait(timeout=200) == 0
+                assert process.wait(200) == 0
         else:
             run = _finish("nerf", folder, options)
         ends.append(_saved(run, 399))

@@ -1,21 +1,23 @@
 """nerfstudio's viewer in a headless Chromium, and the trainings it watches."""
 
 import contextlib
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
-from commands import BIN, environment
+from commands import start_command
 
 FLAGS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 # Not ours: analytics and a logo that nerfstudio's page asks the network for, and a line that three.js prints on every
 # viser page, an empty one included.
 KNOWN = re.compile(r"googletagmanager|docs\.nerf\.studio|computeBoundingSphere\(\): Computed radius is NaN")
+
+# A page draws its scene as often as it can, here on a processor that others need: four times a second.
+CALM = """const draw = window.requestAnimationFrame.bind(window);
+window.requestAnimationFrame = (f) => window.setTimeout(() => draw(f), 250);
+window.cancelAnimationFrame = (id) => window.clearTimeout(id);"""
 
 TINY = {
     "image": [
@@ -60,29 +62,19 @@ def training(task, folder, *options, iterations=100_000):
     """A run of ``ns-train`` whose viewer answers; yields (port, run folder, process)."""
     port, run = free_port(), Path(folder) / "outputs"
     method, *sizes = TINY[task] if isinstance(task, str) else task
-    command = [
-        *(str(BIN / "ns-train"), method, "--output-dir", run, "--experiment-name", "seen", "--timestamp", "run"),
+    log = Path(folder) / "train.log"
+    process = start_command(
+        *("ns-train", method, "--output-dir", run, "--experiment-name", "seen", "--timestamp", "run"),
         *("--max-num-iterations", iterations, "--viewer.websocket-port", port, "--steps-per-save", 1_000_000),
         *("--logging.local-writer.enable", "False", *sizes, *options),
-    ]
-    log = Path(folder) / "train.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            stdout=out,
-            stderr=out,
-            env=environment(),
-            cwd=folder,
-            start_new_session=True,
-        )
-        try:
-            wait_for(lambda: _answers(port) or process.poll() is not None, 120, lambda: log.read_text()[-2000:])
-            assert process.poll() is None, log.read_text()[-2000:]
-            yield port, run / "seen" / method / "run", process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        cwd=folder, out=log,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: _answers(port) or process.poll() is not None, 120, lambda: log.read_text()[-2000:])
+        assert process.poll() is None, log.read_text()[-2000:]
+        yield port, run / "seen" / method / "run", process
+    finally:
+        process.end()
 
 
 def _answers(port):
@@ -103,6 +95,7 @@ class ViewerPage:
 
     def __init__(self, browser, port, size=(1400, 1000)):
         self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        self.page.add_init_script(CALM)
         self.errors = []
         self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
