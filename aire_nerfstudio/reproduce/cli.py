@@ -16,6 +16,7 @@ from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.reproduce.experiment import BudgetName, Choice, Kind
 from aire_nerfstudio.reproduce.experiments import EXPERIMENTS, kind_of, make_experiment
 from aire_nerfstudio.reproduce.figures import draw
+from aire_nerfstudio.reproduce.parts import parse_part, part_of
 from aire_nerfstudio.reproduce.report import measure, write_report
 from aire_nerfstudio.reproduce.runner import run_fits
 from aire_nerfstudio.reproduce.store import Store
@@ -118,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")
     parser.add_argument(
+        "--part", metavar="NUMBER/COUNT",
+        help="run this part of the fits and make no report: for a Slurm array (scripts/sweep.sbatch) or several GPUs "
+        "(scripts/sweep.sh); the same command without --part then finds them finished",
+    )  # fmt: skip
+    parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE",
         help="settings of AIRe that differ from the paper's, e.g. decay=scheduled prune_at=40",
     )  # fmt: skip
@@ -140,6 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
     changes = parse_changes(given.set)
+    part = None if given.part is None else parse_part(given.part)
     console = Console(quiet=given.quiet)
     results = given.out / given.budget
     if given.precision != "highest":
@@ -158,13 +165,16 @@ def main(arguments: list[str] | None = None) -> None:
     failures: list[str] = []
     for experiment, choice, data, store in planned:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
+        fits = experiment.fits() if part is None else part_of(experiment.fits(), *part)
         try:
             run_fits(
-                experiment.fits(), data, store, given.device, jobs, console, experiment.is_recorded,
+                fits, data, store, given.device, jobs, console, experiment.is_recorded,
                 experiment.is_timed,
             )  # fmt: skip
         except InputError as error:
             failures.append(f"{experiment.name}: {error}")
+            continue
+        if part is not None:
             continue
         page = write_report(experiment, choice, store, results)
         console.print(Markdown(page.read_text()))
