@@ -29,6 +29,14 @@ def report() -> None:
     main()
 
 
+def inspect() -> None:
+    """``aire-inspect``."""
+    warnings.filterwarnings("ignore", module="nerfstudio")
+    from aire_nerfstudio.inspection import main
+
+    main()
+
+
 def compare() -> None:
     """``aire-compare``."""
     warnings.filterwarnings("ignore", module="nerfstudio")

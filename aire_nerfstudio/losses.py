@@ -8,19 +8,20 @@ from torch import Tensor
 
 from aire_nerfstudio.fields.differential import gradient_and_motion, safe_norm, value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.shapes import OtherRows, PartPoints3, PerRow, Points3
 
 
-def eikonal(gradient: Tensor) -> Tensor:
+def eikonal(gradient: Points3) -> PerRow:
     """``(|grad f| - 1)^2`` of ``gradient [N, 3]``, ``[N]``: a distance grows by one a unit."""
     return (safe_norm(gradient) - 1).square()
 
 
-def normal_mismatch(gradient: Tensor, normals: Tensor) -> Tensor:
+def normal_mismatch(gradient: Points3, normals: Points3) -> PerRow:
     """``1 - cos(grad f, n)`` in [0, 2], ``[N]``, of ``gradient [N, 3]`` and unit ``normals [N, 3]``."""
     return 1 - (gradient * normals).sum(-1) / safe_norm(gradient)
 
 
-def flow_residual(rate: Tensor, motion: Tensor, alpha: float) -> Tensor:
+def flow_residual(rate: PerRow, motion: PerRow, alpha: float) -> PerRow:
     """``f_t - alpha |grad f| div(grad f / |grad f|)``, ``[N]``: 0 where level sets move by their mean curvature.
 
     Args:
@@ -46,7 +47,7 @@ class SurfaceWeights:
 
 
 def surface_loss(
-    sdf: Tensor, gradient: Tensor, normals: Tensor, distances: Tensor, weights: SurfaceWeights
+    sdf: PerRow, gradient: Points3, normals: PartPoints3, distances: OtherRows, weights: SurfaceWeights
 ) -> dict[str, Tensor]:
     """The four weighted means whose sum a signed distance minimises, each ``[]``.
 

@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.report.facts import EVALUATION, STATE_KEY, latest_checkpoint
 
@@ -32,10 +31,8 @@ def read_size(checkpoint: Path) -> Size:
     Raises:
         InputError: the file is missing, damaged, or of another method.
     """
-    if not checkpoint.is_file():
-        raise InputError(f"checkpoint {checkpoint} does not exist")
+    state = read_checkpoint(checkpoint)["pipeline"]
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["pipeline"]
         saved = state[STATE_KEY]
         return Size(int(saved["initial_parameters"]), int(saved["parameters"]))
     except Exception as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.models.nerf import NerfModelConfig
 from aire_nerfstudio.models.optimizers import FieldAdamConfig
+from aire_nerfstudio.models.pipeline import SharedRaysPipelineConfig
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.trainer import AdaptiveTrainerConfig
 
@@ -25,7 +25,7 @@ def _method(activation: Activation) -> MethodSpecification:
         steps_per_eval_all_images=1_000_000,
         steps_per_save=2_500,
         mixed_precision=False,
-        pipeline=VanillaPipelineConfig(
+        pipeline=SharedRaysPipelineConfig(
             datamanager=VanillaDataManagerConfig(
                 dataparser=BlenderSceneConfig(), train_num_rays_per_batch=4096, eval_num_rays_per_batch=4096
             ),

@@ -4,14 +4,30 @@ import os
 import random
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+
+# Shapes and types of every call across these boundaries are checked (aire_nerfstudio/shapes.py).
+CHECKED = [
+    *("fields", "losses", "analysis", "ops.compositing", "ops.ray_marching", "ops.sphere_tracing"),
+    *("adaptation.surgery", "adaptation.importance", "adaptation.decay", "adaptation.compensation"),
+    "adaptation.frequencies",
+]
+jaxtyping.install_import_hook([f"aire_nerfstudio.{room}" for room in CHECKED], "typechecking.check")
+
 
 # Networks here are tiny: a second thread would only wait, and for long where the machine has other work.
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items):
+    """Files that start processes first: they take longest, and a worker that meets one last is waited for."""
+    starts = ("run_command", "_run", "fork", "killed")
+    items.sort(key=lambda item: not any(hasattr(item.module, name) for name in starts))
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from aire_nerfstudio.adaptation.compensation import Compensation
 from aire_nerfstudio.adaptation.decay import Decay
@@ -94,6 +94,7 @@ def check(config: AireConfig) -> None:
     Raises:
         ScheduleError: a value out of range, or settings that exclude each other.
     """
+    _check_types(config)
     if not 0 <= config.densify_fraction <= 1:
         raise ScheduleError(f"densify_fraction is {config.densify_fraction}; it must lie in [0, 1]")
     if (config.densify_at is None) != (config.densify_count == 0 and config.densify_fraction == 0):
@@ -132,3 +133,21 @@ def check(config: AireConfig) -> None:
             raise ScheduleError(
                 f"prune_counts {config.prune_counts} must have one number for each of the layers {config.prune_layers}"
             )
+
+
+def _check_types(config: AireConfig) -> None:
+    """Refuse what the command line cannot give, but a caller in Python can."""
+    for name, hint in get_type_hints(AireConfig).items():
+        value, kinds = getattr(config, name), get_args(hint) or (hint,)
+        if get_origin(hint) is Literal:
+            continue  # by name, below
+        is_numbers = isinstance(value, tuple) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            (value is None and type(None) in kinds)
+            or (is_number and float in kinds)
+            or (is_number and isinstance(value, int) and int in kinds)
+            or (is_numbers and (get_origin(hint) is tuple or any(get_origin(kind) is tuple for kind in kinds)))
+        )
+        if not fits:
+            raise ScheduleError(f"{name} is {value!r}; it must be {str(hint).replace('typing.', '')}")

@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.shapes import Scalar
 
 Decay = Literal["targeted", "proximal", "scheduled", "weight_decay", "none"]
 
 
-def targeted_penalty(groups: Sequence[NeuronGroup], targets: dict[int, Tensor]) -> Tensor:
+def targeted_penalty(groups: Sequence[NeuronGroup], targets: dict[int, Tensor]) -> Scalar:
     """``sum_{j in I} |W_{*j}|_1``, ``[]``, differentiable; ``targets`` maps a layer to its chosen neurons.
 
     Source: AIRe, equation 4.
@@ -23,7 +24,7 @@ def targeted_penalty(groups: Sequence[NeuronGroup], targets: dict[int, Tensor]) 
     return torch.stack([contribution(groups[layer])[chosen].sum() for layer, chosen in targets.items()]).sum()
 
 
-def plain_penalty(groups: Sequence[NeuronGroup]) -> Tensor:
+def plain_penalty(groups: Sequence[NeuronGroup]) -> Scalar:
     """``sum W^2`` over all weight matrices, each once, ``[]``."""
     squares = [g.weight.parameter.square().sum() for g in groups]
     squares.append(groups[-1].outgoing.parameter.square().sum())

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.shapes import Channels, Points
+
 Densify = Literal["harmonics", "residual"]
 # Closer together than this, in radians per unit, two waves look alike on [-1, 1].
 SEPARATION = math.pi / 2
@@ -15,7 +17,7 @@ CANDIDATES_A_FREQUENCY = 16
 
 
 @torch.no_grad()
-def residual_frequencies(points: Tensor, residual: Tensor, limit: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def residual_frequencies(points: Points, residual: Channels, limit: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Frequencies at which a residual has most energy, and the phases with which ``sin(<w, x> + phi)`` meets it.
 
     A periodogram over random candidates in a box, the strongest first, each at least :data:`SEPARATION` from those

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
+from aire_nerfstudio.shapes import PerRow
 
 Criterion = Literal["l1", "l2", "activation", "taylor"]
 
 
-def contribution(group: NeuronGroup) -> Tensor:
+def contribution(group: NeuronGroup) -> PerRow:
     """L1 norm of each neuron's outgoing column, ``[n]``, differentiable; ``w0`` is not folded in.
 
     Source: AIRe, equation 4, ``|W_{*j}^{i+1}|_1``.
@@ -53,7 +54,7 @@ def score(
 
 
 @torch.no_grad()
-def taylor_saliency(group: NeuronGroup) -> Tensor | None:
+def taylor_saliency(group: NeuronGroup) -> PerRow | None:
     """``|sum_i W_ij dL/dW_ij|`` of each outgoing column by the last gradient, ``[n]``; None before any backward.
 
     Source: Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient inference".
@@ -65,12 +66,12 @@ def taylor_saliency(group: NeuronGroup) -> Tensor | None:
 
 
 @torch.no_grad()
-def strongest(scores: Tensor, count: int) -> Tensor:
+def strongest(scores: PerRow, count: int) -> Tensor:
     """Indices of the ``count`` largest of ``scores [n]``, largest first, ``[count]``; ties by lower index."""
     return torch.argsort(scores, descending=True, stable=True)[:count]
 
 
 @torch.no_grad()
-def weakest(scores: Tensor, count: int) -> Tensor:
+def weakest(scores: PerRow, count: int) -> Tensor:
     """Indices of the ``count`` smallest of ``scores [n]``, sorted, ``[count]``; ties by lower index."""
     return torch.argsort(scores, stable=True)[:count].sort().values

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
+from aire_nerfstudio.shapes import NewColumns, NewRows, PerNew
 
 TensorEdit = Callable[[Tensor], Tensor]
 
@@ -24,7 +25,11 @@ class SurgeryError(InputError):
 
 
 def grow(
-    group: NeuronGroup, weight: Tensor, bias: Tensor, outgoing: Tensor, optimizers: Iterable[Optimizer] = ()
+    group: NeuronGroup,
+    weight: NewRows,
+    bias: PerNew,
+    outgoing: NewColumns,
+    optimizers: Iterable[Optimizer] = (),
 ) -> None:
     """Append ``k`` neurons to a layer, in place.
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.func import functional_call
 
 from aire_nerfstudio.adaptation.importance import Criterion, score, weakest
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.shapes import Channels, Points
 
 
 @torch.no_grad()
 def split_outputs(
-    network: SineMLP, x: Tensor, layer: int, count: int, criterion: Criterion = "l1"
-) -> tuple[Tensor, Tensor]:
+    network: SineMLP, x: Points, layer: int, count: int, criterion: Criterion = "l1"
+) -> tuple[Channels, Channels]:
     """Evaluate the network with only the strong, then with only the weak neurons of one layer; it is left unchanged.
 
     Args:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from nerfstudio.data.scene_box import SceneBox
 from PIL import Image
 
 from aire_nerfstudio.data.demo_scene import demo_path, ensure_demo_scene
-from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 
 
 @dataclass
@@ -87,14 +89,14 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
             hint = "; transforms.json is nerfstudio's format: put `nerfstudio-data --data ...` behind the other options"
         raise InputError(f"{path} does not exist; it must list the {split} views{hint}")
     try:
-        meta = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
+        meta = json.loads(path.read_text("utf8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {first_line(error)}") from error
     frames = meta.get("frames") if isinstance(meta, dict) else None
     if not isinstance(frames, list) or not frames:
         raise InputError(f"{path} has no frames; it must list at least one view under 'frames'")
     angle = meta.get("camera_angle_x")
-    if not isinstance(angle, (int, float)) or not 0 < angle < math.pi:
+    if not isinstance(angle, (int, float)) or isinstance(angle, bool) or not 0 < angle < math.pi:
         raise InputError(f"{path}: camera_angle_x is {angle}; it must be an angle in (0, pi) radians")
 
     images, poses, size = [], [], None
@@ -130,7 +132,7 @@ def _pose(frame: object, where: str) -> np.ndarray:
     matrix = frame.get("transform_matrix") if isinstance(frame, dict) else None
     try:
         pose = np.array(matrix, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: transform_matrix is not a matrix of numbers") from error
     if pose.shape != (4, 4):
         raise InputError(f"{where}: transform_matrix has shape {list(pose.shape)}; it must be 4 x 4")
@@ -144,18 +146,30 @@ def _image_path(frame: dict, folder: Path, where: str) -> Path:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: file_path is {name!r}; it must name an image")
-    path = folder / name
-    for candidate in (path.with_name(path.name + ".png"), path):
-        if candidate.is_file():
-            return candidate
+    # By its letters: a link in the folder was put there by its owner.
+    inside = Path(os.path.normpath(name))
+    if inside.is_absolute() or inside.parts[:1] == ("..",) or not inside.name:
+        raise InputError(
+            f"{where}: file_path {name!r} leads out of the scene's folder; put the image, or a link to it, inside"
+        )
+    path = folder / inside
+    try:
+        for candidate in (path.with_name(path.name + ".png"), path):
+            if candidate.is_file():
+                return candidate
+    except (OSError, ValueError) as error:  # too long a name, a zero byte
+        raise InputError(f"{where}: file_path {name[:80]!r} cannot be a file's name ({first_line(error)})") from error
     raise InputError(f"{where}: the image {path.with_name(path.name + '.png')} does not exist")
 
 
 def _checked_size(path: Path) -> tuple[int, int]:
     """Width and height of an image, after decoding it whole."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
+        with warnings.catch_warnings():
+            # What is larger than Pillow thinks safe is refused, not warned of.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image.size
     except Exception as error:
-        raise InputError(f"{path} cannot be decoded ({error}); replace the file") from error
+        raise InputError(f"{path} cannot be decoded ({first_line(error)}); replace the file") from error

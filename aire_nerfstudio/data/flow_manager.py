@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aire_nerfstudio.data.space_time import SpaceTimePoints
 from aire_nerfstudio.data.surface_manager import SurfaceDataManager, SurfaceDataManagerConfig
+from aire_nerfstudio.distributed import share
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
 
@@ -47,7 +48,7 @@ class FlowDataManager(SurfaceDataManager):
         """The samples of a step, a function of it; ``normals`` and ``distances`` are those at time 0."""
         points, batch = super().next_train(step)
         now = torch.nn.functional.pad(points, (0, 1))
-        return torch.cat([now, self._anywhere.at(step)]), batch
+        return torch.cat([now, share(self._anywhere.at(step))]), batch
 
     def get_train_rays_per_batch(self) -> int:
         """Points a training step."""

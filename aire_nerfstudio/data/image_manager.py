@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aire_nerfstudio.data.image_views import FRONT, ImageViews, ImageViewsConfig, ImageViewsDataset
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
+from aire_nerfstudio.distributed import share
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
 
@@ -77,9 +78,9 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
         self.eval_dataloader = self.fixed_indices_eval_dataloader  # type: ignore[assignment]
 
     def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """Coordinates ``[B, 2]`` and ``{"image": [B, C]}`` in [0, 1], a function of the step."""
+        """Coordinates ``[B, 2]`` and ``{"image": [B, C]}`` in [0, 1], a function of the step; a process's share."""
         coordinates, values = self._train.batch(step)
-        return coordinates, {"image": values}
+        return share(coordinates), {"image": share(values)}
 
     def next_eval(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """As :meth:`next_train`, of held-out pixels."""

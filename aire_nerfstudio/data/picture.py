@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.errors import InputError, first_line
 
 SMALLEST_SIDE = 2
 FEWEST_PIXELS = 20
@@ -106,7 +106,10 @@ def read_picture(path: Path) -> Picture:
     with image:
         width, height = image.size
         # A camera's MPO holds a preview beside the picture, which comes first.
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        try:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        except Exception as error:
+            raise InputError(f"{path} cannot be decoded ({first_line(error)}); replace the file") from error
         if frames > 1:
             raise InputError(f"{path} has {frames} frames; a still picture is needed, save one frame of it")
         if min(width, height) < SMALLEST_SIDE or width * height < FEWEST_PIXELS:
@@ -120,7 +123,7 @@ def read_picture(path: Path) -> Picture:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{path} cannot be decoded ({error}); replace the file") from error
+            raise InputError(f"{path} cannot be decoded ({first_line(error)}); replace the file") from error
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         except Exception:  # malformed metadata harm no pixel

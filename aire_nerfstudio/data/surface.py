@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ HALF_SIDE = 0.9
 FEW_VERTICES = 10_000
 DRAWN_POINTS = 100_000
 POISSON_DEPTH = 8
+# Bytes of a PLY file among which its header ends.
+LONGEST_HEADER = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,15 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         raise InputError(f"{path} is not one of {', '.join(EXTENSIONS)}; convert the shape")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); replace the file")
+    if suffix == ".ply":
+        _check_ply_header(path)
     try:
         if suffix == ".xyz":
             table = np.loadtxt(path, dtype=np.float64, ndmin=2)
             normals = table[:, 3:6] if table.shape[1] >= 6 else None
             return table[:, :3], np.empty((0, 3), np.int64), normals
-        loaded = trimesh.load(path, process=False)
+        with path.open("rb") as file:  # not by its name, by which it could ask for textures and other files
+            loaded = trimesh.load(file, file_type=suffix[1:], process=False)
     except Exception as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {first_line(error)}); replace it") from error
     if isinstance(loaded, trimesh.Scene):
@@ -116,6 +122,17 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         if {"nx", "ny", "nz"} <= set(raw if isinstance(raw, dict) else raw.dtype.names or ()):
             normals = np.stack([raw[name] for name in ("nx", "ny", "nz")], axis=-1).reshape(-1, 3).astype(np.float64)
     return vertices, faces, normals
+
+
+def _check_ply_header(path: Path) -> None:
+    """Refuse a header that announces more elements than the file has bytes, before anyone makes room for them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(LONGEST_HEADER).partition(b"end_header")[0]
+    for name, count in re.findall(rb"^element\s+(\S+)\s+(\S+)", header, re.MULTILINE):
+        if not count.isdigit() or int(count) > size:
+            announced = (count[:24] + b" " + name[:24]).decode("ascii", "replace")
+            raise InputError(f"{path} announces {announced} elements and has {size:,} bytes; replace it")
 
 
 def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> Surface:

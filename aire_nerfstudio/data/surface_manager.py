@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.data.surface_views import SurfaceViews, SurfaceViewsConfig, SurfaceViewsDataset
+from aire_nerfstudio.distributed import share
 from aire_nerfstudio.errors import exit_on_bad_input
 
 # The view that is scored; the surface as a whole is compared once.
@@ -93,9 +94,9 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
         self.eval_dataloader = self.fixed_indices_eval_dataloader  # type: ignore[assignment]
 
     def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """The samples of a step, a function of it."""
-        batch = self.samples.batch(step)
-        return torch.cat([batch.on, batch.off]), {"normals": batch.normals, "distances": batch.distances}
+        """The samples of a step, a function of it; of several processes each gets its share."""
+        on, normals, off, distances = map(share, self.samples.batch(step))
+        return torch.cat([on, off]), {"normals": normals, "distances": distances}
 
     def next_eval(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         """As :meth:`next_train`: there are no points held out, the whole surface is compared instead."""

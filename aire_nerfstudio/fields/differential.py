@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops import mean_curvature
 from aire_nerfstudio.ops import value_gradient as ops
 from aire_nerfstudio.ops.activations import derivatives
+from aire_nerfstudio.shapes import AnyPoints, AnyRows, PerRow, Points, Points3, Points4
 
 
-def value_and_gradient(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(network: SineMLP, x: Points) -> tuple[PerRow, Points]:
     """``f(x)`` and ``df/dx`` of a network with one output: forward once, then back through the transposed layers.
 
     FINER's exact derivative is used whatever ``detach_finer_scale`` says.
@@ -84,7 +86,7 @@ def value_gradient_hessian(
     return last(h).squeeze(-1), gradient, entries[:, where.flatten()].view(-1, len(axes), len(axes))
 
 
-def curvature_sum(gradient: Tensor, hessian: Tensor) -> Tensor:
+def curvature_sum(gradient: Points, hessian: Float[Tensor, "n d d"]) -> PerRow:
     """``div(grad f / |grad f|)``: the sum of the principal curvatures of the level set through each point.
 
     Args:
@@ -97,12 +99,12 @@ def curvature_sum(gradient: Tensor, hessian: Tensor) -> Tensor:
     return motion(gradient, hessian) / gradient.norm(dim=-1)
 
 
-def safe_norm(vectors: Tensor) -> Tensor:
+def safe_norm(vectors: AnyPoints) -> AnyRows:
     """Euclidean norms ``[N]`` of ``[N, d]``, with gradient 0 where a vector is 0 rather than NaN."""
     return torch.sqrt(vectors.square().sum(-1) + 1e-20)
 
 
-def motion(gradient: Tensor, hessian: Tensor) -> Tensor:
+def motion(gradient: Points3, hessian: Float[Tensor, "n 3 3"]) -> PerRow:
     """``|grad f| div(grad f / |grad f|) = laplace f - n H n``, ``[N]``: no division by a gradient that may vanish.
 
     Args:
@@ -113,7 +115,7 @@ def motion(gradient: Tensor, hessian: Tensor) -> Tensor:
     return hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - torch.einsum("ni,nij,nj->n", n, hessian, n)
 
 
-def gradient_and_motion(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_and_motion(network: SineMLP, x: Points4) -> tuple[Points4, PerRow]:
     """Gradient and :func:`motion` in the first three coordinates, with one second-order stream instead of six.
 
     With the normal ``n`` held fixed, ``laplace f - n H n`` is one second-order operator, carried through the layers
@@ -137,7 +139,7 @@ def gradient_and_motion(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
     return gradient_and_motion_by_torch(network, x)
 
 
-def gradient_and_motion_by_torch(network: SineMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_and_motion_by_torch(network: SineMLP, x: Points4) -> tuple[Points4, PerRow]:
     """:func:`gradient_and_motion` in PyTorch's operations: the specification of the compiled one."""
     with torch.enable_grad():
         points = x.detach().requires_grad_()

@@ -13,6 +13,7 @@ from torch import Tensor
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops.value_gradient import value_and_gradient
+from aire_nerfstudio.shapes import AnyPoints3, Channels, PerRow, Points3
 
 LOG_DENSITY_LIMIT = 15.0
 
@@ -86,24 +87,24 @@ class SineRadianceField(Field):
         """Current widths of both networks."""
         return {"density": self.density_net.widths, "colour": self.colour_net.widths}
 
-    def normalise(self, positions: Tensor) -> Tensor:
+    def normalise(self, positions: AnyPoints3) -> AnyPoints3:
         """World positions ``[..., 3]`` to the cube ``[-1, 1]^3``."""
         return (positions - self.centre) / self.half_side
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, x: Points3) -> tuple[PerRow, Channels]:
         """Density ``[...]`` per normalised unit and features ``[..., n_features]`` at normalised ``x [..., 3]``."""
         h = self.density_net(x)
         return truncated_exp(h[..., 0].float()), h[..., 1:]
 
-    def density(self, x: Tensor) -> Tensor:
+    def density(self, x: Points3) -> PerRow:
         """Density ``[...]`` per normalised unit at normalised positions ``[..., 3]``, without the features."""
         return truncated_exp(self.density_net.first_output(x).float())
 
-    def colour(self, directions: Tensor, features: Tensor) -> Tensor:
+    def colour(self, directions: Points3, features: Channels) -> Points3:
         """RGB in [0, 1], ``[..., 3]``, for unit directions ``[..., 3]``."""
         return torch.sigmoid(self.colour_net(torch.cat([directions.to(features), features], -1)).float())
 
-    def normals(self, x: Tensor) -> Tensor:
+    def normals(self, x: Points3) -> Points3:
         """Outward unit normals ``[..., 3]``: minus the direction of the density's gradient at normalised ``x``.
 
         Uses FINER's exact derivative even when training with the detached one. Zero where the gradient vanishes.

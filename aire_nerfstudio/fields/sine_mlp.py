@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
 from aire_nerfstudio.fields.sine_layers import ACTIVATIONS, Activation, activate, initialise
 from aire_nerfstudio.ops.sine_network import mean_square_step, sine_network
+from aire_nerfstudio.shapes import AnyChannels, AnyPoints, AnyRows, Channels, Points, Scalar
 
 
 class Affine(nn.Module):
@@ -110,17 +111,17 @@ class SineMLP(nn.Module):
         """Number of scalars, weights and biases together."""
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: AnyPoints) -> AnyChannels:
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
         if self._has_hooks():
             return self.layers[-1](self.hidden(x))
         return sine_network(x, *self.for_ops())
 
-    def first_output(self, x: Tensor) -> Tensor:
+    def first_output(self, x: AnyPoints) -> AnyRows:
         """The first output alone, ``[...]``, at ``x [..., d]``."""
         return sine_network(x, *self.for_ops(1)).squeeze(-1)
 
-    def mean_square_step(self, x: Tensor, target: Tensor) -> Tensor:
+    def mean_square_step(self, x: Points, target: Channels) -> Scalar:
         """``((self(x) - target) ** 2).mean()``, ``[]``, faster where one ``backward`` of it is all that follows.
 
         Args:

@@ -16,19 +16,20 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.table import Table
 from torch import Tensor, nn
 
+from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire import AireState
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy, widths
 from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
-from aire_nerfstudio.analysis.stability import pruning_bound
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.graphed import GraphedLoss, Loss
 from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.models.portraits import portraits
+from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.record import RunRecord, Snapshot
@@ -37,6 +38,8 @@ from aire_nerfstudio.viewer.panel import AdaptationPanel
 from aire_nerfstudio.viewer.watched import Done
 
 STATE_VERSION = 2
+# The event of a training that went back to its last good state.
+RETURN = "return"
 # Points at which a strategy sees the layers' outputs.
 PROBE_POINTS = 8192
 
@@ -165,6 +168,7 @@ class AdaptiveModel(PartViews):
         self.panel = AdaptationPanel(self)
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
         self._batch_error: Tensor | None = None
+        self._is_asked: Tensor | None = None
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
@@ -205,6 +209,7 @@ class AdaptiveModel(PartViews):
             raise TypeError("an adaptive model needs the trainer's optimizers to change with it")
         self._prepare(total_steps=trainer.total_steps)
         self._optimizers = list(optimizers.optimizers.values())
+        self._trainer = trainer
         each = self._steps_per_iteration = trainer.config.steps_per_iteration
 
         # nerfstudio's steps are iterations; within one of several steps the trainer calls both.
@@ -236,7 +241,7 @@ class AdaptiveModel(PartViews):
             groups = self.adaptive_groups(self.field)
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
         else:
-            self._adaptation_state = self._strategy.restore(saved["strategy"])
+            self._adaptation_state = self._restored(saved["strategy"])
         schedule = getattr(self._adaptation_state, "schedule", None)
         if schedule is not None and schedule.total < total_steps:
             # A run that is extended: what is asked for by hand may take place in the whole of it.
@@ -268,11 +273,15 @@ class AdaptiveModel(PartViews):
         if self._is_frozen:
             self._held += 1
         else:
-            self._announce_removal(step)
+            check = self._announce_removal(step)
             groups, state = self.adaptive_groups(self.field), self._adaptation_state
-            self._changed(
-                self._strategy.step(groups, self._optimizers, state, self._clock, self._twins(), self.probe()), step
-            )
+            reports = self._strategy.step(groups, self._optimizers, state, self._clock, self._twins(), self.probe())
+            self._changed(reports, step)
+            if check is not None:
+                self._look_after_removal(check, step)
+            if reports and distributed.count() > 1:
+                # They decide alike, but for rounding on their devices; what the first decided counts.
+                self._trainer.follow_first()
 
     def _changed(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""
@@ -298,8 +307,54 @@ class AdaptiveModel(PartViews):
         self._strategy.constrain(groups, self._optimizers, self._adaptation_state, self._clock, error)
         self._average(step)
         if (step + 1) % self._steps_per_iteration == 0:  # where a checkpoint can be written
-            self._requests.answer(step + 1)
+            self._answer(step + 1)
         self.panel.follow()
+
+    def _answer(self, step: int) -> None:
+        """Do what was asked for by hand; of several processes the first is asked, and all know of it by now."""
+        if distributed.count() == 1:
+            self._requests.answer(step)
+        elif self._is_asked is not None and bool(self._is_asked):
+            self._requests.answer(step)
+            self._trainer.follow_first()
+
+    def to_average(self) -> list[Tensor]:
+        """What all processes need to know of a step beside its gradients; see :mod:`~aire_nerfstudio.distributed`."""
+        self._is_asked = torch.tensor(float(self._requests.is_waiting), device=self.device)
+        return [self._is_asked, *([] if self._batch_error is None else [self._batch_error])]
+
+    def _restored(self, saved: dict[str, Any]) -> Any:
+        """The strategy's state of a checkpoint."""
+        try:
+            return self._strategy.restore(saved)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the checkpoint's strategy has entries that this package does not write ({first_line(error)}); it is "
+                "damaged"
+            ) from error
+
+    def take_up(self) -> None:
+        """Go on, in the midst of training, from the state that was just loaded."""
+        saved = self._saved_state
+        assert saved is not None
+        self._adaptation_state = self._restored(saved["strategy"])
+        schedule = getattr(self._adaptation_state, "schedule", None)
+        if schedule is not None and schedule.total < self._total_steps:
+            self._adaptation_state.schedule = replace(schedule, total=self._total_steps)
+        set_rng_state(saved["rng"])
+        self._saved_state = None
+
+    def note_return(self, step: int) -> None:
+        """Remember that training went back to before ``step``, where it was still sound."""
+        now = widths(self.adaptive_groups(self.field))
+        self._log(Report(step, RETURN, (0,) * len(now), now, now))
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether this run, earlier processes included, went back once."""
+        return any(event["event"] == RETURN for event in self._history)
 
     def _average(self, step: int) -> None:
         if self.field_average is None or (step + 1) % self._ema_every:
@@ -333,7 +388,7 @@ class AdaptiveModel(PartViews):
             error: mean squared error of the batch, values in [0, 1], ``[]``; kept for the strategy. None where the
                 task has no such thing.
         """
-        self._batch_error = None if error is None else error.detach()
+        self._batch_error = None if error is None else error.detach().clone()
         if self._adaptation_state is None:
             return torch.zeros((), device=self.device)
         return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._clock)
@@ -405,7 +460,7 @@ class AdaptiveModel(PartViews):
         """Stages, and the neurons that are to go; of a loaded checkpoint as it was saved."""
         state = self._adaptation_state
         if state is None and self._saved_state is not None and self._saved_state["strategy"]:
-            state = self._strategy.restore(self._saved_state["strategy"])
+            state = self._restored(self._saved_state["strategy"])
         return Standing() if state is None else self._strategy.standing(state)
 
     @property
@@ -455,6 +510,9 @@ class AdaptiveModel(PartViews):
         given = {name: torch.as_tensor(value).detach() for name, value in {**losses, **metrics}.items()}
         loss = torch.stack([given[name] for name in losses if name != "adaptation_loss"]).sum()
         scalars = {"loss": loss, **{name: value for name, value in given.items() if value.numel() == 1}}
+        if distributed.count() > 1:
+            scalars = {name: value.float().clone() for name, value in scalars.items()}
+            distributed.average(list(scalars.values()))
         now = widths(self.adaptive_groups(self.field))
         self._record.add(step, scalars, now, count_parameters(self.field))
 
@@ -473,18 +531,33 @@ class AdaptiveModel(PartViews):
         table.add_row(f"{total_steps:,}", "end", "", "")
         CONSOLE.print(table)
 
-    def _announce_removal(self, step: int) -> None:
-        """Say what theorem 2 allows a removal to change, before it is done."""
+    def _announce_removal(self, step: int) -> RemovalCheck | None:
+        """Say what theorem 2 allows a removal to change, before it is done; None where it says nothing."""
         state, network = self._adaptation_state, self.adaptive_network(self.field)
         if not isinstance(state, AireState) or self._clock != state.removal_at:
-            return
+            return None
         is_changed_otherwise = self.config.adaptation.compensation != "none"
         if network.activation != "siren" or not state.targets or is_changed_otherwise:
-            return
-        bound = pruning_bound(network, dict(zip(state.layers, state.targets, strict=True)))
+            return None
+        check = RemovalCheck(network, dict(zip(state.layers, state.targets, strict=True)))
         CONSOLE.log(
-            f"step {step:,}: by theorem 2 the removal changes no output of the network by more than {bound:.3g}"
+            f"step {step:,}: by theorem 2 the removal changes no output of the network by more than {check.bound:.3g}"
         )
+        return check
+
+    def _look_after_removal(self, check: RemovalCheck, step: int) -> None:
+        """Say what the removal did change, and keep it beside the event."""
+        effect = check.effect(self.adaptive_network(self.field))
+        for event in self._history:
+            if event["event"] == "prune" and event["step"] == step:
+                event.update(effect=effect, bound=check.bound)
+        if check.is_within(effect):
+            CONSOLE.log(f"step {step:,}: it changed them by at most {effect:.3g}")
+        else:
+            CONSOLE.log(
+                f"[yellow]warning: step {step:,}: the removal changed an output by {effect:.3g}, more than theorem 2 "
+                f"allows ({check.bound:.3g}): the weights or this device's arithmetic are not sound"
+            )
 
     def steps_done(self) -> int:
         """Optimizer steps before the one that training takes up: 0, or those of the checkpoint."""
@@ -548,6 +621,7 @@ class AdaptiveModel(PartViews):
                 f"the checkpoint's adaptation state has version {state.get('version')}; this package reads version "
                 f"{STATE_VERSION}: install the release that wrote it"
             )
+        check_state(state)
         mine, given = self.fixed_settings(), state["settings"]
         for name in sorted(mine.keys() | given.keys()):
             if mine.get(name) != given.get(name):
@@ -578,9 +652,91 @@ class AdaptiveModel(PartViews):
                 f"the checkpoint does not fit this model: {len(missing)} entries missing {missing[:2]}, {len(extra)} "
                 f"unknown {extra[:2]}"
             )
+        check_weights(self, state_dict)
         for name, parameter in self.named_parameters():
             surgery.resize_to(parameter, state_dict[name].shape)
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(
+                f"the checkpoint's entries are not those that this package writes ({first_line(error)}); it is damaged"
+            ) from error
+
+
+# What every checkpoint of this version has beside the weights.
+STATE_TYPES: dict[str, type] = {
+    **{"settings": dict, "variant": str, "step": int, "strategy": dict, "history": list, "initial_parameters": int},
+    **{"parameters": int, "ema_every": int, "rng": dict},
+}
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Refuse a state that training could not take up, before it does.
+
+    Raises:
+        InputError: an entry is missing or of another kind.
+    """
+    for name, kind in STATE_TYPES.items():
+        if not isinstance(state.get(name), kind):
+            found = type(state[name]).__name__ if name in state else "not there"
+            raise InputError(
+                f"the checkpoint's {name} is {found}; this package writes a {kind.__name__}: it is damaged"
+            )
+    if state["step"] < 0 or state["ema_every"] < 1 or state["initial_parameters"] < 1:
+        raise InputError("the checkpoint's step, ema_every or initial_parameters is out of range; it is damaged")
+    for event in state["history"]:
+        if (
+            not isinstance(event, dict)
+            or not isinstance(event.get("event"), str)
+            or not isinstance(event.get("step"), int)
+        ):
+            raise InputError("the checkpoint's history has an entry that is no event; it is damaged")
+    present = rng_state()
+    try:
+        set_rng_state(state["rng"])
+    except Exception as error:
+        raise InputError(f"the checkpoint's random generators cannot be restored ({first_line(error)})") from error
+    finally:
+        set_rng_state(present)
+
+
+def check_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Refuse weights that make no network of ``model``'s kind: only the widths of its sine layers may differ.
+
+    Raises:
+        InputError: a shape that does not fit its neighbour's or the task, or a value that is not finite.
+    """
+    free: set[str] = set()
+    for prefix, network in model.named_modules():
+        if not isinstance(network, SineMLP):
+            continue
+        width = network.in_features
+        for index in range(len(network.layers)):
+            name = f"{prefix}.layers.{index}"
+            weight, bias = state_dict[f"{name}.weight"], state_dict[f"{name}.bias"]
+            is_last = index == len(network.layers) - 1
+            is_chain = isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.dim() == 2
+            if is_chain:
+                is_chain = weight.shape[1] == width and bias.shape == weight.shape[:1] and len(bias) > 0
+            if not is_chain or (is_last and len(bias) != network.out_features):
+                found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+                raise InputError(
+                    f"the checkpoint's {name}.weight is {found}; it does not fit the layer before or the task"
+                )
+            width = len(bias)
+            free |= {f"{name}.weight", f"{name}.bias"}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        given = state_dict.get(name)
+        if given is None:
+            continue  # a buffer that is not saved
+        if not isinstance(given, Tensor) or (name not in free and given.shape != tensor.shape):
+            raise InputError(
+                f"the checkpoint's {name} is {getattr(given, 'shape', given)}; it must be {list(tensor.shape)}"
+            )
+        if given.is_floating_point() and not torch.isfinite(given).all():
+            raise InputError(f"the checkpoint's {name} has values that are not finite; take an earlier checkpoint")
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
+from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
@@ -157,7 +158,7 @@ def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"load_sdf {path} does not exist; give a run's folder or a checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["pipeline"]
+        state = read_checkpoint(path)["pipeline"]
         settings = state["_model._extra_state"]["settings"]
     except Exception as error:
         raise InputError(f"load_sdf {path} is no checkpoint of an aire-sdf method ({first_line(error)})") from error

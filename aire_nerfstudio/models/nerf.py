@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
+from aire_nerfstudio.distributed import shared_rand
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
@@ -184,7 +185,7 @@ class NerfModel(AdaptiveModel):
         """Colour without the background, which the loss adds and may draw at random."""
         n_rays = len(origins)
         march = march_rays_train_by_nerfacc if self.config.marcher == "nerfacc" else march_rays_train
-        jitter = torch.rand(n_rays, device=origins.device)
+        jitter = shared_rand(n_rays, device=origins.device)
         samples = march(origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
 
         def density(part: Samples) -> Tensor:
@@ -248,7 +249,7 @@ class NerfModel(AdaptiveModel):
                 truth = truth * image[..., 3:] + self._background(truth) * (1 - image[..., 3:])
             return rgb, truth
         is_random = has_alpha or self.config.background_color == "random"
-        background = torch.rand_like(rgb) if is_random else self._background(rgb)
+        background = shared_rand(*rgb.shape, device=rgb.device) if is_random else self._background(rgb)
         if has_alpha:
             truth = truth * image[..., 3:] + background * (1 - image[..., 3:])
         return rgb + background * (1 - outputs["accumulation"]), truth

@@ -1,4 +1,4 @@
-"""nerfstudio's pipeline, with metrics that stay valid JSON when there is one view to score."""
+"""nerfstudio's pipeline: rays shared among processes, and metrics that stay valid JSON when one view is scored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,32 @@ from typing import Any
 
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from torch import Tensor
+
+from aire_nerfstudio.distributed import share
+
+
+@dataclass
+class SharedRaysPipelineConfig(VanillaPipelineConfig):
+    """For tasks that train on a data manager's rays."""
+
+    _target: type = field(default_factory=lambda: SharedRaysPipeline)
+
+
+class SharedRaysPipeline(VanillaPipeline):
+    """As nerfstudio's; of several processes each renders its share of the rays, of which all draw the same."""
+
+    def get_train_loss_dict(self, step: int) -> Any:
+        """See nerfstudio."""
+        rays, batch = self.datamanager.next_train(step)
+        drawn = len(rays)
+        mine = {
+            name: share(value) if isinstance(value, Tensor) and len(value) == drawn else value
+            for name, value in batch.items()
+        }
+        outputs = self._model(share(rays))
+        metrics = self.model.get_metrics_dict(outputs, mine)
+        return outputs, self.model.get_loss_dict(outputs, mine, metrics), metrics
 
 
 @dataclass

@@ -29,6 +29,11 @@ class RequestQueue:
         """
         self._waiting.put((action, done))
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is asked for."""
+        return not self._waiting.empty()
+
     def answer(self, step: int) -> None:
         """Do all that was asked for, before the optimizer step ``step``."""
         while not self._waiting.empty():

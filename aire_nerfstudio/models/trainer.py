@@ -6,9 +6,8 @@ import contextlib
 import inspect
 import math
 import os
-import pickle
 import sys
-import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,15 +19,22 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.misc import step_check
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
 
+from aire_nerfstudio import distributed
+from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
+from aire_nerfstudio.models.launch import launch
+from aire_nerfstudio.models.optimizer_step import optimizer_step
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
+from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.report.facts import REPORT, read_run
 from aire_nerfstudio.report.page import write_report
@@ -53,6 +59,9 @@ class AdaptiveTrainerConfig(TrainerConfig):
     three bfloat16 products for one on processors with a tile unit; medium, plain bfloat16 there. Layers of up to 8
     inputs, sums and weights are float32 in all on CPU."""
 
+    recovery_rate: float = 0.25
+    """Where loss or gradients are not finite, training goes back once to its last good state with all learning rates
+    multiplied by this, in (0, 1); 0: it ends there with the last good state."""
     report: bool = True
     """Whether a page about the run, report.html, is written into its folder at the end; aire-report does it later."""
     quiet: bool = False
@@ -79,8 +88,29 @@ class AdaptiveTrainerConfig(TrainerConfig):
                 self.experiment_name = parser.data.stem
         super().set_experiment_name()
 
+    def get_checkpoint_dir(self) -> Path:
+        """As nerfstudio's.
+
+        ns-eval, ns-render and ns-viewer ask for it before they open the last checkpoint there themselves: what cannot
+        be read is said here, in a line.
+
+        Raises:
+            SystemExit: the folder's last checkpoint is damaged or not to be trusted.
+        """
+        folder = super().get_checkpoint_dir()
+        last = max(folder.glob("step-*.ckpt"), default=None)
+        if last is not None:
+            exit_on_bad_input(read_checkpoint)(last)
+        return folder
+
     def save_config(self) -> None:
-        """Nothing yet: the trainer writes config.yml once its input has proved good; bad input leaves no file."""
+        """Nothing yet: the trainer writes config.yml once its input has proved good; bad input leaves no file.
+
+        It is the last that ns-train asks for before its own launcher, which knows CUDA only and says of a process that
+        was killed where the others were waiting. Several processes are therefore launched from here.
+        """
+        if self.machine.num_devices * self.machine.num_machines > 1:
+            raise SystemExit(launch(self))
 
 
 class AdaptiveTrainer(Trainer):
@@ -102,10 +132,8 @@ class AdaptiveTrainer(Trainer):
                 "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
                 "each replay and cannot be added up; leave one of them out"
             )
-        if world_size > 1:
-            raise InputError(
-                f"--machine.num-devices is {world_size}; training on several devices is not there yet, use 1"
-            )
+        if not 0 <= config.recovery_rate < 1:
+            raise InputError(f"--recovery-rate is {config.recovery_rate}; it must lie in [0, 1)")
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(config)
@@ -116,7 +144,10 @@ class AdaptiveTrainer(Trainer):
             scheduler = group.get("scheduler")
             if isinstance(scheduler, ExponentialDecayConfig) and scheduler.max_steps is None:
                 scheduler.max_steps = self.total_steps
-        super().__init__(config, local_rank, world_size)
+        # As one process of nerfstudio's: what several do is ours (distributed.py), without DistributedDataParallel.
+        super().__init__(config, local_rank, 1)
+        self.local_rank = distributed.rank()  # the first of all writes, not the first of each machine
+        self._guard = FaultGuard(self.total_steps)
         if "cuda" not in self.device:
             keep_freed_memory()
 
@@ -138,6 +169,11 @@ class AdaptiveTrainer(Trainer):
             manager = self.pipeline.datamanager
             rays = manager.get_train_rays_per_batch() * self.config.steps_per_iteration
             manager.get_train_rays_per_batch = lambda: rays  # type: ignore[method-assign]
+        # They began with the same seed; this is for devices that draw or compute otherwise.
+        distributed.take_from_first([*self.pipeline.model.parameters(), *self.pipeline.model.buffers()])
+        set_rng_state(distributed.from_first(rng_state, self.device))
+        # Before the model's own, so that what is kept is what a checkpoint would hold.
+        self.callbacks.insert(0, TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self._keep))
         if self.local_rank == 0:
             path = self.base_dir / "config.yml"
             CONSOLE.log(f"Saving config to: {path}")
@@ -183,32 +219,101 @@ class AdaptiveTrainer(Trainer):
             Loss, its parts and metrics of the last step.
         """
         model = cast(AdaptiveModel, self.pipeline.model)
-        first, end = step * self.config.steps_per_iteration, (step + 1) * self.config.steps_per_iteration
-        for number in range(first, end):
-            # Before the first and after the last one nerfstudio calls the model itself.
-            if number > first:
+        number, end = step * self.config.steps_per_iteration, (step + 1) * self.config.steps_per_iteration
+        written = len(writer.EVENT_STORAGE)
+        # Before the first and after the last step nerfstudio calls the model itself.
+        is_begun = True
+        while number < end:
+            # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
+            del writer.EVENT_STORAGE[written:]
+            if not is_begun:
                 model.before_step(number)
-            written = len(writer.EVENT_STORAGE)
-            outputs = super().train_iteration(number)
+            is_begun = False
+            made = optimizer_step(self, number, self._is_sound)
+            if made is None:
+                number = self._return(number)
+                continue
+            outputs = made
             model.note(number, outputs[1], outputs[2])
             if number < end - 1:
-                # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
-                del writer.EVENT_STORAGE[written:]
                 model.after_step(number)
+            number += 1
         for event in writer.EVENT_STORAGE[written:]:
             event["step"] = step
         if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
             model.write_sizes(step)
         return outputs
 
+    def follow_first(self) -> None:
+        """Take the whole state of training over from the first process; of one process there is nothing to take."""
+        if distributed.count() == 1:
+            return
+        state = distributed.from_first(lambda: training_state(self, self.step), self.device)
+        if distributed.rank() > 0:
+            restore_training(self, state)
+
+    def _is_sound(self, loss: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Average over the processes, and look at the gradients: all see the same and decide the same."""
+        if distributed.count() > 1:
+            model = cast(AdaptiveModel, self.pipeline.model)
+            loss = loss.clone()  # the one that is shown stays the process's own
+            distributed.average_gradients(parameters, [loss, *model.to_average()])
+        return self._guard.is_sound(loss, parameters)
+
+    def _keep(self, step: int) -> None:
+        """Keep the state before an iteration, where it is time."""
+        parameters = [p for group in self.optimizers.parameters.values() for p in group]
+        if distributed.count() > 1 and step_check(step, self.config.steps_per_save) and step > self._start_step:
+            self._check_alike(parameters)
+        self._guard.keep(step * self.config.steps_per_iteration, lambda: training_state(self, step - 1), parameters)
+
+    def _check_alike(self, parameters: Sequence[Tensor]) -> None:
+        """Say where the processes' weights have drifted apart, which no arithmetic of theirs should do."""
+        if not distributed.is_alike(parameters):
+            CONSOLE.log("[yellow]warning: the processes' weights differ; those of the first are taken from here on")
+            self.follow_first()
+
+    def _return(self, step: int) -> int:
+        """Go back to the last good state.
+
+        Args:
+            step: the optimizer step whose loss or gradients are not finite.
+
+        Returns:
+            The step to go on with.
+
+        Raises:
+            InputError: it is not the first time.
+        """
+        model, state = cast(AdaptiveModel, self.pipeline.model), self._guard.state
+        rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.optimizers.items()}
+        said = f"loss or gradients are not finite at step {step:,}"
+        if model.has_returned or self.config.recovery_rate == 0:
+            raise InputError(
+                f"{said}{self._end_with(state)}; lower the learning rate (now {_in_words(rates)}) and start again"
+            )
+        restore_training(self, state)
+        self._guard.forget()
+        rates = lower_learning_rates(self, self.config.recovery_rate)
+        model.note_return(self._guard.step)
+        CONSOLE.log(f"[yellow]warning: {said}; back to step {self._guard.step:,}, learning rate now {_in_words(rates)}")
+        return self._guard.step
+
+    def _end_with(self, state: dict[str, Any]) -> str:
+        """Save the last good state; where it is, in words."""
+        if state["step"] < 0:
+            return ", and no step before was kept: nothing is saved"
+        again = ", again" if cast(AdaptiveModel, self.pipeline.model).has_returned else ""
+        return f"{again}. The last good state is in {self._write(state)}"
+
     def eval_iteration(self, step: int) -> None:
-        """As nerfstudio's, but without effect on the random numbers that training draws.
+        """As nerfstudio's, but in the first process, and without effect on the random numbers that training draws.
 
         A run with evaluations thus equals one without, and a resumed run an uninterrupted one.
         """
         config = self.config
         every = (config.steps_per_eval_batch, config.steps_per_eval_image, config.steps_per_eval_all_images)
-        if not any(step_check(step, steps) for steps in every):
+        if self.local_rank != 0 or not any(step_check(step, steps) for steps in every):
             return
         state = rng_state()
         super().eval_iteration(step)
@@ -218,7 +323,14 @@ class AdaptiveTrainer(Trainer):
         path = self._checkpoint_to_load()
         if path is not None:
             check_checkpoint(path, set(self.pipeline.state_dict()))
-        super()._load_checkpoint()
+        try:
+            super()._load_checkpoint()
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"checkpoint {path} has entries that this package does not write ({first_line(error)}); it is damaged"
+            ) from error
         self._check_steps_per_iteration()
         if self._start_step >= self._total_iterations:
             raise InputError(
@@ -260,22 +372,16 @@ class AdaptiveTrainer(Trainer):
 
     def save_checkpoint(self, step: int) -> None:
         """As nerfstudio's, but the file appears only when whole: a kill during a save leaves the last good one."""
-        if self.local_rank != 0:
-            return
+        if self.local_rank == 0:
+            self._write(training_state(self, step))
+
+    def _write(self, state: dict[str, Any]) -> Path:
+        step = state["step"]
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
         unfinished = self.base_dir / f"{path.stem}.part"
-        torch.save(
-            {
-                "step": step,
-                "pipeline": self.pipeline.state_dict(),
-                "optimizers": {name: o.state_dict() for name, o in self.optimizers.optimizers.items()},
-                "schedulers": {name: s.state_dict() for name, s in self.optimizers.schedulers.items()},
-                "scalers": self.grad_scaler.state_dict(),
-            },
-            unfinished,
-        )
+        torch.save(state, unfinished)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -285,6 +391,12 @@ class AdaptiveTrainer(Trainer):
             for old in self.checkpoint_dir.glob("*.ckpt"):
                 if old != path:
                     old.unlink()
+        return path
+
+
+def _in_words(rates: dict[str, float]) -> str:
+    """Learning rates by group; of one group the number alone."""
+    return ", ".join(f"{rate:.3g}" if len(rates) == 1 else f"{name} {rate:.3g}" for name, rate in rates.items())
 
 
 def check_checkpoint(path: Path, expected: set[str]) -> None:
@@ -297,19 +409,7 @@ def check_checkpoint(path: Path, expected: set[str]) -> None:
     Raises:
         InputError: missing, truncated, holding anything but plain data, or written by another method.
     """
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError) as error:
-        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({first_line(error)})") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"checkpoint {path} holds more than plain data and is not loaded; it was written by another method or is "
-            "damaged"
-        ) from error
-    if not isinstance(saved, dict) or "pipeline" not in saved or "step" not in saved:
-        raise InputError(f"checkpoint {path} is not a nerfstudio checkpoint: it has no 'pipeline' and 'step'")
+    saved = read_checkpoint(path)
     missing = sorted(key for key in expected if key not in saved["pipeline"])
     extra = sorted(key for key in saved["pipeline"] if key not in expected)
     if missing or extra:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.ray_library import RayLibrary, has_shapes, ray_library
 from aire_nerfstudio.ops.ray_marching import Samples
+from aire_nerfstudio.shapes import Channels, PerRow
 
 
 def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def _library(sigmas: Tensor, rgbs: Tensor | None, samples: Samples, *states: Ten
 
 
 @torch.no_grad()
-def visibility(sigmas: Tensor, samples: Samples, depth: Tensor, epsilon: float) -> Tensor:
+def visibility(sigmas: PerRow, samples: Samples, depth: Tensor, epsilon: float) -> Tensor:
     """Which samples light reaches: those with a transmittance of more than ``epsilon`` in front of them.
 
     Args:
@@ -122,7 +123,7 @@ def early_stop(
 
 
 def composite_rays_train(
-    sigmas: Tensor, rgbs: Tensor, samples: Samples, n_rays: int
+    sigmas: PerRow, rgbs: Channels, samples: Samples, n_rays: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Volume rendering of packed samples, without background; differentiable in ``sigmas`` and ``rgbs``.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.occupancy import Occupancy, voxel_indices
 from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
+from aire_nerfstudio.shapes import Box, PerRay, Rays3
 
 # What march_rays writes as a ray's next sample once it has left the box.
 ENDED = 1 << 24
@@ -45,9 +46,7 @@ class Samples(NamedTuple):
 
 
 @torch.no_grad()
-def near_far_from_aabb(
-    origins: Tensor, directions: Tensor, aabb: Tensor, min_near: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def near_far_from_aabb(origins: Rays3, directions: Rays3, aabb: Box, min_near: float = 0.0) -> tuple[PerRay, PerRay]:
     """Distances at which rays enter and leave a box.
 
     Args:
@@ -77,13 +76,13 @@ def near_far_from_aabb(
 
 @torch.no_grad()
 def march_rays_train(
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
+    origins: Rays3,
+    directions: Rays3,
+    near: PerRay,
+    far: PerRay,
     occupancy: Occupancy,
     step: float,
-    jitter: Tensor | None = None,
+    jitter: PerRay | None = None,
 ) -> Samples:
     """Samples of constant length in the occupied voxels of a grid over ``[-1, 1]^3``.
 
@@ -162,10 +161,10 @@ def _is_sample(
 def march_rays(
     alive: Tensor,
     following: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
+    origins: Rays3,
+    directions: Rays3,
+    near: PerRay,
+    far: PerRay,
     occupancy: Occupancy,
     step: float,
     most: int,

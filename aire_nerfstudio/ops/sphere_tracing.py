@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.shapes import PerRay, RayMask, Rays3
+
 # A ray that is not done after all steps counts as meeting the surface within so many tolerances.
 GRAZING = 10.0
 
@@ -14,14 +16,14 @@ GRAZING = 10.0
 @torch.no_grad()
 def sphere_trace(
     field: Callable[[Tensor], Tensor],
-    origins: Tensor,
-    directions: Tensor,
-    near: Tensor,
-    far: Tensor,
+    origins: Rays3,
+    directions: Rays3,
+    near: PerRay,
+    far: PerRay,
     max_steps: int = 96,
     tolerance: float = 1e-3,
     relaxation: float = 0.9,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[PerRay, RayMask]:
     """Where rays first meet ``field = 0``, coming from outside.
 
     A trained distance is not exact: steps are shortened by ``relaxation``, and where one jumps to the inside the

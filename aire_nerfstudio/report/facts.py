@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.sessions import read_sessions
@@ -67,7 +66,7 @@ def read_run(folder: Path) -> RunFacts:
     folder = folder.absolute()
     path = latest_checkpoint(folder)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         state = saved["pipeline"][STATE_KEY]
         has_record = "record" in state
         return RunFacts(

@@ -1,0 +1,74 @@
+"""Keeps a training from going on with numbers that are none: a look at each step, and a copy of the last good state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# On CUDA a look waits for the device: every so many steps. What a step between has spoiled goes with the state.
+STEPS_BETWEEN_LOOKS = 16
+# States kept over a run, and the fewest steps between two of them.
+STATES, LEAST_STEPS_BETWEEN_STATES = 100, 50
+
+
+class FaultGuard:
+    """Says whether loss and gradients are finite, and holds a copy of the training while they were.
+
+    Args:
+        total_steps: optimizer steps of the run.
+    """
+
+    def __init__(self, total_steps: int) -> None:
+        self._every = max(LEAST_STEPS_BETWEEN_STATES, total_steps // STATES)
+        self._kept_at: int | None = None
+        self._state: dict[str, Any] | None = None
+        self._is_finite: Tensor | None = None
+        self._steps = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The last good state."""
+        assert self._state is not None
+        return self._state
+
+    @property
+    def step(self) -> int:
+        """The optimizer step that follows it."""
+        assert self._kept_at is not None
+        return self._kept_at
+
+    def keep(self, step: int, state: Callable[[], dict[str, Any]], parameters: Sequence[Tensor]) -> None:
+        """Keep a copy of the ``state`` before the optimizer step ``step``, where it is time and all is finite."""
+        if self._kept_at is not None and step < self._kept_at + self._every:
+            return
+        if self._kept_at is not None and not (self._seen() and _is_finite(parameters)):
+            return
+        self._state, self._kept_at = copy.deepcopy(state()), step
+
+    def is_sound(self, loss: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Whether the loss ``[]`` and all gradients of ``parameters`` are finite; on CUDA now and then.
+
+        A gradient whose squares overflow counts as not finite.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        finite = torch.isfinite(loss)
+        if gradients:
+            finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+        self._is_finite = finite if self._is_finite is None else self._is_finite & finite
+        self._steps += 1
+        return not (finite.device.type == "cpu" or self._steps % STEPS_BETWEEN_LOOKS == 0) or self._seen()
+
+    def forget(self) -> None:
+        """What was seen is undone by going back."""
+        self._is_finite = None
+
+    def _seen(self) -> bool:
+        return self._is_finite is None or bool(self._is_finite)
+
+
+def _is_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in tensors)

@@ -1,0 +1,280 @@
+"""Several processes on gloo: to the bit alike, and what one process would have learned from the whole batch."""
+
+import os
+import re
+import signal
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from commands import fork, run_command, start_command
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import STEPS, checkpoints, differences, load, tiny_config, train
+
+from aire_nerfstudio import distributed
+from aire_nerfstudio.adaptation.control import Request
+from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.training_state import training_state
+
+
+def in_processes(world, function, *arguments, folder):
+    """What ``function(*arguments)`` gives in each of ``world`` processes of one group, the first one's first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = [fork(_join, rank, world, str(folder), function, arguments) for rank in range(world)]
+    for process in processes:
+        process.join(200)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    said = "\n".join(path.read_text("utf8")[-2000:] for path in sorted(folder.glob("*.log")))
+    assert codes == [0] * world, said
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)], said
+
+
+def _join(rank, world, folder, function, arguments):
+    log = os.open(f"{folder}/{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    torch.save(function(*arguments), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+# --- the pieces -------------------------------------------------------------------------------------------------------
+
+
+@given(rows=st.integers(0, 50), world=st.integers(1, 9))
+def test_shares_are_alike_in_size_apart_and_in_order(rows, world):
+    whole = torch.arange(rows)
+    parts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "count", lambda: world)
+        for rank in range(world):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            parts.append(distributed.share(whole))
+    if rows < world:
+        assert all(torch.equal(part, whole) for part in parts)
+    else:
+        together = torch.cat(parts)
+        assert torch.equal(together, whole[: len(together)])
+        assert rows - len(together) < world
+        assert len({len(part) for part in parts}) == 1
+
+
+@given(rows=st.integers(0, 20), world=st.integers(1, 5))
+def test_random_rows_are_those_of_one_process(rows, world):
+    torch.manual_seed(3)
+    whole = torch.rand(rows * world, 2)
+    state = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "count", lambda: world)
+        for rank in range(world):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            torch.manual_seed(3)
+            part = distributed.shared_rand(rows, 2, device=torch.device("cpu"))
+            assert torch.equal(part, whole[rank * rows : (rank + 1) * rows])
+            assert torch.equal(torch.get_rng_state(), state)
+
+
+def _collectives():
+    rank = dist.get_rank()
+    numbers = [torch.full((3, 2), float(rank)), torch.tensor(10.0 * rank)]
+    distributed.average(numbers)
+    parameters = [torch.zeros(4, requires_grad=True), torch.zeros(2, 3, requires_grad=True)]
+    parameters[0].grad = torch.full((4,), float(rank + 1))
+    if rank == 1:
+        parameters[1].grad = torch.full((2, 3), 6.0)
+    extra = torch.tensor(float(rank == 0))
+    distributed.average_gradients(parameters, [extra])
+    state = distributed.from_first(lambda: {"rank": rank, "tensor": torch.arange(5) * (rank + 1)}, "cpu")
+    taken = [torch.full((2,), float(rank)), torch.tensor([rank])]
+    alike = [distributed.is_alike([torch.ones(3), torch.tensor([1, 2])])]
+    alike.append(distributed.is_alike([torch.tensor([1.0, 2.0, 3.0 + 1e-6 * (rank == 2)])]))
+    alike.append(distributed.is_alike([torch.tensor([1.0, 2.0] if rank else [2.0, 1.0])]))
+    distributed.take_from_first(taken)
+    return {
+        **{"means": numbers, "gradients": [p.grad for p in parameters], "extra": extra, "state": state},
+        **{"alike": alike, "taken": taken, "rank": distributed.rank(), "count": distributed.count()},
+    }
+
+
+def test_collectives(tmp_path):
+    results, _ = in_processes(3, _collectives, folder=tmp_path)
+    for rank, result in enumerate(results):
+        assert (result["rank"], result["count"]) == (rank, 3)
+        assert torch.equal(result["means"][0], torch.ones(3, 2))
+        assert result["means"][1] == 10
+        assert torch.equal(result["gradients"][0], torch.full((4,), 2.0))
+        assert torch.equal(result["gradients"][1], torch.full((2, 3), 2.0))
+        assert result["extra"] == pytest.approx(1 / 3)
+        assert result["state"]["rank"] == 0
+        assert torch.equal(result["state"]["tensor"], torch.arange(5))
+        assert result["alike"] == [True, False, False]
+        assert differences(result["taken"], [torch.zeros(2), torch.tensor([0])]) == []
+
+
+# --- trainings --------------------------------------------------------------------------------------------------------
+
+
+def _trained(task, folder, hook=None):
+    """The whole state of this process after a training through all stages."""
+    torch.set_num_threads(1)
+    if hook is not None:
+        hook()
+    trainer = train(tiny_config(task, folder))
+    return training_state(trainer, trainer.step)
+
+
+def _parameters(state):
+    return {k: v for k, v in state["pipeline"].items() if k.startswith("_model.field.") and "grid" not in k}
+
+
+@pytest.mark.parametrize(("task", "world"), [("image", 4), ("nerf", 2), ("sdf", 2), ("flow", 4)])
+def test_processes_are_alike_to_the_bit_and_like_one_with_the_whole_batch(task, world, demo, tmp_path):
+    alone = _trained(task, tmp_path / "alone")
+    states, _ = in_processes(world, _trained, task, str(tmp_path / "runs"), folder=tmp_path / "group")
+    for other in states[1:]:
+        assert differences(states[0], other) == []
+    events = [(e["event"], e["step"]) for e in states[0]["pipeline"]["_model._extra_state"]["history"]]
+    assert events == [("densify", 11), ("decay", 17), ("prune", 34)]
+    mine, whole = _parameters(states[0]), _parameters(alone)
+    assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in whole.items()}
+    largest = max(float((mine[k] - whole[k]).abs().max()) for k in mine)
+    assert largest < 1e-5, largest
+    # The first process alone wrote, and what it wrote is what all hold.
+    config = tiny_config(task, tmp_path / "runs")
+    assert [p.name for p in checkpoints(config)] == [f"step-{s:09d}.ckpt" for s in (*range(8, STEPS, 8), STEPS - 1)]
+    assert differences(load(checkpoints(config)[-1])["pipeline"], states[-1]["pipeline"]) == []
+
+
+def _press_in_the_first():
+    after_step = AdaptiveModel.after_step
+
+    def pressing(self, step):
+        if dist.get_rank() == 0 and step == 13:
+            self.ask_for(Request("densify", 3, None))
+        after_step(self, step)
+
+    AdaptiveModel.after_step = pressing
+
+
+def test_what_the_first_is_asked_for_by_hand_happens_in_all(tmp_path):
+    states, _ = in_processes(2, _trained, "image", str(tmp_path / "runs"), _press_in_the_first, folder=tmp_path / "g")
+    assert differences(*states) == []
+    history = states[1]["pipeline"]["_model._extra_state"]["history"]
+    assert [(e["event"], e["by_hand"]) for e in history][:2] == [("densify", False), ("densify", True)]
+    assert history[1]["after"] == [14 + 4 + 3, 12]
+
+
+def _spoil_the_second():
+    adaptation_loss = AdaptiveModel.adaptation_loss
+
+    def spoiled(self, error=None):
+        loss = adaptation_loss(self, error)
+        is_time = dist.get_rank() == 1 and self.position[0] == 30 and not self.has_returned
+        return loss + float("nan") if is_time else loss
+
+    AdaptiveModel.adaptation_loss = spoiled
+
+
+def test_a_fault_in_one_process_is_met_by_all(tmp_path):
+    states, _ = in_processes(2, _trained, "sdf", str(tmp_path / "runs"), _spoil_the_second, folder=tmp_path / "g")
+    assert differences(*states) == []
+    history = states[0]["pipeline"]["_model._extra_state"]["history"]
+    assert [e["event"] for e in history] == ["return", "densify", "decay", "prune"]
+    assert all(torch.isfinite(v).all() for v in _parameters(states[0]).values())
+
+
+def _disturb_the_second():
+    after_step = AdaptiveModel.after_step
+
+    def disturbed(self, step):
+        after_step(self, step)
+        if dist.get_rank() == 1 and step == 3:
+            next(self.field.parameters()).data += 1e-7
+
+    AdaptiveModel.after_step = disturbed
+
+
+def test_weights_that_drift_apart_are_seen_and_mended(tmp_path):
+    states, said = in_processes(2, _trained, "image", str(tmp_path / "r"), _disturb_the_second, folder=tmp_path / "g")
+    assert differences(*states) == []
+    # Once, by each: only ns-train silences all but the first.
+    assert len(re.findall(r"the processes' weights differ", said)) == 2
+
+
+# --- through ns-train -------------------------------------------------------------------------------------------------
+
+WORDS = [
+    *("aire-image-siren", "--vis", "tensorboard", "--report", "False", "--timestamp", "run", "--quiet", "True"),
+    *("--steps-per-save", "20", "--save-only-latest-checkpoint", "False", "--pipeline.model.widths", "14", "12"),
+    *("--pipeline.datamanager.train-num-rays-per-batch", "240", "--machine.device-type", "cpu"),
+    *("--pipeline.model.adaptation.unit", "percent", "--pipeline.model.adaptation.densify-at", "20"),
+    *("--pipeline.model.adaptation.decay-start", "40", "--pipeline.model.adaptation.prune-at", "70"),
+]
+
+
+def _run(tmp_path, name):
+    return tmp_path / "outputs" / name / "aire-image-siren" / "run" / "nerfstudio_models"
+
+
+def test_a_killed_process_ends_the_job_which_resumes(tmp_path):
+    """The rule is 30 seconds; a process is missed within one."""
+    words = [*WORDS, "--max-num-iterations", "400", "--machine.num-devices", "2"]
+    whole = run_command("ns-train", *words, "--experiment-name", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    log = tmp_path / "log"
+    job = start_command("ns-train", *words, "--experiment-name", "killed", cwd=tmp_path, out=log)
+    wanted = _run(tmp_path, "killed") / "step-000000200.ckpt"
+    until = time.monotonic() + 120
+    while not wanted.exists():
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.01)
+    children = sorted(psutil.Process(job.pid).children(), key=lambda process: process.pid)
+    assert len(children) == 2
+    killed = time.monotonic()
+    os.kill(children[1].pid, signal.SIGKILL)
+    try:
+        assert job.wait(30) == 1, log.read_text()
+    finally:
+        job.end()
+    assert time.monotonic() - killed < 30
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert lines == [
+        "error: process 1 of 2 was ended (SIGKILL), and the others with it; go on with --load-dir "
+        f"{_run(tmp_path, 'killed').relative_to(tmp_path)}"
+    ]
+    resumed = run_command(
+        "ns-train", *words, "--experiment-name", "resumed", "--load-dir", _run(tmp_path, "killed"), cwd=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    states = [load(_run(tmp_path, name) / "step-000000399.ckpt") for name in ("whole", "resumed")]
+    assert differences(*states) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pipeline.model.ema-decay", "2"], "ema_decay is 2.0; it must lie in [0, 1)"),
+        (["--machine.device-type", "cuda"], "--machine.num-devices is 2 and this machine has 0 GPUs"),
+        (["--machine.num-machines", "2"], "several machines need --machine.dist-url tcp://HOST:PORT"),
+        (["--machine.num-machines", "2", "--machine.machine-rank", "2"], "it must lie in [0, 2)"),
+    ],
+)
+def test_bad_input_is_said_once(options, said, tmp_path):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there are GPUs")
+    done = run_command("ns-train", *WORDS, "--machine.num-devices", "2", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()

@@ -1,0 +1,183 @@
+"""Numbers that are none: the step is not made; the last good state comes back once, the second time it ends there."""
+
+import math
+
+import pytest
+import torch
+from tiny import TASKS, checkpoints, differences, load, tiny_config, train
+
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.guard import FaultGuard
+from aire_nerfstudio.models.removal_check import RemovalCheck
+
+# The guard keeps a state at steps 0, 50, 100, ...; these runs are long enough for two.
+LONG = 90
+
+
+def _spoil(monkeypatch, what, *steps):
+    """Have loss, or a gradient, of each of ``steps`` spoiled the first time it is made."""
+    left = list(steps)
+    adaptation_loss = AdaptiveModel.adaptation_loss
+
+    def spoiled(self, error=None):
+        loss = adaptation_loss(self, error)
+        if self.training and self.position[0] in left:
+            left.remove(self.position[0])
+            parameter = next(self.field.parameters())
+            if what == "loss":
+                return loss + math.nan
+            if what == "infinite":
+                return loss + math.inf
+            return loss + (parameter * 0).sqrt().sum()  # 0, with a gradient that is not a number
+        return loss
+
+    monkeypatch.setattr(AdaptiveModel, "adaptation_loss", spoiled)
+    return left
+
+
+def _rate(state):
+    return state["optimizers"]["fields"]["param_groups"][0]["lr"]
+
+
+@pytest.mark.parametrize("what", ["loss", "infinite", "gradient"])
+def test_one_fault_goes_back_once_with_a_lower_rate(what, monkeypatch, tmp_path):
+    sound = tiny_config("image", tmp_path / "sound", max_num_iterations=LONG, steps_per_save=50)
+    train(sound)
+    left = _spoil(monkeypatch, what, 70)
+    config = tiny_config("image", tmp_path / what, max_num_iterations=LONG, steps_per_save=50)
+    trainer = train(config)
+    assert left == []
+    events = [(e["event"], e["step"]) for e in trainer.pipeline.model.history]
+    assert events == [("densify", 11), ("decay", 17), ("prune", 34), ("return", 50)]
+    state = load(checkpoints(config)[-1])
+    assert state["step"] == LONG - 1
+    assert all(torch.isfinite(v).all() for v in state["pipeline"].values() if isinstance(v, torch.Tensor))
+    assert _rate(state) == pytest.approx(0.25 * _rate(load(checkpoints(sound)[-1])), rel=1e-9)
+    # What was lost is what was trained since: before, the two runs are one.
+    assert differences(load(checkpoints(sound)[0])["pipeline"], load(checkpoints(config)[0])["pipeline"]) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_follows_the_return_is_the_run_resumed_there_with_that_rate(task, monkeypatch, tmp_path):
+    """Weights, moments, average, random numbers: as if step 49's checkpoint had been taken up with a lower rate."""
+    first = tiny_config(task, tmp_path / "first", max_num_iterations=LONG, steps_per_save=49)
+    train(first)
+    resumed = tiny_config(task, tmp_path / "resumed", max_num_iterations=LONG)
+    resumed.load_dir, resumed.load_step = first.get_checkpoint_dir(), 49
+    _lower_the_rate(checkpoints(first)[0], 0.25)
+    train(resumed)
+    _spoil(monkeypatch, "loss", 63)
+    config = tiny_config(task, tmp_path / "fault", max_num_iterations=LONG)
+    train(config)
+    got, expected = load(checkpoints(config)[-1]), load(checkpoints(resumed)[-1])
+    ignored = ("history", "record", "now")
+    for state in (got, expected):
+        for name in ignored:
+            state["pipeline"]["_model._extra_state"].pop(name)
+    assert differences(got, expected) == []
+
+
+def _lower_the_rate(path, factor):
+    state = load(path)
+    for optimizer in state["optimizers"].values():
+        for group in optimizer["param_groups"]:
+            group["lr"] *= factor
+            group["initial_lr"] *= factor
+    for scheduler in state["schedulers"].values():
+        scheduler["base_lrs"] = [rate * factor for rate in scheduler["base_lrs"]]
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_second_fault_ends_the_run_with_the_last_good_state(at_once, monkeypatch, tmp_path):
+    if at_once:
+        _spoil(monkeypatch, "loss", 70)
+        config = tiny_config("sdf", tmp_path, max_num_iterations=LONG, steps_per_save=1000, recovery_rate=0)
+    else:
+        _spoil(monkeypatch, "gradient", 60, 75)
+        config = tiny_config("sdf", tmp_path, max_num_iterations=LONG, steps_per_save=1000)
+    with pytest.raises(SystemExit, match=r"error: loss or gradients are not finite at step \d\d") as end:
+        train(config)
+    said = str(end.value)
+    assert "lower the learning rate (now " in said
+    assert "\n" not in said
+    (path,) = checkpoints(config)
+    assert str(path) in said
+    assert ("again" in said.split(".")[0]) is not at_once
+    state = load(path)
+    assert state["step"] == 49
+    assert all(torch.isfinite(v).all() for v in state["pipeline"].values() if isinstance(v, torch.Tensor))
+    # It is a checkpoint like any other.
+    monkeypatch.undo()
+    again = tiny_config("sdf", tmp_path / "again", max_num_iterations=LONG)
+    again.load_dir = config.get_checkpoint_dir()
+    train(again)
+    assert load(checkpoints(again)[-1])["step"] == LONG - 1
+
+
+def test_a_fault_before_anything_was_learned_saves_nothing(monkeypatch, tmp_path):
+    _spoil(monkeypatch, "loss", 0)
+    config = tiny_config("image", tmp_path, recovery_rate=0)
+    with pytest.raises(SystemExit, match="nothing is saved; lower the learning rate"):
+        train(config)
+    assert checkpoints(config) == []
+
+
+def test_a_fault_among_several_steps_an_iteration(monkeypatch, tmp_path):
+    _spoil(monkeypatch, "loss", 62)
+    config = tiny_config("image", tmp_path, max_num_iterations=LONG // 5, steps_per_save=1000, steps_per_iteration=5)
+    trainer = train(config)
+    assert trainer.pipeline.model.history[-1]["event"] == "return"
+    assert trainer.pipeline.model.history[-1]["step"] == 50
+    state = load(checkpoints(config)[-1])
+    assert state["step"] == LONG // 5 - 1
+    assert state["pipeline"]["_model._extra_state"]["step"] == LONG - 1
+
+
+def test_a_guarded_run_without_a_fault_is_the_run(monkeypatch, tmp_path):
+    """Copies and looks draw no random numbers and change nothing."""
+    config = tiny_config("nerf", tmp_path / "a")
+    train(config)
+    monkeypatch.setattr(FaultGuard, "keep", lambda *_: None)
+    monkeypatch.setattr(FaultGuard, "is_sound", lambda *_: True)
+    other = tiny_config("nerf", tmp_path / "b")
+    train(other)
+    assert differences(load(checkpoints(config)[-1]), load(checkpoints(other)[-1])) == []
+
+
+def test_bad_rates_are_refused(tmp_path):
+    for rate in (1, -0.1, math.nan):
+        with pytest.raises(SystemExit, match=r"--recovery-rate is .*; it must lie in \[0, 1\)"):
+            train(tiny_config("image", tmp_path / "bad", recovery_rate=rate))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_removal_is_held_to_theorem_two():
+    network = SineMLP(3, (20, 16), 2, "siren", 10.0, 5.0)
+    remove = {0: torch.arange(5), 1: torch.tensor([3, 9])}
+    check = RemovalCheck(network, remove)
+    with torch.no_grad():
+        for layer, neurons in remove.items():
+            network.layers[layer + 1].weight[:, neurons] = 0
+    effect = check.effect(network)
+    assert 0 < effect <= check.bound
+    assert check.is_within(effect)
+    with torch.no_grad():
+        network.layers[-1].bias += 2 * check.bound + 1
+    assert not check.is_within(check.effect(network))
+    with torch.no_grad():
+        network.layers[-1].bias += math.nan
+    assert not check.is_within(check.effect(network))
+
+
+def test_training_reports_what_a_removal_changed(tmp_path, capsys, monkeypatch):
+    trainer = train(tiny_config("image", tmp_path / "a", quiet=False))
+    event = trainer.pipeline.model.history[-1]
+    assert event["event"] == "prune"
+    assert 0 < event["effect"] <= event["bound"]
+    assert "it changed them by at most" in capsys.readouterr().out
+    monkeypatch.setattr("aire_nerfstudio.models.removal_check.pruning_bound", lambda *_: 0.0)
+    train(tiny_config("image", tmp_path / "b", quiet=False))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "more than theorem 2" in said
