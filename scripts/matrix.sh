@@ -25,6 +25,7 @@ for case in "$@"; do
         rm -rf "$env"
         continue
     fi
+    [ -e "$env/bin/ffmpeg" ] || ln -s "$("$env/bin/python" -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')" "$env/bin/ffmpeg"
     echo "[matrix] $case: testing"
     # shellcheck disable=SC2086
     (cd "$root" && PATH="$env/bin:$PATH" OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $tests) >> "$log" 2>&1

@@ -39,6 +39,14 @@ def _seeded():
     torch.set_float32_matmul_precision("highest")
 
 
+@pytest.fixture
+def unchecked_shapes():
+    """For tests of what a function itself says to wrong shapes: nobody is asked before it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory):
     """The demo scene is made anew for the tests, not taken from, or left in, the user's cache."""

@@ -260,12 +260,6 @@ def test_damaged_and_foreign_checkpoints_are_told_apart(finished, tmp_path):
         check_checkpoint(tmp_path / "none.ckpt", expected)
 
 
-def test_several_devices_are_refused_rather_than_trained_apart():
-    with pytest.raises(SystemExit) as caught:
-        AdaptiveTrainer(AdaptiveTrainerConfig(), local_rank=0, world_size=2)
-    assert "num-devices is 2" in str(caught.value)
-
-
 def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     trainer = AdaptiveTrainer.__new__(AdaptiveTrainer)
     folder = tmp_path / "nerfstudio_models"

@@ -255,7 +255,7 @@ def test_rendering_in_rounds_is_rendering_at_once(device, by_torch, compiled):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_what_the_library_does_not_take_goes_to_pytorch(device):
+def test_what_the_library_does_not_take_goes_to_pytorch(device, unchecked_shapes):
     """Other integers, and lengths that do not fit: right, or an error, never what lies behind the memory."""
     samples, sigmas, rgbs = _packed(device)
     expected = composite_rays_train(sigmas, rgbs, samples, len(COUNTS))

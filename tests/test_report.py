@@ -144,7 +144,7 @@ def test_damaged_runs_are_named(run, tmp_path, what):
         (folder / "eval.json").write_text('{"results": [1]}')
     if what == "session":
         (folder / "run.json").write_text("[{]")
-    with pytest.raises(InputError, match=r"ckpt is no whole|eval\.json cannot|run\.json cannot"):
+    with pytest.raises(InputError, match=r"ckpt is truncated|ckpt is no whole|eval\.json cannot|run\.json cannot"):
         read_run(folder)
 
 

@@ -170,7 +170,7 @@ def test_impossible_prunings_change_nothing(remove, message):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_growing_with_wrong_shapes_or_nan_changes_nothing():
+def test_growing_with_wrong_shapes_or_nan_changes_nothing(unchecked_shapes):
     net = SineMLP(2, [3, 4], 1)
     group = net.neuron_groups()[0]
     with pytest.raises(SurgeryError, match=r"new outgoing has shape \[4, 1\]; it must be \[4, 2\]"):

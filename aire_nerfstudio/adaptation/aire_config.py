@@ -95,6 +95,9 @@ def check(config: AireConfig) -> None:
         ScheduleError: a value out of range, or settings that exclude each other.
     """
     _check_types(config)
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ScheduleError(f"{name} is {value}; it must be finite")
     if not 0 <= config.densify_fraction <= 1:
         raise ScheduleError(f"densify_fraction is {config.densify_fraction}; it must lie in [0, 1]")
     if (config.densify_at is None) != (config.densify_count == 0 and config.densify_fraction == 0):

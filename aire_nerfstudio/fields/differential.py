@@ -17,7 +17,7 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops import mean_curvature
 from aire_nerfstudio.ops import value_gradient as ops
 from aire_nerfstudio.ops.activations import derivatives
-from aire_nerfstudio.shapes import AnyPoints, AnyRows, PerRow, Points, Points3, Points4
+from aire_nerfstudio.shapes import AnyPoints, AnyRows, PerRow, Points, Points3
 
 
 def value_and_gradient(network: SineMLP, x: Points) -> tuple[PerRow, Points]:
@@ -115,7 +115,7 @@ def motion(gradient: Points3, hessian: Float[Tensor, "n 3 3"]) -> PerRow:
     return hessian.diagonal(dim1=-2, dim2=-1).sum(-1) - torch.einsum("ni,nij,nj->n", n, hessian, n)
 
 
-def gradient_and_motion(network: SineMLP, x: Points4) -> tuple[Points4, PerRow]:
+def gradient_and_motion(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
     """Gradient and :func:`motion` in the first three coordinates, with one second-order stream instead of six.
 
     With the normal ``n`` held fixed, ``laplace f - n H n`` is one second-order operator, carried through the layers
@@ -139,7 +139,7 @@ def gradient_and_motion(network: SineMLP, x: Points4) -> tuple[Points4, PerRow]:
     return gradient_and_motion_by_torch(network, x)
 
 
-def gradient_and_motion_by_torch(network: SineMLP, x: Points4) -> tuple[Points4, PerRow]:
+def gradient_and_motion_by_torch(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
     """:func:`gradient_and_motion` in PyTorch's operations: the specification of the compiled one."""
     with torch.enable_grad():
         points = x.detach().requires_grad_()

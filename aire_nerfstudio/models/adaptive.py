@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire import AireState
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_config import check as check_schedule
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy, widths
 from aire_nerfstudio.adaptation.control import Refused, Request, Standing
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
@@ -40,6 +42,12 @@ from aire_nerfstudio.viewer.watched import Done
 STATE_VERSION = 2
 # The event of a training that went back to its last good state.
 RETURN = "return"
+# Settings of any task that count something, and the least they can be; and those that must be above 0.
+LEAST = {
+    **dict.fromkeys(("widths", "density_widths", "colour_widths", "n_features", "grid_every", "max_steps_per_ray"), 1),
+    **{"ema_every": 1, "grid_resolution": 1, "lattice_limit": 1, "grid_warmup": 0, "eval_resolution": 2},
+}
+POSITIVE = ("first_omega", "hidden_omega", "first_bias_scale", "density_threshold", "alpha")
 # Points at which a strategy sees the layers' outputs.
 PROBE_POINTS = 8192
 
@@ -68,6 +76,29 @@ class AdaptiveModelConfig(ModelConfig):
     """Render also what the strong neurons alone give (important), what the weak ones give (unimportant), and the mean
     input frequency that drives each point (frequency, a share of the largest); three times the work. The viewer's
     panel switches it."""
+
+    def check(self) -> None:
+        """Refuse numbers that mean nothing for any data, before data are read and distances computed.
+
+        Raises:
+            InputError: naming the first one.
+        """
+        for name, value in vars(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise InputError(f"{name} is {value}; it must be finite")
+            least = LEAST.get(name)
+            if least is not None and value is not None and min(numbers) < least:
+                raise InputError(f"{name} is {value}; it must be at least {least}")
+            if name.endswith("_weight") and value < 0:
+                raise InputError(f"{name} is {value}; it must be 0 or more")
+            if name in POSITIVE and value is not None and value <= 0:
+                raise InputError(f"{name} is {value}; it must be positive")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        if self.cuda_graph and not torch.cuda.is_available():
+            raise InputError("cuda_graph is True, and there is no CUDA device; leave it out")
+        check_schedule(self.adaptation)
 
 
 class AdaptiveModel(PartViews):
@@ -141,12 +172,7 @@ class AdaptiveModel(PartViews):
 
     def start_adaptation(self) -> None:
         """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
-        if self.config.cuda_graph and not torch.cuda.is_available():
-            raise InputError("cuda_graph is True, and there is no CUDA device; leave it out")
-        if not 0 <= self.config.ema_decay < 1:
-            raise InputError(f"ema_decay is {self.config.ema_decay}; it must lie in [0, 1)")
-        if self.config.ema_every is not None and self.config.ema_every < 1:
-            raise InputError(f"ema_every is {self.config.ema_every}; it must be at least 1")
+        self.config.check()  # a model that no trainer made
         self._strategy: Strategy = make_strategy(
             self.config.variant,
             self.config.adaptation,

@@ -80,6 +80,16 @@ class NerfModelConfig(AdaptiveModelConfig):
     collider_params: dict[str, float] | None = None
     """Unused: there is no collider."""
 
+    def check(self) -> None:
+        """As every adaptive model's, and what marching needs."""
+        super().check()
+        if self.cuda_graph:
+            raise InputError("cuda_graph is True, but rays meet another number of samples each step; leave it out")
+        if not 0 < self.early_stop_epsilon < 1:
+            raise InputError(f"early_stop_epsilon is {self.early_stop_epsilon}; it must lie in (0, 1)")
+        if self.marcher == "nerfacc" and not torch.cuda.is_available():
+            raise InputError("marcher is nerfacc, which marches on CUDA only, and there is no CUDA device; use aire")
+
 
 class NerfModel(AdaptiveModel):
     """Rays -> colour, depth, accumulation and normals through a :class:`SineRadianceField`."""
@@ -92,13 +102,7 @@ class NerfModel(AdaptiveModel):
         """Make field, grid and renderer."""
         super().populate_modules()
         config = self.config
-        for name in ("grid_every", "max_steps_per_ray"):
-            if getattr(config, name) < 1:
-                raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1")
-        if config.cuda_graph:
-            raise InputError("cuda_graph is True, but rays meet another number of samples each step; leave it out")
-        if not 0 < config.early_stop_epsilon < 1:
-            raise InputError(f"early_stop_epsilon is {config.early_stop_epsilon}; it must lie in (0, 1)")
+        config.check()
         box = self.scene_box.aabb.float()
         centre, half_side = box.mean(0), float((box[1] - box[0]).max()) / 2
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from nerfstudio.engine.optimizers import OptimizerConfig
+
+from aire_nerfstudio.errors import InputError
 
 
 @dataclass
@@ -23,5 +26,11 @@ class FieldAdamConfig(OptimizerConfig):
 
     def setup(self, params: Any) -> torch.optim.Optimizer:
         """The optimizer of ``params``; fused on CUDA, where a step is otherwise bound by kernel launches."""
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"the optimizer's lr is {self.lr}; it must be positive and finite")
+        if not 0 <= self.eps < math.inf or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(
+                f"the optimizer's eps is {self.eps} and its betas {self.betas}; they must be 0 or more and in [0, 1)"
+            )
         is_fused = all(p.is_cuda for p in params)
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, betas=self.betas, fused=is_fused or None)

@@ -109,6 +109,10 @@ class AdaptiveTrainerConfig(TrainerConfig):
         It is the last that ns-train asks for before its own launcher, which knows CUDA only and says of a process that
         was killed where the others were waiting. Several processes are therefore launched from here.
         """
+        for name in ("num_devices", "num_machines"):
+            count = getattr(self.machine, name)
+            if count < 1:
+                raise SystemExit(f"error: --machine.{name.replace('_', '-')} is {count}; it must be at least 1")
         if self.machine.num_devices * self.machine.num_machines > 1:
             raise SystemExit(launch(self))
 
@@ -126,7 +130,16 @@ class AdaptiveTrainer(Trainer):
             raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
         if config.steps_per_iteration < 1:
             raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
+        kind, rays = config.machine.device_type, getattr(config.pipeline.datamanager, "train_num_rays_per_batch", 1)
+        if rays < 1:
+            raise InputError(f"--pipeline.datamanager.train-num-rays-per-batch is {rays}; it must be at least 1")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise InputError(
+                "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
+            )
         model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
+        if isinstance(model, AdaptiveModelConfig):
+            model.check()
         if isinstance(model, AdaptiveModelConfig) and model.cuda_graph and any(n > 1 for n in accumulated):
             raise InputError(
                 "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
