@@ -132,6 +132,8 @@ def check(config: AireConfig) -> None:
     if config.decay_start is not None:
         if not config.prune_layers:
             raise ScheduleError("decay_start is set but prune_layers is empty; name at least one layer")
+        if config.prune_counts is None and not config.has_target and not 0 < config.prune_fraction < 1:
+            raise ScheduleError(f"prune_fraction is {config.prune_fraction}; it must lie in (0, 1)")
         if config.prune_counts is not None and len(config.prune_counts) != len(config.prune_layers):
             raise ScheduleError(
                 f"prune_counts {config.prune_counts} must have one number for each of the layers {config.prune_layers}"

@@ -53,6 +53,16 @@ class FlowModelConfig(SdfModelConfig):
     shows_error: bool = False
     """Render the distance from the surface at time 0."""
 
+    def check(self) -> None:
+        """As a surface's; the file to start from is looked at, too."""
+        super().check()
+        if self.activation == "spder":
+            raise InputError("a flow needs second derivatives, which SPDER's near 0 do not bound; use siren or finer")
+        if self.time < 0:
+            raise InputError(f"time is {self.time}; it must be 0 or more")
+        if self.load_sdf is not None:
+            surface_weights(self.load_sdf, self)
+
 
 class FlowModel(SdfModel):
     """``(x, y, z, t) -> f``, whose level set 0 at time t is the surface then."""
@@ -65,10 +75,7 @@ class FlowModel(SdfModel):
         """Make the network; take over that of a surface where one is given."""
         config = self.config
         self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
-        if config.activation == "spder":
-            raise InputError("a flow needs second derivatives, which SPDER's near 0 do not bound; use siren or finer")
-        if not 0 < config.alpha < float("inf"):
-            raise InputError(f"alpha is {config.alpha}; it must be positive")
+        config.check()
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
         weights = None if config.load_sdf is None else surface_weights(config.load_sdf, config)

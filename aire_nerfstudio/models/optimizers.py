@@ -24,13 +24,21 @@ class FieldAdamConfig(OptimizerConfig):
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the first and second moment."""
 
-    def setup(self, params: Any) -> torch.optim.Optimizer:
-        """The optimizer of ``params``; fused on CUDA, where a step is otherwise bound by kernel launches."""
+    def check(self) -> None:
+        """Refuse what no training can use.
+
+        Raises:
+            InputError: naming it.
+        """
         if not 0 < self.lr < math.inf:
             raise InputError(f"the optimizer's lr is {self.lr}; it must be positive and finite")
         if not 0 <= self.eps < math.inf or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(
                 f"the optimizer's eps is {self.eps} and its betas {self.betas}; they must be 0 or more and in [0, 1)"
             )
+
+    def setup(self, params: Any) -> torch.optim.Optimizer:
+        """The optimizer of ``params``; fused on CUDA, where a step is otherwise bound by kernel launches."""
+        self.check()
         is_fused = all(p.is_cuda for p in params)
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, betas=self.betas, fused=is_fused or None)

@@ -86,6 +86,15 @@ class SdfModelConfig(AdaptiveModelConfig):
     collider_params: dict[str, float] | None = None
     """Unused: there is no collider."""
 
+    def check(self) -> None:
+        """As every adaptive model's."""
+        super().check()
+        if self.adaptation.target_psnr is not None:
+            raise InputError(
+                f"target_psnr is {self.adaptation.target_psnr}, but a surface has no PSNR; name target_parameters or "
+                "target_bytes"
+            )
+
 
 class SdfNetwork(SineMLP):
     """A sine network under the name by which nerfstudio's ``ns-export marching-cubes`` asks for distances."""

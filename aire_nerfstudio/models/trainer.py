@@ -32,6 +32,7 @@ from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.launch import launch
 from aire_nerfstudio.models.optimizer_step import optimizer_step
+from aire_nerfstudio.models.optimizers import FieldAdamConfig
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
@@ -138,6 +139,9 @@ class AdaptiveTrainer(Trainer):
                 "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
             )
         model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
+        for group in config.optimizers.values():
+            if isinstance(group["optimizer"], FieldAdamConfig):
+                group["optimizer"].check()
         if isinstance(model, AdaptiveModelConfig):
             model.check()
         if isinstance(model, AdaptiveModelConfig) and model.cuda_graph and any(n > 1 for n in accumulated):
