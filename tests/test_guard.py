@@ -116,6 +116,19 @@ def test_the_second_fault_ends_the_run_with_the_last_good_state(at_once, monkeyp
     assert load(checkpoints(again)[-1])["step"] == LONG - 1
 
 
+def test_a_large_network_that_diverges(tmp_path):
+    """Figure 4's network at a tenth of its width (four layers, w0 60), at a rate at which it cannot be trained."""
+    sizes = {"widths": (24, 24, 24, 24), "first_omega": 60.0, "hidden_omega": 60.0, "variant": "large"}
+    config = tiny_config("sdf", tmp_path, model=sizes, max_num_iterations=600, steps_per_save=10_000)
+    config.optimizers["fields"]["optimizer"].lr = 0.1
+    with pytest.raises(SystemExit, match="error: loss or gradients are not finite at step"):
+        train(config)
+    for path in checkpoints(config):
+        state = load(path)["pipeline"]
+        assert all(torch.isfinite(v).all() for v in state.values() if isinstance(v, torch.Tensor))
+        assert [e["event"] for e in state["_model._extra_state"]["history"]] in ([], ["return"])
+
+
 def test_a_fault_before_anything_was_learned_saves_nothing(monkeypatch, tmp_path):
     _spoil(monkeypatch, "loss", 0)
     config = tiny_config("image", tmp_path, recovery_rate=0)
