@@ -5,6 +5,7 @@ those processes are forked from one that has imported them (Python's forkserver)
 bear a fork, and with ``AIRE_TEST_COMMANDS=fresh`` they are started afresh.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -54,9 +55,16 @@ def start_command(*command, cwd, out, err=None):
 
 def fork(function, *arguments):
     """A started process that runs a function of a test module, with torch and nerfstudio imported."""
-    process = _forks.Process(target=function, args=arguments)
+    process = _forks.Process(target=_mortal, args=(function, *arguments))
     process.start()
     return process
+
+
+def _mortal(function, *arguments):
+    """Run it, and end with the tests: a training that nobody waits for would go on for hours."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    function(*arguments)
 
 
 def _text(path):
@@ -90,8 +98,7 @@ class _Fresh(_Command):
 
 class _Forked(_Command):
     def __init__(self, name, arguments, cwd, out, err):
-        self._process = _forks.Process(target=_become, args=(name, arguments, cwd, out, err, environment()))
-        self._process.start()
+        self._process = fork(_become, name, arguments, cwd, out, err, environment())
         self.pid = self._process.pid
 
     def poll(self):

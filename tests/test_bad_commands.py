@@ -142,4 +142,4 @@ def test_one_line_no_file(name, tmp_path):
     assert "Traceback" not in done.stderr, done.stderr[-1500:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:") or ": error: " in line]
     assert len(lines) == 1, done.stderr[-1500:]
-    assert len(lines[0]) > 40
+    assert len(lines[0]) > 30

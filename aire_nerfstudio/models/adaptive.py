@@ -193,6 +193,8 @@ class AdaptiveModel(PartViews):
         self._requests = RequestQueue()
         self.panel = AdaptationPanel(self)
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
+        # Sum of the present batch's losses; whoever draws the batch sets it.
+        self.batch_loss = torch.zeros(())
         self._batch_error: Tensor | None = None
         self._is_asked: Tensor | None = None
         self._ema_every = self.config.ema_every or 1

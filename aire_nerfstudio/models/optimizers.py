@@ -1,13 +1,15 @@
-"""Adam with the betas that radiance fields of instant-ngp's lineage use."""
+"""Adam with the betas that radiance fields of instant-ngp's lineage use; and optimizers that ask before they step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
+from torch import Tensor
 
 from aire_nerfstudio.errors import InputError
 
@@ -42,3 +44,28 @@ class FieldAdamConfig(OptimizerConfig):
         self.check()
         is_fused = all(p.is_cuda for p in params)
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, betas=self.betas, fused=is_fused or None)
+
+
+class AskingOptimizers(Optimizers):
+    """nerfstudio's optimizers, with a question between backward and step.
+
+    Args:
+        config: see nerfstudio.
+        param_groups: see nerfstudio.
+        is_sound: asked with the parameters about to be changed, gradients there; where it says no, none is changed.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        param_groups: dict[str, list[Any]],
+        is_sound: Callable[[Sequence[Tensor]], bool],
+    ) -> None:
+        super().__init__(config, param_groups)
+        self._is_sound = is_sound
+
+    def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: list[str]) -> None:
+        """See nerfstudio. A gradient scaler leaves steps out by itself, and must be asked."""
+        is_sound = self._is_sound([p for name in param_groups for p in self.parameters[name]])
+        if is_sound or grad_scaler.is_enabled():
+            super().optimizer_scaler_step_some(grad_scaler, param_groups)

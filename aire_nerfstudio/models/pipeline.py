@@ -32,7 +32,9 @@ class SharedRaysPipeline(VanillaPipeline):
         }
         outputs = self._model(share(rays))
         metrics = self.model.get_metrics_dict(outputs, mine)
-        return outputs, self.model.get_loss_dict(outputs, mine, metrics), metrics
+        losses = self.model.get_loss_dict(outputs, mine, metrics)
+        _keep_loss(self.model, losses)
+        return outputs, losses, metrics
 
 
 @dataclass
@@ -45,6 +47,12 @@ class OneViewPipelineConfig(VanillaPipelineConfig):
 class OneViewPipeline(VanillaPipeline):
     """As nerfstudio's, without the spread over views: of one view it would be NaN, which JSON does not know."""
 
+    def get_train_loss_dict(self, step: int) -> Any:
+        """See nerfstudio."""
+        outputs, losses, metrics = super().get_train_loss_dict(step)
+        _keep_loss(self.model, losses)
+        return outputs, losses, metrics
+
     @torch.no_grad()
     def get_eval_loss_dict(self, step: int) -> Any:
         """See nerfstudio, which keeps a graph that nobody needs."""
@@ -56,3 +64,8 @@ class OneViewPipeline(VanillaPipeline):
             kwargs["get_std"] = False
             args = args[:3]
         return super().get_average_image_metrics(data_loader, *args, **kwargs)
+
+
+def _keep_loss(model: Any, losses: dict[str, Tensor]) -> None:
+    """Let the trainer see the loss before the optimizers use its gradients."""
+    model.batch_loss = torch.stack([loss.detach().float() for loss in losses.values()]).sum()

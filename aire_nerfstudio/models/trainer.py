@@ -31,8 +31,7 @@ from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.launch import launch
-from aire_nerfstudio.models.optimizer_step import optimizer_step
-from aire_nerfstudio.models.optimizers import FieldAdamConfig
+from aire_nerfstudio.models.optimizers import AskingOptimizers, FieldAdamConfig
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
@@ -165,6 +164,7 @@ class AdaptiveTrainer(Trainer):
         super().__init__(config, local_rank, 1)
         self.local_rank = distributed.rank()  # the first of all writes, not the first of each machine
         self._guard = FaultGuard(self.total_steps)
+        self._was_sound = True
         if "cuda" not in self.device:
             keep_freed_memory()
 
@@ -246,11 +246,10 @@ class AdaptiveTrainer(Trainer):
             if not is_begun:
                 model.before_step(number)
             is_begun = False
-            made = optimizer_step(self, number, self._is_sound)
-            if made is None:
+            outputs = super().train_iteration(number)
+            if not self._was_sound:
                 number = self._return(number)
                 continue
-            outputs = made
             model.note(number, outputs[1], outputs[2])
             if number < end - 1:
                 model.after_step(number)
@@ -269,13 +268,19 @@ class AdaptiveTrainer(Trainer):
         if distributed.rank() > 0:
             restore_training(self, state)
 
-    def _is_sound(self, loss: Tensor, parameters: Sequence[Tensor]) -> bool:
+    def setup_optimizers(self) -> AskingOptimizers:
+        """See nerfstudio."""
+        return AskingOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups(), self._is_sound)
+
+    def _is_sound(self, parameters: Sequence[Tensor]) -> bool:
         """Average over the processes, and look at the gradients: all see the same and decide the same."""
+        model = cast(AdaptiveModel, self.pipeline.model)
+        loss = model.batch_loss
         if distributed.count() > 1:
-            model = cast(AdaptiveModel, self.pipeline.model)
-            loss = loss.clone()  # the one that is shown stays the process's own
             distributed.average_gradients(parameters, [loss, *model.to_average()])
-        return self._guard.is_sound(loss, parameters)
+        # Gradients that are scaled may overflow, and the scaler then leaves the step out.
+        self._was_sound = self._guard.is_sound(loss, [] if self.grad_scaler.is_enabled() else parameters)
+        return self._was_sound
 
     def _keep(self, step: int) -> None:
         """Keep the state before an iteration, where it is time."""
