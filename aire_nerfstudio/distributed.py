@@ -73,7 +73,7 @@ def average_gradients(parameters: Sequence[Tensor], besides: Sequence[Tensor] = 
 def from_first(make: Callable[[], Any], device: torch.device | str) -> Any:
     """What ``make`` gives in the first process, tensors and plain data; the others' is not called.
 
-    It travels as a checkpoint does and is read as one, without executing anything.
+    It travels as a checkpoint does and is read as one, on the CPU, without executing anything.
     """
     if count() == 1:
         return make()
@@ -92,7 +92,13 @@ def from_first(make: Callable[[], Any], device: torch.device | str) -> Any:
     dist.broadcast(packed, src=0)
     if rank() == 0:
         return state
-    return torch.load(io.BytesIO(packed.cpu().numpy().tobytes()), map_location=device, weights_only=True)
+    return torch.load(io.BytesIO(packed.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here."""
+    if count() > 1:
+        dist.barrier()
 
 
 def take_from_first(tensors: Sequence[Tensor]) -> None:

@@ -11,7 +11,18 @@ R = TypeVar("R")
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message names the value, the rule and the fix, in one line."""
+    """Input that cannot be used; the message names the value, the rule and the fix, in one line.
+
+    What a terminal would obey, or a line break from a stranger's file, is shown as a question mark.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: object) -> str:
+    """Text for one line of a terminal, which obeys some characters."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
-from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line, printable
 from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, latest_checkpoint
 
 # What nerfstudio's own configurations hold: classes, whose names begin with a capital, and one function.
@@ -29,7 +29,7 @@ CALLED = re.compile(
     r"pathlib\.\w*Path|datetime\.\w+|collections\.OrderedDict|nerfstudio\.utils\.writer\.EventName"
     r"|nerfstudio\.cameras\.cameras\.CameraType"
 )
-LARGEST_CONFIG = 1 << 22
+LARGEST_CONFIG, DEEPEST_CONFIG = 1 << 18, 50
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def inspect(path: Path) -> Inspection:
     Raises:
         InputError: there is none, or it is damaged or hostile.
     """
-    file = latest_checkpoint(path) if path.is_dir() else path
+    file = (latest_checkpoint(path) if path.is_dir() else path).absolute()
     saved = read_checkpoint(file)
     try:
         return _inspection(file, saved)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except Exception as error:
         raise InputError(
             f"checkpoint {file} has entries that nobody writes ({first_line(error)}); it is damaged"
         ) from error
@@ -105,7 +105,8 @@ def _inspection(file: Path, saved: Mapping[str, Any]) -> Inspection:
         for name, value in saved["pipeline"].items()
         if isinstance(value, Tensor)
     }
-    config = file.parent.parent / CONFIG
+    places = (file.parent.parent / CONFIG, file.parent / CONFIG)
+    config = next((place for place in places if place.is_file()), places[0])
     return Inspection(
         path=file,
         bytes=file.stat().st_size,
@@ -136,7 +137,11 @@ def executed_by(config: Path) -> list[str]:
         raise InputError(f"{config} has {config.stat().st_size:,} bytes, which no configuration has")
     names = set()
     try:
+        depth = 0
         for event in yaml.parse(config.read_text("utf8"), Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST_CONFIG:
+                raise InputError(f"{config} nests {depth} deep, which no configuration does")
             tag = str(getattr(event, "tag", None) or "").removeprefix("tag:yaml.org,2002:python/")
             kind, _, name = tag.partition(":")
             if kind in ("name", "module", "object"):
@@ -167,48 +172,52 @@ class Inspect:
         """Read and print."""
         found = inspect(self.path)
         if self.json:
-            print(json.dumps(found.to_dict(), indent=1, default=str))
+            print(_as_json(found))
             return
         for part in _parts(found):
             self._console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
 
 
+def _as_json(found: Inspection) -> str:
+    try:
+        return json.dumps(found.to_dict(), indent=1, default=str)
+    except Exception as error:
+        raise InputError(f"{found.path} has entries that nobody writes ({first_line(error)}); it is damaged") from error
+
+
 def _parts(found: Inspection) -> list[str | Table]:
     """What is printed, made before the first line is."""
     try:
-        parts = [_clean(f"{found.path}: {found.bytes:,} bytes, saved after iteration {found.iteration:,}")]
+        parts = [printable(f"{found.path}: {found.bytes:,} bytes, saved after iteration {found.iteration:,}")]
         parts += _state_lines(found.state) or ["not of an aire method: its tensors alone are shown"]
         tables = [_layer_table(found)]
         if found.state.get("history"):
             tables.append(_history_table(found.state["history"]))
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except Exception as error:
         raise InputError(f"{found.path} has entries that nobody writes ({first_line(error)}); it is damaged") from error
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in found.learning_rates.items())
-    last = [_clean(f"learning rate: {rates}")] if rates else []
+    last = [printable(f"learning rate: {rates}")] if rates else []
     if found.config is None:
         last.append(f"no {CONFIG} beside it; a checkpoint alone executes nothing")
     elif found.unknown():
         last.append(
-            _clean(f"warning: loading {CONFIG} would run {', '.join(found.unknown())}: give it to no ns- command")
+            printable(f"warning: loading {CONFIG} would run {', '.join(found.unknown())}: give it to no ns- command")
         )
     else:
         last.append(f"{CONFIG} names {len(found.config)} things, all as nerfstudio's own do; ns- commands execute it")
     return [*parts, *tables, *last]
 
 
-def _clean(text: object) -> str:
-    """Text of a stranger for a terminal, which obeys some characters."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))
-
-
 def _state_lines(state: Mapping[str, Any]) -> list[str]:
     if not state:
         return []
-    settings = ", ".join(f"{name} {value}" for name, value in state.get("settings", {}).items())
+    simple = (str, int, float, bool, type(None))
+    given = {name: value for name, value in state.get("settings", {}).items() if isinstance(value, simple)}
+    settings = ", ".join(f"{name} {str(value)[:40]}" for name, value in given.items())
     before, now = int(state.get("initial_parameters", 0)), int(state.get("parameters", 0))
     change = f" ({100 * (now / before - 1):+.1f} %)" if before else ""
     return [
-        _clean(f"variant {state.get('variant')}, {int(state.get('step', -1)) + 1:,} optimizer steps; {settings}"),
+        printable(f"variant {state.get('variant')}, {int(state.get('step', -1)) + 1:,} optimizer steps; {settings}"),
         f"{before:,} parameters at the start, {now:,} now{change}",
     ]
 
@@ -219,10 +228,10 @@ def _layer_table(found: Inspection) -> Table:
     for column in ("inputs", "outputs"):
         table.add_column(column, justify="right")
     for name, inputs, outputs in found.layers():
-        table.add_row(Text(_clean(name)), f"{inputs:,}", f"{outputs:,}")
+        table.add_row(Text(printable(name)), f"{inputs:,}", f"{outputs:,}")
     if not found.layers():
         for name, (shape, _) in list(found.tensors.items())[:40]:
-            table.add_row(Text(_clean(name)), "", str(list(shape)))
+            table.add_row(Text(printable(name)), "", str(list(shape)))
     return table
 
 
@@ -237,7 +246,7 @@ def _history_table(history: list[dict[str, Any]]) -> Table:
             f"{int(event['step']):,}", f"{event['event']}{by_hand}", list(event["counts"]), list(event["after"]),
             f"{int(event['parameters']):,}", effect,
         )  # fmt: skip
-        table.add_row(*(Text(_clean(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 

@@ -7,6 +7,8 @@ set -euo pipefail
 [ $# -ge 2 ] && [ "$1" -ge 1 ] 2>/dev/null || { echo "usage: $0 COUNT COMMAND..." >&2; exit 2; }
 count="$1"
 shift
-export SWEEP_COUNT="$count"
+# Of the GPUs that this process may use, one each.
+given="${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((count - 1)))}"
+export SWEEP_COUNT="$count" SWEEP_GPUS="$given"
 seq 1 "$count" | xargs -P "$count" -I{} bash -c \
-    'part="$1"; shift; CUDA_VISIBLE_DEVICES=$((part - 1)) exec "$@" --part "$part/$SWEEP_COUNT"' sweep {} "$@"
+    'part="$1"; shift; CUDA_VISIBLE_DEVICES="$(cut -d, -f"$part" <<< "$SWEEP_GPUS")" exec "$@" --part "$part/$SWEEP_COUNT"' sweep {} "$@"

@@ -25,6 +25,7 @@ from aire_nerfstudio.data.picture import read_picture
 from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.inspection import executed_by, inspect, is_known
+from aire_nerfstudio.models.flow import FlowModelConfig, surface_weights
 
 MOST_SECONDS, MOST_MIB = 10, 300
 
@@ -106,6 +107,41 @@ def _checkpoint(kind, path, good, touched):
         path.write_bytes(good.read_bytes())
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("../../evil", b"x")
+    elif kind == "another case":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.PKL", pickle.dumps({"step": 1, "pipeline": Payload(bytearray, 10**9)}, 2))
+            archive.writestr("archive/zz.pkl", pickle.dumps({"step": 1, "pipeline": {}}, 2))
+    elif kind == "two files in one":
+        torch.save({"step": 1, "pipeline": {}}, path, _use_new_zipfile_serialization=False)
+        inner = path.with_suffix(".zip")
+        with zipfile.ZipFile(inner, "w") as archive:
+            archive.writestr("a/data.pkl", pickle.dumps({"step": 1, "pipeline": {}}, 2))
+        path.write_bytes(path.read_bytes() + inner.read_bytes())
+        inner.unlink()
+    elif kind == "endless key":
+        doubled = b"".join(bytes([ord("q"), 0, ord("h"), 0, 0x86]) for _ in range(60))
+        _with_structure(path, good, b"\x80\x02}K\x01" + doubled + b"K\x01s.")
+    elif kind == "many sets":
+        _with_structure(path, good, b"\x80\x02](" + b"\x8f" * 900_000 + b"e.")
+    elif kind == "shown again and again":
+        tensor = torch.zeros(10_000)
+        torch.save({"step": 1, "pipeline": {str(i): tensor for i in range(5000)}}, path)
+    elif kind == "nested":
+        nest = 1
+        for _ in range(60):
+            nest = [nest, nest]
+        torch.save({"step": 1, "pipeline": {"a": nest}}, path)
+    elif kind == "too many numbers":
+        torch.save({"step": 1, "pipeline": {"a": torch.zeros(1)}}, path)
+        with zipfile.ZipFile(path) as archive:
+            structure = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+        forged = structure
+        at = forged.index(b"X\x03\x00\x00\x00cpu")
+        at = forged.index(b"K\x01", at)
+        source = path.with_suffix(".whole")
+        path.rename(source)
+        _with_structure(path, source, forged[:at] + b"J\x00\x00\x10\x00" + forged[at + 2 :])
+        source.unlink()
     elif kind == "counted twice":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("a/data.pkl", pickle.dumps({}, 2))
@@ -121,9 +157,16 @@ def _checkpoint(kind, path, good, touched):
         ("newer pickle", "holds more than plain data .*makes objects"),
         ("bare pickle", "is truncated or not a checkpoint"),
         ("compressed", "is compressed"),
-        ("expanded", r"a tensor of shape \[1000000, 100000\] with 4 bytes"),
+        ("expanded", r"a tensor of shape \[1000000, 100000\] has 4 bytes"),
         ("outside", "names files outside itself"),
         ("counted twice", "claims more bytes than it has"),
+        ("another case", "two parts of one name|has no structure of a checkpoint|not a nerfstudio checkpoint"),
+        ("two files in one", "something before its archive"),
+        ("endless key", "a key that is a tuple"),
+        ("many sets", "makes objects"),
+        ("shown again and again", "larger inside than outside"),
+        ("nested", "larger inside than outside"),
+        ("too many numbers", "have 4 bytes, not those that it says"),
     ],
 )
 def test_hostile_checkpoints_are_refused_by_every_reader(kind, said, run, tmp_path):
@@ -166,6 +209,13 @@ def test_ns_eval_names_a_damaged_checkpoint_in_one_line(tmp_path):
     train(config)
     last = checkpoints(config)[-1]
     last.write_bytes(last.read_bytes()[:5000])
+    # A name that sorts last and is not what nerfstudio would open.
+    other = last.with_name("step-9.ckpt")
+    other.write_bytes(last.read_bytes())
+    done = run_command("ns-eval", "--load-config", config.get_base_dir() / "config.yml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "holds step-9.ckpt, no checkpoint's name" in done.stderr
+    other.unlink()
     for command in (["ns-eval"], ["ns-render", "interpolate"], ["aire-export", "image"]):
         options = ["--load-config", config.get_base_dir() / "config.yml", "--output-path", tmp_path / "out.png"]
         done = run_command(*command, *options, cwd=tmp_path)
@@ -218,6 +268,8 @@ def test_inspect_shows_what_a_configuration_would_run_and_runs_nothing(run, tmp_
     done = run_command("aire-inspect", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "would run os.system()" in done.stdout
+    alone = run_command("aire-inspect", good.name, cwd=models)
+    assert "would run os.system()" in alone.stdout
     assert not touched.exists()
     told = json.loads(run_command("aire-inspect", folder, "--json", cwd=tmp_path).stdout)
     assert [(layer["inputs"], layer["outputs"]) for layer in told["layers"]] == [(2, 11), (11, 7), (7, 3)]
@@ -260,12 +312,35 @@ def test_names_that_configurations_hold(name, known):
     assert is_known(name) is known
 
 
+def test_a_surface_to_flow_from_is_checked(tmp_path):
+    config = tiny_config("sdf", tmp_path / "sdf", model={"activation": "siren"})
+    train(config)
+    state = load(checkpoints(config)[-1])
+    for change, said in (
+        ({"_model.field.layers.0.weight": torch.zeros(9000, 3)}, "does not fit the layer before"),
+        ({"_model.field.layers.1.bias": torch.full((7,), torch.nan)}, "not finite"),
+        ({"_model.field.layers.0.weight": "x"}, "is of another method"),
+    ):
+        path = tmp_path / "changed.ckpt"
+        torch.save({**state, "pipeline": {**state["pipeline"], **change}}, path)
+        with pytest.raises(InputError, match=said):
+            surface_weights(path, FlowModelConfig(first_omega=20.0, hidden_omega=10.0))
+
+
+def test_error_lines_are_lines():
+    said = str(InputError("a\x1b[2J\nb\x07"))
+    assert said == "a?[2J?b?"
+
+
 def test_configurations_that_are_none_are_refused(tmp_path):
     path = tmp_path / "config.yml"
     for text in ("a: [", "\x00", "a: b: c"):
         path.write_text(text)
         with pytest.raises(InputError, match="is no YAML"):
             executed_by(path)
+    path.write_text("[" * 20_000)
+    with pytest.raises(InputError, match="deep"):
+        executed_by(path)
     path.write_bytes(b"x" * (1 << 23))
     with pytest.raises(InputError, match="no configuration has"):
         executed_by(path)
@@ -296,6 +371,8 @@ def test_a_png_that_claims_to_be_huge(tmp_path):
          "element face 2147483648\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"),
         ("binary.ply", "ply\nformat binary_little_endian 1.0\nelement vertex 2147483648\nproperty double x\n"
          "property double y\nproperty double z\nend_header\n" + "x" * 300),
+        ("indented.ply", "ply\nformat ascii 1.0\n element vertex 99999999\nproperty float x\nend_header\n0\n"),
+        ("wordy.ply", "ply\nformat ascii 1.0\n" + "comment x\n" * 9000 + "element vertex 9\nend_header\n"),
         ("negative.ply", "ply\nformat ascii 1.0\nelement vertex -5\nproperty float x\nend_header\n0\n"),
         ("many.off", "OFF\n2147483648 2147483648 0\n0 0 0\n"),
         ("many.stl", "x" * 80 + "\x7f\x7f\x7f\x7f" + "y" * 500),
@@ -349,9 +426,13 @@ def test_paths_that_lead_out_of_a_scene_are_refused(place, tmp_path):
         read_blender_split(folder, "train")
 
 
-@pytest.mark.parametrize("place", ["./train/r_0", "train/r_0.png", "train/../train/r_0", "train//r_0"])
+@pytest.mark.parametrize("place", ["./train/r_0", "train/r_0.png", "train/../train/r_0", "train//r_0", ".\\train\\r_0"])
 def test_paths_inside_a_scene_are_read(place, tmp_path):
     assert len(read_blender_split(_scene(tmp_path, place), "train").images) == 1
+
+
+def test_an_absolute_path_into_the_scene_is_read(tmp_path):
+    assert len(read_blender_split(_scene(tmp_path, str(tmp_path / "scene" / "train" / "r_0")), "train").images) == 1
 
 
 @pytest.mark.parametrize("place", ["x" * 5000, "train/\x00"])

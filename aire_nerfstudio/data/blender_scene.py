@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
@@ -113,6 +114,13 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
         images.append(image)
     assert size is not None
     width, height = size
+    # nerfstudio keeps them all, as float32.
+    needed, free = len(images) * width * height * 16, psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"{path}: {len(images)} images of {width} x {height} pixels take {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; leave some out or make them smaller"
+        )
     focal = 0.5 * width / math.tan(0.5 * angle)
     cameras = Cameras(
         camera_to_worlds=torch.from_numpy(np.stack(poses)[:, :3]),
@@ -147,12 +155,13 @@ def _image_path(frame: dict, folder: Path, where: str) -> Path:
     if not isinstance(name, str) or not name:
         raise InputError(f"{where}: file_path is {name!r}; it must name an image")
     # By its letters: a link in the folder was put there by its owner.
-    inside = Path(os.path.normpath(name))
-    if inside.is_absolute() or inside.parts[:1] == ("..",) or not inside.name:
+    root = os.path.abspath(folder)
+    place = os.path.normpath(os.path.join(root, name.replace("\\", "/")))
+    if not place.startswith(root + os.sep):
         raise InputError(
             f"{where}: file_path {name!r} leads out of the scene's folder; put the image, or a link to it, inside"
         )
-    path = folder / inside
+    path = folder / os.path.relpath(place, root)
     try:
         for candidate in (path.with_name(path.name + ".png"), path):
             if candidate.is_file():

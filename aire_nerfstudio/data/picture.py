@@ -98,7 +98,7 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(path)
+                image = Image.open(path, formats=_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
     except Exception as error:
@@ -119,6 +119,7 @@ def read_picture(path: Path) -> Picture:
             )
         _check_memory(path, width, height)
         try:
+            _check_tiles(path, image)
             values = _decode(image, path)
         except InputError:
             raise
@@ -129,6 +130,22 @@ def read_picture(path: Path) -> Picture:
         except Exception:  # malformed metadata harm no pixel
             orientation = 1
     return _as_picture(_upright(values, orientation), path)
+
+
+def _formats() -> list[str]:
+    """Those that Pillow decodes itself: for PostScript it would start a program."""
+    Image.init()
+    return [name for name in Image.ID if name not in ("EPS", "WMF")]
+
+
+def _check_tiles(path: Path, image: Image.Image) -> None:
+    """Refuse a TIFF whose tiles are far larger than the picture: each is decoded whole."""
+    tags = getattr(image, "tag_v2", {})
+    tile = math.prod(int(tags.get(tag, 0)) for tag in (322, 323))
+    if tile > 4 * math.prod(image.size) + (1 << 20):
+        raise InputError(
+            f"{path} has tiles of {tile:,} pixels for a picture of {math.prod(image.size):,}; save it anew"
+        )
 
 
 def _check_memory(path: Path, width: int, height: int) -> None:

@@ -128,8 +128,10 @@ def _check_ply_header(path: Path) -> None:
     """Refuse a header that announces more elements than the file has bytes, before anyone makes room for them."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = file.read(LONGEST_HEADER).partition(b"end_header")[0]
-    for name, count in re.findall(rb"^element\s+(\S+)\s+(\S+)", header, re.MULTILINE):
+        header, end, _ = file.read(LONGEST_HEADER).partition(b"end_header")
+    if not end:
+        raise InputError(f"{path} has no end_header in its first {LONGEST_HEADER:,} bytes; replace it")
+    for name, count in re.findall(rb"^\s*element\s+(\S+)\s+(\S+)", header, re.MULTILINE):
         if not count.isdigit() or int(count) > size:
             announced = (count[:24] + b" " + name[:24]).decode("ascii", "replace")
             raise InputError(f"{path} announces {announced} elements and has {size:,} bytes; replace it")

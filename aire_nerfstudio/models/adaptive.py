@@ -197,6 +197,7 @@ class AdaptiveModel(PartViews):
         self.batch_loss = torch.zeros(())
         self._batch_error: Tensor | None = None
         self._is_asked: Tensor | None = None
+        self.answers_requests = True
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
@@ -334,7 +335,8 @@ class AdaptiveModel(PartViews):
         groups, error = self.adaptive_groups(self.field), self._batch_error
         self._strategy.constrain(groups, self._optimizers, self._adaptation_state, self._clock, error)
         self._average(step)
-        if (step + 1) % self._steps_per_iteration == 0:  # where a checkpoint can be written
+        # Where a checkpoint can be written; not among steps that are made again.
+        if (step + 1) % self._steps_per_iteration == 0 and self.answers_requests:
             self._answer(step + 1)
         self.panel.follow()
 
@@ -399,6 +401,7 @@ class AdaptiveModel(PartViews):
         Raises:
             InputError: a target was asked for and is not reached.
         """
+        distributed.wait_for_all()  # the first one saves and reports
         self._requests.refuse("the training is over")
         self.panel.finish()
         if self._held:
@@ -639,7 +642,8 @@ class AdaptiveModel(PartViews):
             "is_frozen": self._is_frozen,
             "record": self._record.to_dict(),
             "now": self.snapshot().to_dict(),
-            "rng": rng_state(),
+            # Right after a resume, those that the checkpoint holds: set-up has drawn since.
+            "rng": rng_state() if self._saved_state is None else self._saved_state["rng"],
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -730,6 +734,39 @@ def check_state(state: Mapping[str, Any]) -> None:
         set_rng_state(present)
 
 
+def check_chain(weights: Mapping[str, Any], prefix: str, count: int, in_features: int, out_features: int) -> set[str]:
+    """Refuse layers that make no network, before a width of theirs is used to make room.
+
+    Args:
+        weights: by name, ``PREFIX.INDEX.weight`` and ``.bias``.
+        prefix: of the names.
+        count: layers, the output's included.
+        in_features: coordinates.
+        out_features: outputs.
+
+    Returns:
+        The names.
+
+    Raises:
+        InputError: shapes that do not fit each other or the task, or values that are not finite.
+    """
+    width, names = in_features, set()
+    for index in range(count):
+        name = f"{prefix}.{index}"
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        is_chain = isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.dim() == 2
+        if is_chain:
+            is_chain = weight.shape[1] == width and bias.shape == weight.shape[:1] and len(bias) > 0
+        if not is_chain or (index == count - 1 and len(bias) != out_features):
+            found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise InputError(f"the checkpoint's {name}.weight is {found}; it does not fit the layer before or the task")
+        if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+            raise InputError(f"the checkpoint's {name} has values that are not finite; take an earlier checkpoint")
+        width = len(bias)
+        names |= {f"{name}.weight", f"{name}.bias"}
+    return names
+
+
 def check_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Refuse weights that make no network of ``model``'s kind: only the widths of its sine layers may differ.
 
@@ -738,23 +775,9 @@ def check_weights(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     """
     free: set[str] = set()
     for prefix, network in model.named_modules():
-        if not isinstance(network, SineMLP):
-            continue
-        width = network.in_features
-        for index in range(len(network.layers)):
-            name = f"{prefix}.layers.{index}"
-            weight, bias = state_dict[f"{name}.weight"], state_dict[f"{name}.bias"]
-            is_last = index == len(network.layers) - 1
-            is_chain = isinstance(weight, Tensor) and isinstance(bias, Tensor) and weight.dim() == 2
-            if is_chain:
-                is_chain = weight.shape[1] == width and bias.shape == weight.shape[:1] and len(bias) > 0
-            if not is_chain or (is_last and len(bias) != network.out_features):
-                found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-                raise InputError(
-                    f"the checkpoint's {name}.weight is {found}; it does not fit the layer before or the task"
-                )
-            width = len(bias)
-            free |= {f"{name}.weight", f"{name}.bias"}
+        if isinstance(network, SineMLP):
+            name = f"{prefix}.layers"
+            free |= check_chain(state_dict, name, len(network.layers), network.in_features, network.out_features)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         given = state_dict.get(name)
         if given is None:

@@ -17,7 +17,7 @@ from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
-from aire_nerfstudio.models.adaptive import PROBE_POINTS
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, check_chain
 from aire_nerfstudio.models.sdf import SdfModel, SdfModelConfig
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -174,13 +174,19 @@ def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
     )
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     first = weights.get("layers.0.weight")
-    if first is None or first.shape[1] != 3 or "_model.centre" not in state:
+    is_surface = isinstance(first, Tensor) and first.dim() == 2 and first.shape[1] == 3 and "_model.centre" in state
+    if not is_surface or set(weights) != {
+        f"layers.{i}.{kind}" for i in range(len(weights) // 2) for kind in ("weight", "bias")
+    }:
         raise InputError(f"load_sdf {path} is of another method; an aire-sdf run is needed")
+    check_chain(weights, "layers", len(weights) // 2, 3, 1)
+    assert first is not None
     for name in ("activation", "first_omega", "hidden_omega"):
-        if settings[name] != getattr(config, name):
+        found, wanted = settings.get(name), getattr(config, name)
+        if found != wanted:
             raise InputError(
-                f"load_sdf {path} was trained with {name} {settings[name]} and the flow has {getattr(config, name)}; "
-                f"set --pipeline.model.{name.replace('_', '-')} {settings[name]}"
+                f"load_sdf {path} was trained with {name} {found} and the flow has {wanted}; "
+                f"set --pipeline.model.{name.replace('_', '-')} {found}"
             )
     weights["layers.0.weight"] = torch.nn.functional.pad(first, (0, 1))
     return weights

@@ -47,10 +47,14 @@ class FaultGuard:
             return
         if self._kept_at is not None and not (self._seen() and _is_finite(parameters)):
             return
-        self._state, self._kept_at = copy.deepcopy(state()), step
+        self.put(step, state())
 
-    def is_sound(self, loss: Tensor, parameters: Sequence[Tensor]) -> bool:
-        """Whether the loss ``[]`` and all gradients of ``parameters`` are finite; on CUDA now and then.
+    def put(self, step: int, state: dict[str, Any]) -> None:
+        """Keep a copy of a ``state`` that is known to be good."""
+        self._state, self._kept_at = copy.deepcopy(state), step
+
+    def is_sound(self, loss: Tensor, parameters: Sequence[Tensor], must_look: bool = False) -> bool:
+        """Whether the loss ``[]`` and all gradients of ``parameters`` are finite; on CUDA now and then, or if it must.
 
         A gradient whose squares overflow counts as not finite.
         """
@@ -60,7 +64,8 @@ class FaultGuard:
             finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
         self._is_finite = finite if self._is_finite is None else self._is_finite & finite
         self._steps += 1
-        return not (finite.device.type == "cpu" or self._steps % STEPS_BETWEEN_LOOKS == 0) or self._seen()
+        looks = must_look or finite.device.type == "cpu" or self._steps % STEPS_BETWEEN_LOOKS == 0
+        return not looks or self._seen()
 
     def forget(self) -> None:
         """What was seen is undone by going back."""

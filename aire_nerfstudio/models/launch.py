@@ -54,16 +54,17 @@ def launch(config: TrainerConfig) -> int | str:
             start_method="spawn" if machine.device_type == "cuda" else "fork",
         )  # fmt: skip
         assert context is not None
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         try:
             while not context.join(timeout=1.0, grace_period=GRACE):
                 pass
         except multiprocessing.ProcessExitedException as fault:
             causes = dict.fromkeys(path.read_text("utf8") for path in sorted(Path(folder).glob("fault-*")))
             return "\n".join(causes) or f"error: {_of_a_killed(fault, config)}"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
+            # Ctrl-C is how a finished run is left whose viewer goes on.
             for process in context.processes:
                 process.terminate()
-            return "interrupted"
     return 0
 
 
@@ -98,11 +99,10 @@ def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> Non
     machine = config.machine
     rank = machine.machine_rank * machine.num_devices + local_rank
     if machine.device_type == "cpu":
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
     else:
         torch.cuda.set_device(local_rank)
-    if rank > 0:
-        CONSOLE.quiet = True
+    CONSOLE.quiet = rank > 0 or bool(getattr(config, "quiet", False))
     # The launcher ends those that wait for one that is gone.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -120,13 +120,18 @@ def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> Non
     except SystemExit as end:
         if end.code not in (None, 0):
             Path(folder, f"fault-{rank}").write_text(str(end.code), "utf8")
-            raise SystemExit(1) from None
+            _leave()
     except Exception as error:
         # Of a process that is gone, the others say only that the connection was closed.
-        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and "onnection" not in str(error):
+        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and "gloo" not in str(error).lower():
             traceback.print_exc()
             Path(folder, f"fault-{rank}").write_text(f"error: process {rank}: {first_line(error)}", "utf8")
-        raise SystemExit(1) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
+    dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """End this process at once: taking the group down would wait for the others, which wait for this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,9 +99,8 @@ class AdaptiveTrainerConfig(TrainerConfig):
             SystemExit: the folder's last checkpoint is damaged or not to be trusted.
         """
         folder = super().get_checkpoint_dir()
-        last = max(folder.glob("step-*.ckpt"), default=None)
-        if last is not None:
-            exit_on_bad_input(read_checkpoint)(last)
+        if not getattr(self, "_trains", False) and folder.is_dir():
+            _check_evaluated(folder, self.load_step)
         return folder
 
     def save_config(self) -> None:
@@ -148,11 +148,17 @@ class AdaptiveTrainer(Trainer):
                 "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
                 "each replay and cannot be added up; leave one of them out"
             )
+        if distributed.count() > 1 and any(n > 1 for n in config.gradient_accumulation_steps.values()):
+            raise InputError(
+                "--gradient-accumulation-steps is above 1 with several processes: some adaptations would see gradients "
+                "that are not averaged yet; leave it out, the processes' shares are smaller as it is"
+            )
         if not 0 <= config.recovery_rate < 1:
             raise InputError(f"--recovery-rate is {config.recovery_rate}; it must lie in [0, 1)")
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(config)
+        config._trains = True  # type: ignore[attr-defined] # its folder may hold what is about to be overwritten
         # The total length of the run, also for a resumed one: schedules are laid out over it.
         self._total_iterations = config.max_num_iterations
         self.total_steps = config.max_num_iterations * config.steps_per_iteration
@@ -164,7 +170,9 @@ class AdaptiveTrainer(Trainer):
         super().__init__(config, local_rank, 1)
         self.local_rank = distributed.rank()  # the first of all writes, not the first of each machine
         self._guard = FaultGuard(self.total_steps)
-        self._was_sound = True
+        self._was_sound, self._must_look = True, False
+        if distributed.rank() > 0:
+            self.training_state = "training"  # the first alone has a viewer that could let it go on
         if "cuda" not in self.device:
             keep_freed_memory()
 
@@ -172,8 +180,9 @@ class AdaptiveTrainer(Trainer):
     def setup(self, test_mode: str = "val") -> None:
         """See nerfstudio; bad input ends in one line."""
         # nerfstudio's viewer wants the folder; without a run in it, it goes again.
-        made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists()]
-        self.base_dir.mkdir(parents=True, exist_ok=True)
+        made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists() and self.local_rank == 0]
+        if self.local_rank == 0:
+            self.base_dir.mkdir(parents=True, exist_ok=True)
         try:
             super().setup(test_mode)  # type: ignore[arg-type]
         except BaseException:
@@ -191,6 +200,9 @@ class AdaptiveTrainer(Trainer):
         set_rng_state(distributed.from_first(rng_state, self.device))
         # Before the model's own, so that what is kept is what a checkpoint would hold.
         self.callbacks.insert(0, TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], self._keep))
+        outputs = getattr(self.pipeline.datamanager, "train_dataparser_outputs", None)
+        if self.local_rank > 0 and outputs is not None:
+            outputs.save_dataparser_transform = lambda path: None  # the first writes the run's folder
         if self.local_rank == 0:
             path = self.base_dir / "config.yml"
             CONSOLE.log(f"Saving config to: {path}")
@@ -237,20 +249,24 @@ class AdaptiveTrainer(Trainer):
         """
         model = cast(AdaptiveModel, self.pipeline.model)
         number, end = step * self.config.steps_per_iteration, (step + 1) * self.config.steps_per_iteration
-        written = len(writer.EVENT_STORAGE)
+        first, is_last = number, step == self._total_iterations - 1
         # Before the first and after the last step nerfstudio calls the model itself.
         is_begun = True
         while number < end:
-            # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
-            del writer.EVENT_STORAGE[written:]
             if not is_begun:
                 model.before_step(number)
             is_begun = False
+            written = len(writer.EVENT_STORAGE)
+            self._must_look = number == end - 1 and (is_last or step_check(step, self.config.steps_per_save))
             outputs = super().train_iteration(number)
+            if not self._was_sound or number < end - 1:
+                # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
+                del writer.EVENT_STORAGE[written:]
             if not self._was_sound:
                 number = self._return(number)
                 continue
             model.note(number, outputs[1], outputs[2])
+            model.answers_requests = number >= first
             if number < end - 1:
                 model.after_step(number)
             number += 1
@@ -279,7 +295,8 @@ class AdaptiveTrainer(Trainer):
         if distributed.count() > 1:
             distributed.average_gradients(parameters, [loss, *model.to_average()])
         # Gradients that are scaled may overflow, and the scaler then leaves the step out.
-        self._was_sound = self._guard.is_sound(loss, [] if self.grad_scaler.is_enabled() else parameters)
+        seen = [] if self.grad_scaler.is_enabled() else parameters
+        self._was_sound = self._guard.is_sound(loss, seen, self._must_look)
         return self._was_sound
 
     def _keep(self, step: int) -> None:
@@ -291,7 +308,8 @@ class AdaptiveTrainer(Trainer):
 
     def _check_alike(self, parameters: Sequence[Tensor]) -> None:
         """Say where the processes' weights have drifted apart, which no arithmetic of theirs should do."""
-        if not distributed.is_alike(parameters):
+        held = [*parameters, *self.pipeline.model.buffers(), torch.get_rng_state()]
+        if not distributed.is_alike(held):
             CONSOLE.log("[yellow]warning: the processes' weights differ; those of the first are taken from here on")
             self.follow_first()
 
@@ -318,6 +336,7 @@ class AdaptiveTrainer(Trainer):
         self._guard.forget()
         rates = lower_learning_rates(self, self.config.recovery_rate)
         model.note_return(self._guard.step)
+        self._guard.put(self._guard.step, training_state(self, state["step"]))
         CONSOLE.log(f"[yellow]warning: {said}; back to step {self._guard.step:,}, learning rate now {_in_words(rates)}")
         return self._guard.step
 
@@ -326,7 +345,11 @@ class AdaptiveTrainer(Trainer):
         if state["step"] < 0:
             return ", and no step before was kept: nothing is saved"
         again = ", again" if cast(AdaptiveModel, self.pipeline.model).has_returned else ""
-        return f"{again}. The last good state is in {self._write(state)}"
+        path = self._path(state["step"])
+        if self.local_rank == 0:
+            self._write(state, is_only=False)
+        distributed.wait_for_all()
+        return f"{again}. The last good state is in {path}"
 
     def eval_iteration(self, step: int) -> None:
         """As nerfstudio's, but in the first process, and without effect on the random numbers that training draws.
@@ -395,12 +418,16 @@ class AdaptiveTrainer(Trainer):
     def save_checkpoint(self, step: int) -> None:
         """As nerfstudio's, but the file appears only when whole: a kill during a save leaves the last good one."""
         if self.local_rank == 0:
-            self._write(training_state(self, step))
+            self._write(training_state(self, step), self.config.save_only_latest_checkpoint)
 
-    def _write(self, state: dict[str, Any]) -> Path:
+    def _path(self, step: int) -> Path:
+        return self.checkpoint_dir / f"step-{step:09d}.ckpt"
+
+    def _write(self, state: dict[str, Any], is_only: bool) -> None:
+        """Write a checkpoint; ``is_only``: instead of the others there."""
         step = state["step"]
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        path = self._path(step)
         # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
         unfinished = self.base_dir / f"{path.stem}.part"
         torch.save(state, unfinished)
@@ -409,16 +436,27 @@ class AdaptiveTrainer(Trainer):
         unfinished.replace(path)
         if self._session is not None:
             self._session.write((step + 1) * self.config.steps_per_iteration)
-        if self.config.save_only_latest_checkpoint:
+        if is_only:
             for old in self.checkpoint_dir.glob("*.ckpt"):
                 if old != path:
                     old.unlink()
-        return path
 
 
 def _in_words(rates: dict[str, float]) -> str:
     """Learning rates by group; of one group the number alone."""
     return ", ".join(f"{rate:.3g}" if len(rates) == 1 else f"{name} {rate:.3g}" for name, rate in rates.items())
+
+
+@exit_on_bad_input
+def _check_evaluated(folder: Path, step: int | None) -> None:
+    """Look at the file that nerfstudio's ``eval_load_checkpoint`` is about to open, found as it finds it."""
+    names = [path.name for path in folder.iterdir()]
+    strange = [name for name in names if not re.fullmatch(r"step-\d{9,}\.ckpt", name)]
+    if strange:
+        raise InputError(f"{folder} holds {strange[0]}, no checkpoint's name (step-000000000.ckpt); move it away")
+    steps = [int(name[5:-5]) for name in names] if step is None else [step]
+    if steps:
+        read_checkpoint(folder / f"step-{max(steps):09d}.ckpt")
 
 
 def check_checkpoint(path: Path, expected: set[str]) -> None:

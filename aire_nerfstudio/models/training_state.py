@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 from nerfstudio.engine.trainer import Trainer
@@ -22,6 +23,11 @@ def training_state(trainer: Trainer, step: int) -> dict[str, Any]:
 
 def restore_training(trainer: Trainer, state: dict[str, Any]) -> None:
     """Go back, in the midst of training, to what :func:`training_state` gave; random generators included."""
+    # Optimizers keep the tensors they are given and change them.
+    state = copy.deepcopy(state)
+    for parameters in trainer.optimizers.parameters.values():
+        for parameter in parameters:
+            parameter.grad = None
     trainer.pipeline.load_state_dict(state["pipeline"])
     trainer.optimizers.load_optimizers(state["optimizers"])
     trainer.optimizers.load_schedulers(state["schedulers"])

@@ -157,7 +157,7 @@ def _mark(axes: Axes, run: RunFacts) -> None:
         axes.axvline(event["step"], color=colour, linewidth=1, linestyle=(0, (4, 3)))
     if len(run.history) <= 12:
         for event in run.history:
-            name = f" {event['event']}{' (by hand)' if event.get('by_hand') else ''}"
+            name = f" {event['event']}{' (by hand)' if event.get('by_hand') else ''}".replace("$", r"\$")
             axes.annotate(
                 name, (event["step"], 1.0), xycoords=("data", "axes fraction"), fontsize=8, color="#475569",
                 rotation=90, va="top", ha="left",

@@ -46,7 +46,14 @@ class MakeReport:
         path = self.output_path or (self.runs[0] / REPORT if len(self.runs) == 1 else Path(REPORT))
         self._console.quiet = self.quiet
         shown = [self._portraits(run) if self.pictures else [] for run in self.runs]
-        write_report(path, facts, shown)
+        try:
+            write_report(path, facts, shown)
+        except InputError:
+            raise
+        except Exception as error:  # entries that only a page looks at
+            raise InputError(
+                f"{' and '.join(map(str, self.runs))}: the record cannot be drawn ({first_line(error)}); it is damaged"
+            ) from error
         self._console.print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
 
     def _portraits(self, run: Path) -> list[Portrait]:

@@ -165,6 +165,9 @@ def main(arguments: list[str] | None = None) -> None:
     failures: list[str] = []
     for experiment, choice, data, store in planned:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
+        if part is not None and experiment.is_timed:
+            failures.append(f"{experiment.name}: its fits are timed one at a time; run it without --part")
+            continue
         fits = experiment.fits() if part is None else part_of(experiment.fits(), *part)
         try:
             run_fits(
