@@ -136,6 +136,6 @@ def test_bad_widths_are_refused(widths):
         SineMLP(2, widths, 1)
 
 
-def test_unknown_activation_is_refused():
+def test_unknown_activation_is_refused(unchecked_shapes):
     with pytest.raises(ValueError, match=r"relu.*siren, finer, spder"):
         SineMLP(2, [3], 1, activation="relu")

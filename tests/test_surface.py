@@ -133,7 +133,7 @@ def _points(count, normals):
         ("no.ply", None, "does not exist"),
         ("a.txt", lambda p: p.write_text("1 2 3"), "is not one of .ply, .obj"),
         ("a.ply", lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
-        ("a.ply", lambda p: p.write_text("ply\nrubbish"), "cannot be read"),
+        ("a.ply", lambda p: p.write_text("ply\nrubbish"), "no end_header"),
         ("a.stl", lambda p: p.write_bytes(b"\0" * 90), "cannot be read|no vertices|no mesh"),
         ("a.obj", lambda p: p.write_text("# nothing\n"), "cannot be read|no vertices|no mesh"),
         ("a.xyz", lambda p: np.savetxt(p, _points(500, False)), "without faces or normals"),

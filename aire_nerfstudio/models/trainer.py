@@ -138,16 +138,16 @@ class AdaptiveTrainer(Trainer):
                 "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
             )
         model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
-        for group in config.optimizers.values():
-            if isinstance(group["optimizer"], FieldAdamConfig):
-                group["optimizer"].check()
-        if isinstance(model, AdaptiveModelConfig):
-            model.check()
         if isinstance(model, AdaptiveModelConfig) and model.cuda_graph and any(n > 1 for n in accumulated):
             raise InputError(
                 "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
                 "each replay and cannot be added up; leave one of them out"
             )
+        for group in config.optimizers.values():
+            if isinstance(group["optimizer"], FieldAdamConfig):
+                group["optimizer"].check()
+        if isinstance(model, AdaptiveModelConfig):
+            model.check()
         if distributed.count() > 1 and any(n > 1 for n in config.gradient_accumulation_steps.values()):
             raise InputError(
                 "--gradient-accumulation-steps is above 1 with several processes: some adaptations would see gradients "
