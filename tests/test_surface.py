@@ -134,6 +134,7 @@ def _points(count, normals):
         ("a.txt", lambda p: p.write_text("1 2 3"), "is not one of .ply, .obj"),
         ("a.ply", lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
         ("a.ply", lambda p: p.write_text("ply\nrubbish"), "no end_header"),
+        ("a.obj", lambda p: p.write_text("v 0 0\nv 1 0\nv 0 1\nf 1 2 3\n"), "vertices of 2 coordinates"),
         ("a.stl", lambda p: p.write_bytes(b"\0" * 90), "cannot be read|no vertices|no mesh"),
         ("a.obj", lambda p: p.write_text("# nothing\n"), "cannot be read|no vertices|no mesh"),
         ("a.xyz", lambda p: np.savetxt(p, _points(500, False)), "without faces or normals"),
