@@ -69,10 +69,8 @@ def read_surface(path: Path, seed: int = 0) -> Surface:
     if len(vertices) == 0:
         raise InputError(f"{path} holds no vertices; give a mesh, or points with normals")
     if vertices.shape[1:] != (3,) or faces.shape[1:] != (3,):
-        raise InputError(
-            f"{path} has vertices of {vertices.shape[-1]} coordinates and faces of {faces.shape[-1]} corners; it must be "
-            "3 and 3: repair or triangulate it"
-        )
+        found = f"vertices of {vertices.shape[-1]} coordinates and faces of {faces.shape[-1]} corners"
+        raise InputError(f"{path} has {found}; both must have 3: repair or triangulate it")
     bad = ~np.isfinite(vertices).all(1)
     if bad.any():
         raise InputError(
