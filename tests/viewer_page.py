@@ -83,7 +83,7 @@ def _answers(port):
 
 
 def wait_for(condition, seconds, message):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 3 * seconds  # on a quiet machine a tenth of it is enough
     while not (value := condition()):
         assert time.monotonic() < end, message() if callable(message) else message
         time.sleep(0.2)
@@ -95,6 +95,7 @@ class ViewerPage:
 
     def __init__(self, browser, port, size=(1400, 1000)):
         self.page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        self.page.set_default_timeout(120_000)
         self.page.add_init_script(CALM)
         self.errors = []
         self.page.on("console", self._hear)
