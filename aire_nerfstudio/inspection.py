@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -90,8 +91,17 @@ def inspect(path: Path) -> Inspection:
     """
     file = (latest_checkpoint(path) if path.is_dir() else path).absolute()
     saved = read_checkpoint(file)
-    try:
+    with _damage_named(file):
         return _inspection(file, saved)
+
+
+@contextlib.contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Say of entries that trip whoever looks at them that they are no checkpoint's."""
+    try:
+        yield
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"checkpoint {file} has entries that nobody writes ({first_line(error)}); it is damaged"
@@ -172,29 +182,22 @@ class Inspect:
         """Read and print."""
         found = inspect(self.path)
         if self.json:
-            print(_as_json(found))
+            with _damage_named(found.path):
+                text = json.dumps(found.to_dict(), indent=1, default=str)
+            print(text)
             return
         for part in _parts(found):
             self._console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
 
 
-def _as_json(found: Inspection) -> str:
-    try:
-        return json.dumps(found.to_dict(), indent=1, default=str)
-    except Exception as error:
-        raise InputError(f"{found.path} has entries that nobody writes ({first_line(error)}); it is damaged") from error
-
-
 def _parts(found: Inspection) -> list[str | Table]:
     """What is printed, made before the first line is."""
-    try:
+    with _damage_named(found.path):
         parts = [printable(f"{found.path}: {found.bytes:,} bytes, saved after iteration {found.iteration:,}")]
         parts += _state_lines(found.state) or ["not of an aire method: its tensors alone are shown"]
         tables = [_layer_table(found)]
         if found.state.get("history"):
             tables.append(_history_table(found.state["history"]))
-    except Exception as error:
-        raise InputError(f"{found.path} has entries that nobody writes ({first_line(error)}); it is damaged") from error
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in found.learning_rates.items())
     last = [printable(f"learning rate: {rates}")] if rates else []
     if found.config is None:

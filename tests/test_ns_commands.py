@@ -13,6 +13,7 @@ import torch
 import trimesh
 from commands import run_command as _run
 from commands import start_command
+from tiny import differences, load
 
 from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig, check_checkpoint
 from aire_nerfstudio.summary import read_size, summarise
@@ -44,22 +45,6 @@ def _last(run):
     return sorted((run / "nerfstudio_models").glob("step-*.ckpt"))[-1]
 
 
-def _load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _differences(a, b, where=""):
-    if isinstance(a, torch.Tensor):
-        return [] if torch.equal(a, b) else [where]
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        return [d for k in a for d in _differences(a[k], b[k], f"{where}/{k}")]
-    if isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{where}/{i}")]
-    return [] if a == b else [where]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, demo):
     return tmp_path_factory.mktemp("runs")
@@ -84,7 +69,7 @@ def test_the_plan_and_each_change_are_printed(finished):
 
 def test_the_checkpoint_holds_the_adapted_shapes_as_plain_data(finished):
     run, _ = finished
-    state = _load(_last(run))["pipeline"]
+    state = load(_last(run))["pipeline"]
     assert state["_model.field.density_net.layers.0.weight"].shape == (9, 3)
     assert state["_model.field.density_net.layers.1.weight"].shape == (6, 9)
     assert state["_model.field_average.density_net.layers.2.weight"].shape == (13, 6)
@@ -110,9 +95,9 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(root, finished, kille
     assert not list(wanted.parent.glob(f"step-{STEPS - 1:09d}.ckpt")), "the kill came too late"
     resumed = _train(f"{name}-resumed", "--load-dir", wanted.parent, "--load-step", killed_after, cwd=root)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    got, whole = _load(_last(_folder(root, f"{name}-resumed"))), _load(_last(finished[0]))
+    got, whole = load(_last(_folder(root, f"{name}-resumed"))), load(_last(finished[0]))
     assert got["step"] == STEPS - 1
-    assert _differences(got, whole) == []
+    assert differences(got, whole) == []
 
 
 def test_iterations_of_several_steps_train_the_same(root, finished, tmp_path):
@@ -121,18 +106,18 @@ def test_iterations_of_several_steps_train_the_same(root, finished, tmp_path):
     options = ("--steps-per-iteration", "4", "--max-num-iterations", str(STEPS // 4), "--steps-per-save", "3")
     done = _train(name, *options, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
-    saved, expected = _load(_last(_folder(root, name))), _load(_last(finished[0]))
+    saved, expected = load(_last(_folder(root, name))), load(_last(finished[0]))
     assert saved["step"] == STEPS // 4 - 1
-    assert _differences(saved["pipeline"], expected["pipeline"]) == []
-    assert _differences(saved["optimizers"], expected["optimizers"]) == []
+    assert differences(saved["pipeline"], expected["pipeline"]) == []
+    assert differences(saved["optimizers"], expected["optimizers"]) == []
     early = sorted((_folder(root, name) / "nerfstudio_models").glob("step-*.ckpt"))[1]
     folder = tmp_path / "early"
     folder.mkdir()
     shutil.copy(early, folder)
     resumed = _train("fourfold-resumed", *options, "--load-dir", folder, cwd=root)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    again = _load(_last(_folder(root, "fourfold-resumed")))
-    assert _differences(again["pipeline"], expected["pipeline"]) == []
+    again = load(_last(_folder(root, "fourfold-resumed")))
+    assert differences(again["pipeline"], expected["pipeline"]) == []
     refused = _train("fourfold-refused", *options, "--steps-per-iteration", "2", "--load-dir", folder, cwd=root)
     assert refused.returncode != 0
     assert "--steps-per-iteration is 2" in refused.stdout + refused.stderr
@@ -143,7 +128,7 @@ def test_iterations_of_several_steps_train_the_same(root, finished, tmp_path):
 def test_the_other_activations_train(root, method):
     done = _train("other", "--max-num-iterations", 70, cwd=root, method=method)
     assert done.returncode == 0, done.stderr[-2000:]
-    state = _load(_last(_folder(root, "other", method)))["pipeline"]
+    state = load(_last(_folder(root, "other", method)))["pipeline"]
     assert state["_model.field.density_net.layers.0.weight"].shape == (9, 3)
     assert all(torch.isfinite(t).all() for t in state.values() if isinstance(t, torch.Tensor))
 
@@ -152,9 +137,7 @@ def test_the_other_activations_train(root, method):
 def test_the_fixed_baselines_keep_their_size(root, variant, width):
     done = _train(variant, "--pipeline.model.variant", variant, "--max-num-iterations", 60, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (
-        _load(_last(_folder(root, variant)))["pipeline"]["_model.field.density_net.layers.0.weight"].shape[0] == width
-    )
+    assert load(_last(_folder(root, variant)))["pipeline"]["_model.field.density_net.layers.0.weight"].shape[0] == width
 
 
 def test_lego_through_both_dataparsers(root, lego):
@@ -240,7 +223,7 @@ def test_resuming_a_finished_run_says_so(root, finished, tmp_path):
 def test_damaged_and_foreign_checkpoints_are_told_apart(finished, tmp_path):
     run, _ = finished
     whole = _last(run)
-    expected = set(_load(whole)["pipeline"])
+    expected = set(load(whole)["pipeline"])
     check_checkpoint(whole, expected)
     damaged = tmp_path / "step-000000079.ckpt"
     for size in (0, 10, 1000, whole.stat().st_size - 1):

@@ -113,6 +113,7 @@ class AdaptiveModel(PartViews):
 
     @exit_on_bad_input
     def __init__(self, config: AdaptiveModelConfig, **kwargs: Any) -> None:
+        config.check()  # of a trainer's it has been; others make models, too
         super().__init__(config, **kwargs)
 
     # --- to be given by the task -----------------------------------------------------------------------------------
@@ -172,7 +173,6 @@ class AdaptiveModel(PartViews):
 
     def start_adaptation(self) -> None:
         """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
-        self.config.check()  # a model that no trainer made
         self._strategy: Strategy = make_strategy(
             self.config.variant,
             self.config.adaptation,
@@ -271,11 +271,8 @@ class AdaptiveModel(PartViews):
             self._adaptation_state = self._strategy.init_state(groups, self.steps_per_epoch(), total_steps)
         else:
             self._adaptation_state = self._restored(saved["strategy"])
-        schedule = getattr(self._adaptation_state, "schedule", None)
-        if schedule is not None and schedule.total < total_steps:
-            # A run that is extended: what is asked for by hand may take place in the whole of it.
-            self._adaptation_state.schedule = replace(schedule, total=total_steps)
         self._total_steps = total_steps
+        self._extend_schedule()
         if saved is None or not self._record.snapshots:
             self._record = RunRecord(total_steps)
             self._record.begin(self.adaptive_groups(self.field), self._first_omega)
@@ -365,14 +362,18 @@ class AdaptiveModel(PartViews):
                 "damaged"
             ) from error
 
+    def _extend_schedule(self) -> None:
+        """In a run that is extended, what is asked for by hand may take place in the whole of it."""
+        schedule = getattr(self._adaptation_state, "schedule", None)
+        if schedule is not None and schedule.total < self._total_steps:
+            self._adaptation_state.schedule = replace(schedule, total=self._total_steps)
+
     def take_up(self) -> None:
         """Go on, in the midst of training, from the state that was just loaded."""
         saved = self._saved_state
         assert saved is not None
         self._adaptation_state = self._restored(saved["strategy"])
-        schedule = getattr(self._adaptation_state, "schedule", None)
-        if schedule is not None and schedule.total < self._total_steps:
-            self._adaptation_state.schedule = replace(schedule, total=self._total_steps)
+        self._extend_schedule()
         set_rng_state(saved["rng"])
         self._saved_state = None
 

@@ -75,7 +75,6 @@ class FlowModel(SdfModel):
         """Make the network; take over that of a surface where one is given."""
         config = self.config
         self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
-        config.check()
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
         weights = None if config.load_sdf is None else surface_weights(config.load_sdf, config)

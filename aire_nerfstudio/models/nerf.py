@@ -102,7 +102,6 @@ class NerfModel(AdaptiveModel):
         """Make field, grid and renderer."""
         super().populate_modules()
         config = self.config
-        config.check()
         box = self.scene_box.aabb.float()
         centre, half_side = box.mean(0), float((box[1] - box[0]).max()) / 2
         try:
