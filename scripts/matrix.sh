@@ -12,14 +12,30 @@ tests="${TESTS:-tests/test_soak.py tests/test_guard.py tests/test_ns_commands.py
 out="$folder/matrix.md"
 [ -f "$out" ] || printf '| Python | torch | nerfstudio | numpy | tests | |\n|---|---|---|---|---|---|\n' > "$out"
 
-for case in "$@"; do
-    IFS=/ read -r python torch nerfstudio <<< "$case"
-    env="$folder/env-${case//\//-}" log="$folder/${case//\//-}.log"
-    pin="torch==$torch"; [ "$torch" = newest ] && pin=torch
-    echo "[matrix] $case: installing"
-    if ! { "python$python" -m venv "$env" && "$env/bin/pip" install -q --upgrade pip \
+env_of() { echo "$folder/env-${1//\//-}"; }
+log_of() { echo "$folder/${1//\//-}.log"; }
+
+install() {
+    local python torch nerfstudio env pin
+    IFS=/ read -r python torch nerfstudio <<< "$1"
+    env="$(env_of "$1")" pin="torch==$torch"
+    [ "$torch" = newest ] && pin=torch
+    "python$python" -m venv "$env" && "$env/bin/pip" install -q --upgrade pip \
         && "$env/bin/pip" install -q "$pin" torchvision "nerfstudio==$nerfstudio" "viser==0.2.7" \
-        && "$env/bin/pip" install -q -e "$root[dev]" "$pin"; } > "$log" 2>&1; then
+        && "$env/bin/pip" install -q -e "$root[dev]" "$pin"
+}
+
+# One tests while the next is installed, which mostly waits for the network.
+install "$1" > "$(log_of "$1")" 2>&1 &
+while [ $# -gt 0 ]; do
+    case="$1" env="$(env_of "$1")" log="$(log_of "$1")"
+    shift
+    IFS=/ read -r python torch nerfstudio <<< "$case"
+    echo "[matrix] $case: installing"
+    wait $!
+    installed=$?
+    [ $# -gt 0 ] && { install "$1" > "$(log_of "$1")" 2>&1 & }
+    if [ $installed != 0 ]; then
         why="$(grep -i 'error' "$log" | tail -1 | cut -c1-120)"
         echo "| $python | $torch | $nerfstudio | | does not install | ${why//|/ } |" >> "$out"
         rm -rf "$env"
