@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -21,6 +22,12 @@ from aire_nerfstudio.machine import machine
 from aire_nerfstudio.ops.processors import matmul_precision
 
 FILE = "run.json"
+# What a report shows of a session, and its type.
+KINDS: dict[str, type] = {
+    **dict.fromkeys(("command", "started", "device", "matmul_precision", "system", "python", "torch"), str),
+    **dict.fromkeys(("from_step", "to_step", "threads", "seed"), int),
+    **{"seconds": float, "packages": dict},
+}
 PACKAGES = ("aire-nerfstudio", "nerfstudio", "numpy")
 
 
@@ -29,13 +36,15 @@ class SessionLog:
 
     Args:
         folder: the run's.
-        step: optimizer steps done before this process; entries of what is trained anew are dropped.
         device: that trains, such as ``cuda:0``.
         seed: of the run.
         resumed: folder of the run that is resumed, if it is another's.
+
+    Raises:
+        InputError: the sessions of one of them are damaged.
     """
 
-    def __init__(self, folder: Path, step: int, device: str, seed: int, resumed: Path | None = None) -> None:
+    def __init__(self, folder: Path, device: str, seed: int, resumed: Path | None = None) -> None:
         self._path = folder / FILE
         self._began: float | None = None
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
@@ -43,17 +52,18 @@ class SessionLog:
             "command": shlex.join(command),
             "folder": os.getcwd(),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "from_step": step,
-            "to_step": step,
+            "from_step": 0,
+            "to_step": 0,
             "seconds": 0.0,
             "seed": seed,
             **environment(device),
         }
-        known = read_sessions(folder) or ([] if resumed is None else read_sessions(resumed))
-        self._earlier = [entry for entry in known if entry.get("from_step", 0) < step]
+        self._earlier = read_sessions(folder) or ([] if resumed is None else read_sessions(resumed))
 
-    def begin(self) -> None:
-        """From now on it trains."""
+    def begin(self, step: int) -> None:
+        """From now on it trains, ``step`` optimizer steps being done; sessions of what is trained anew are dropped."""
+        self._entry["from_step"] = self._entry["to_step"] = step
+        self._earlier = [entry for entry in self._earlier if entry["from_step"] < step]
         self._began = time.monotonic()
 
     def write(self, step: int) -> None:
@@ -75,11 +85,25 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_text("utf8"))
-        if not isinstance(entries, list) or not all(isinstance(e, dict) and "command" in e for e in entries):
+        if not isinstance(entries, list):
             raise ValueError("it is no list of sessions")
+        for entry in entries:
+            _check_entry(entry)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it") from error
     return entries
+
+
+def _check_entry(entry: Any) -> None:
+    """Raise ValueError where an entry, which may be a stranger's, is not of the form that is written here."""
+    if not isinstance(entry, dict):
+        raise ValueError("it is no list of sessions")
+    for name, kind in KINDS.items():
+        value = entry.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{name} of a session is {str(value)[:80]!r}, not {kind.__name__}")
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+            raise ValueError(f"{name} of a session is {value}; it must be 0 or more and finite")
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The schedule's laws and the strategy's switches, on small networks and one real fit."""
 
+import copy
 import io
 from dataclasses import replace
 
@@ -7,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import differences
 
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
+from aire_nerfstudio.adaptation.rigl import RigLState
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 
@@ -26,10 +29,16 @@ Y = torch.sin(4 * X[:, :1]) * X[:, 1:]
 
 
 def one_step(net, optimizer, strategy, state, step, history=None):
-    """One training step as every loop of this project does it."""
+    """One training step as every loop of this project does it; what is foretold as due is held to what is done."""
     groups = net.neuron_groups()
     probe = Probe(lambda: net.layer_outputs(X), lambda: (X, Y - net(X).detach()))
+    is_due, before = strategy.is_due(state, step), copy.deepcopy(state.to_dict())
     reports = strategy.step(groups, [optimizer], state, step, (), probe)
+    if is_due:
+        assert isinstance(state, RigLState) or not strategy.is_due(state, step)
+    else:
+        assert reports == []
+        assert differences(before, state.to_dict()) == []
     if history is not None:
         history.append(widths(groups))
     optimizer.zero_grad()

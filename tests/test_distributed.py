@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny import STEPS, checkpoints, differences, load, tiny_config, train
 
 from aire_nerfstudio import distributed
+from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.control import Request
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.training_state import training_state
@@ -121,12 +122,12 @@ def test_collectives(tmp_path):
 # --- trainings --------------------------------------------------------------------------------------------------------
 
 
-def _trained(task, folder, hook=None):
+def _trained(task, folder, hook=None, variant="aire"):
     """The whole state of this process after a training through all stages."""
     torch.set_num_threads(1)
     if hook is not None:
         hook()
-    trainer = train(tiny_config(task, folder))
+    trainer = train(tiny_config(task, folder, model={"variant": variant}))
     return training_state(trainer, trainer.step)
 
 
@@ -188,6 +189,28 @@ def test_a_fault_in_one_process_is_met_by_all(tmp_path):
     history = states[0]["pipeline"]["_model._extra_state"]["history"]
     assert [e["event"] for e in history] == ["return", "densify", "decay", "prune"]
     assert all(torch.isfinite(v).all() for v in _parameters(states[0]).values())
+
+
+def _mistake_the_second():
+    scores = AireStrategy._scores
+
+    def otherwise(self, *arguments):
+        found = scores(self, *arguments)
+        return [-score for score in found] if dist.get_rank() == 1 else found
+
+    AireStrategy._scores = otherwise
+
+
+@pytest.mark.parametrize("variant", ["aire", "aire_rounds"])
+def test_what_the_first_decides_counts(variant, tmp_path):
+    """Devices that round otherwise might choose other neurons; here the second is made to choose the strongest."""
+    states, said = in_processes(
+        2, _trained, "image", str(tmp_path / "r"), _mistake_the_second, variant, folder=tmp_path / "g"
+    )
+    assert differences(*states) == []
+    assert "weights differ" not in said
+    history = states[0]["pipeline"]["_model._extra_state"]["history"]
+    assert [e["event"] for e in history].count("prune") == (1 if variant == "aire" else 4)
 
 
 def _disturb_the_second():

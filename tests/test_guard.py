@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import TASKS, checkpoints, differences, load, tiny_config, train
 
+from aire_nerfstudio.adaptation.control import Request
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.guard import FaultGuard
@@ -146,6 +147,38 @@ def test_a_fault_among_several_steps_an_iteration(monkeypatch, tmp_path):
     state = load(checkpoints(config)[-1])
     assert state["step"] == LONG // 5 - 1
     assert state["pipeline"]["_model._extra_state"]["step"] == LONG - 1
+
+
+def test_what_was_done_by_hand_is_not_undone(monkeypatch, tmp_path):
+    """A state is kept right after it, though it is not yet time for the next."""
+    after_step = AdaptiveModel.after_step
+
+    def pressing(self, step):
+        if step == 57 and not self.has_returned:
+            self.ask_for(Request("densify", 3))
+        after_step(self, step)
+
+    monkeypatch.setattr(AdaptiveModel, "after_step", pressing)
+    _spoil(monkeypatch, "loss", 70)
+    trainer = train(tiny_config("image", tmp_path, max_num_iterations=LONG, steps_per_save=1000))
+    events = [(e["event"], e["step"], e["by_hand"]) for e in trainer.pipeline.model.history]
+    assert events[-2:] == [("densify", 58, True), ("return", 58, False)]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_on_a_device_too_a_step_before_a_change_is_looked_at(steps, monkeypatch, tmp_path):
+    """There most steps are not; the moments are those before events, saves and the end."""
+    looked, is_sound = [], FaultGuard.is_sound
+
+    def watched(self, loss, parameters, must_look=False):
+        looked.append(must_look)
+        return is_sound(self, loss, parameters, must_look)
+
+    monkeypatch.setattr(FaultGuard, "is_sound", watched)
+    train(
+        tiny_config("image", tmp_path, steps_per_save=1000, steps_per_iteration=steps, max_num_iterations=48 // steps)
+    )
+    assert [step for step, looks in enumerate(looked) if looks] == [10, 16, 33, 47]
 
 
 def test_a_guarded_run_without_a_fault_is_the_run(monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """The page about a run: whole, self-contained, true to the checkpoint; opened in a browser where there is one."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from commands import run_command as _run
 from PIL import Image
+from tiny import tiny_config, train
 from viewer_page import FLAGS, chromium
 
 from aire_nerfstudio.errors import InputError
@@ -148,6 +150,38 @@ def test_damaged_runs_are_named(run, tmp_path, what):
         read_run(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("from_step", "0"), ("to_step", -3), ("to_step", True), ("seconds", math.nan), ("seconds", [1.0])),
+        *(("packages", "torch"), ("command", None), ("threads", 1.5), ("torch", ["2"])),
+    ],
+)
+def test_a_strangers_sessions_are_not_trusted(tmp_path, name, value):
+    SessionLog(tmp_path, "cpu", 7).write(10)
+    assert len(read_sessions(tmp_path)) == 1
+    (entry,) = json.loads((tmp_path / "run.json").read_text("utf8"))
+    entry[name] = value
+    (tmp_path / "run.json").write_text(json.dumps([entry]))
+    with pytest.raises(InputError, match=rf"run\.json cannot be read \({name} of a session is .*\); remove it"):
+        SessionLog(tmp_path, "cpu", 7)
+    del entry[name]
+    (tmp_path / "run.json").write_text(json.dumps([entry]))
+    with pytest.raises(InputError, match=f"{name} of a session is 'None'"):
+        read_sessions(tmp_path)
+
+
+def test_a_run_whose_sessions_are_damaged_is_not_resumed(tmp_path):
+    config = tiny_config("image", tmp_path / "first")
+    train(config)
+    (config.get_base_dir() / "run.json").write_text('[{"command": 1}]')
+    again = tiny_config("image", tmp_path / "again", max_num_iterations=60)
+    again.load_dir = config.get_checkpoint_dir()
+    with pytest.raises(SystemExit, match=r"error: .*run\.json cannot be read \(command of a session is '1', not str\)"):
+        train(again)
+    assert not (tmp_path / "again").exists()
+
+
 def test_large_pictures_are_made_smaller_until_the_page_fits(run, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
     facts = read_run(run[0])
@@ -175,17 +209,19 @@ def test_charts_take_any_depth_and_dimension(run):
 
 
 def test_sessions_add_up(tmp_path):
-    first = SessionLog(tmp_path, 0, "cpu", 7)
-    first.begin()
-    first.write(10)
-    second = SessionLog(tmp_path, 10, "cpu", 7)
+    def session(folder, step, resumed=None):
+        log = SessionLog(folder, "cpu", 7, resumed)
+        log.begin(step)
+        return log
+
+    session(tmp_path, 0).write(10)
+    second = session(tmp_path, 10)
     second.write(25)
     second.write(30)
     entries = read_sessions(tmp_path)
     assert [(e["from_step"], e["to_step"]) for e in entries] == [(0, 10), (10, 30)]
-    again = SessionLog(tmp_path, 0, "cpu", 7)  # from the start: what was trained before is not of this run
-    elsewhere = SessionLog(tmp_path / "other", 30, "cpu", 7, resumed=tmp_path)
-    elsewhere.write(40)
+    again = session(tmp_path, 0)  # from the start: what was trained before is not of this run
+    session(tmp_path / "other", 30, resumed=tmp_path).write(40)
     assert [e["from_step"] for e in read_sessions(tmp_path / "other")] == [0, 10, 30]
     again.write(5)
     assert [(e["from_step"], e["to_step"]) for e in read_sessions(tmp_path)] == [(0, 5)]

@@ -302,6 +302,21 @@ class AireStrategy:
             for layer in layers
         ]
 
+    def is_due(self, state: AireState, step: int) -> bool:
+        """Whether a moment of the schedule has come."""
+        return bool(self._due(state, step))
+
+    @staticmethod
+    def _due(state: AireState, step: int) -> list[Action]:
+        """What is to be done before the optimizer step ``step``, in order."""
+        schedule = state.schedule
+        moments: list[tuple[Action, int | None, bool]] = [
+            ("decay", schedule.decay_start, state.is_decaying),
+            ("prune", schedule.prune_at, state.is_pruned),
+        ]
+        moments.insert(0 if schedule.densifies_first else 2, ("densify", schedule.densify_at, state.is_densified))
+        return [action for action, at, is_done in moments if at is not None and step >= at and not is_done]
+
     @torch.no_grad()
     def step(
         self,
@@ -313,21 +328,14 @@ class AireStrategy:
         probe: Probe | None = None,
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``, each once; see :class:`base.Strategy`."""
-        schedule = state.schedule
         reports: list[Report] = []
-
-        def densify_if_due() -> None:
-            if schedule.densify_at is not None and step >= schedule.densify_at and not state.is_densified:
+        for action in self._due(state, step):
+            if action == "densify":
                 reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
-
-        if schedule.densifies_first:
-            densify_if_due()
-        if schedule.decay_start is not None and step >= schedule.decay_start and not state.is_decaying:
-            reports.append(self._choose(groups, state, step, probe))
-        if schedule.prune_at is not None and step >= schedule.prune_at and not state.is_pruned:
-            reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
-        if not schedule.densifies_first:
-            densify_if_due()
+            elif action == "decay":
+                reports.append(self._choose(groups, state, step, probe))
+            else:
+                reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
         return reports
 
     def _densify(

@@ -91,6 +91,10 @@ class Strategy(Protocol):
         """Regulariser to add to the loss at ``step``, a scalar ``[]``; zero outside its stage."""
         ...
 
+    def is_due(self, state: Any, step: int) -> bool:
+        """Whether :meth:`step` has anything to decide or to change before the optimizer step ``step``."""
+        ...
+
     def step(
         self,
         groups: Sequence[NeuronGroup],

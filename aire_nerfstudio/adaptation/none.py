@@ -45,6 +45,10 @@ class FixedStrategy:
         """Zero, ``[]``."""
         return groups[0].weight.parameter.new_zeros(())
 
+    def is_due(self, state: EmptyState, step: int) -> bool:
+        """Never."""
+        return False
+
     def step(
         self,
         groups: Sequence[NeuronGroup],

@@ -93,6 +93,10 @@ class RigLStrategy:
         """Zero, ``[]``."""
         return groups[0].weight.parameter.new_zeros(())
 
+    def is_due(self, state: RigLState, step: int) -> bool:
+        """At the beginning; exchanges follow steps."""
+        return step == 0
+
     def step(
         self,
         groups: Sequence[NeuronGroup],
@@ -103,7 +107,7 @@ class RigLStrategy:
         probe: Probe | None = None,
     ) -> list[Report]:
         """One report at the beginning; the exchange itself follows a backward pass, in :meth:`constrain`."""
-        if step > 0:
+        if not self.is_due(state, step):
             return []
         same = widths(groups)
         counts = tuple(int(mask.sum()) for mask in state.masks)

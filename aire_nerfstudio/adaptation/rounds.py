@@ -91,6 +91,28 @@ class RoundsStrategy(AireStrategy):
         rows.append(PlannedEvent(end, "none go from here"))
         return rows
 
+    def is_due(self, state: AireState, step: int) -> bool:
+        """Whether neurons are to be added, or a round ends or begins."""
+        assert isinstance(state, RoundsState)
+        return (
+            self._is_densification_due(state, step)
+            or self._is_removal_due(state, step)
+            or self._is_round_due(state, step)
+        )
+
+    @staticmethod
+    def _is_densification_due(state: RoundsState, step: int) -> bool:
+        at = state.schedule.densify_at
+        return at is not None and step >= at and not state.is_densified
+
+    @staticmethod
+    def _is_removal_due(state: RoundsState, step: int) -> bool:
+        return state.removal_at is not None and step >= state.removal_at
+
+    def _is_round_due(self, state: RoundsState, step: int) -> bool:
+        half = self._round_length(state.schedule) // 2
+        return state.next_round <= step and step + half <= self._window(state.schedule)[1] and not state.is_decaying
+
     @torch.no_grad()
     def step(
         self,
@@ -103,16 +125,15 @@ class RoundsStrategy(AireStrategy):
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``; see :class:`base.Strategy`."""
         assert isinstance(state, RoundsState)
-        schedule, reports = state.schedule, []
-        if schedule.densify_at is not None and step >= schedule.densify_at and not state.is_densified:
+        reports = []
+        if self._is_densification_due(state, step):
             reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
-        if state.is_decaying and state.round_removal is not None and step >= state.round_removal:
+        if self._is_removal_due(state, step):
             reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
             state.is_decaying = state.is_pruned = False
-        length = self._round_length(schedule)
-        if state.next_round <= step and step + length // 2 <= self._window(schedule)[1] and not state.is_decaying:
+        if self._is_round_due(state, step):
             self._begin_round(groups, state, step, probe)
-            state.next_round = step + length
+            state.next_round = step + self._round_length(state.schedule)
         return reports
 
     def constrain(

@@ -301,13 +301,25 @@ class AdaptiveModel(PartViews):
         else:
             check = self._announce_removal(step)
             groups, state = self.adaptive_groups(self.field), self._adaptation_state
+            decides = self._strategy.is_due(state, self._clock)
             reports = self._strategy.step(groups, self._optimizers, state, self._clock, self._twins(), self.probe())
             self._changed(reports, step)
             if check is not None:
                 self._look_after_removal(check, step)
-            if reports and distributed.count() > 1:
+            if decides and distributed.count() > 1:
                 # They decide alike, but for rounding on their devices; what the first decided counts.
                 self._trainer.follow_first()
+
+    @property
+    def is_about_to_change(self) -> bool:
+        """Whether, after the present step, the schedule or a person changes the architecture."""
+        is_due = not self._is_frozen and self._strategy.is_due(self._adaptation_state, self._clock + 1)
+        return is_due or self._requests.is_waiting
+
+    @property
+    def changes_by_hand(self) -> int:
+        """How many times a person changed the architecture or the schedule, in this run."""
+        return sum(bool(event["by_hand"]) for event in self._history)
 
     def _changed(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""

@@ -25,6 +25,7 @@ class FaultGuard:
     def __init__(self, total_steps: int) -> None:
         self._every = max(LEAST_STEPS_BETWEEN_STATES, total_steps // STATES)
         self._kept_at: int | None = None
+        self._changes = 0
         self._state: dict[str, Any] | None = None
         self._is_finite: Tensor | None = None
         self._steps = 0
@@ -41,12 +42,22 @@ class FaultGuard:
         assert self._kept_at is not None
         return self._kept_at
 
-    def keep(self, step: int, state: Callable[[], dict[str, Any]], parameters: Sequence[Tensor]) -> None:
-        """Keep a copy of the ``state`` before the optimizer step ``step``, where it is time and all is finite."""
-        if self._kept_at is not None and step < self._kept_at + self._every:
-            return
-        if self._kept_at is not None and not (self._seen() and _is_finite(parameters)):
-            return
+    def keep(
+        self, step: int, state: Callable[[], dict[str, Any]], parameters: Sequence[Tensor], changes: int = 0
+    ) -> None:
+        """Keep a copy of the ``state`` before the optimizer step ``step``, where it is time and all is finite.
+
+        Args:
+            step: optimizer step.
+            state: gives the state.
+            parameters: must be finite.
+            changes: made by hand so far. One more, and it is time: going back must not undo what a person asked for.
+        """
+        if self._kept_at is not None:
+            is_time = step >= self._kept_at + self._every or changes != self._changes
+            if not is_time or not (self._seen() and _is_finite(parameters)):
+                return
+        self._changes = changes
         self.put(step, state())
 
     def put(self, step: int, state: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ class AdaptiveTrainer(Trainer):
     """Trainer that reads and writes checkpoints safely and counts ``max_num_iterations`` from the start of the run."""
 
     config: AdaptiveTrainerConfig
-    # Of the process that writes the run's folder, once it is set up.
+    # Of the process that writes the run's folder.
     _session: SessionLog | None = None
 
     @exit_on_bad_input
@@ -182,6 +182,8 @@ class AdaptiveTrainer(Trainer):
         # nerfstudio's viewer wants the folder; without a run in it, it goes again.
         made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists() and self.local_rank == 0]
         if self.local_rank == 0:
+            resumed = None if self.config.load_dir is None else Path(self.config.load_dir).parent
+            self._session = SessionLog(self.base_dir, self.device, self.config.machine.seed, resumed)
             self.base_dir.mkdir(parents=True, exist_ok=True)
         try:
             super().setup(test_mode)  # type: ignore[arg-type]
@@ -207,9 +209,6 @@ class AdaptiveTrainer(Trainer):
             path = self.base_dir / "config.yml"
             CONSOLE.log(f"Saving config to: {path}")
             path.write_text(self._config_text, "utf8")
-            steps = self._start_step * self.config.steps_per_iteration
-            resumed = None if self.config.load_dir is None else Path(self.config.load_dir).parent
-            self._session = SessionLog(self.base_dir, steps, self.device, self.config.machine.seed, resumed)
             if self.config.report:
                 # Before the others: they may end the run, and nerfstudio then waits for the viewer.
                 self.callbacks.insert(0, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._report))
@@ -218,7 +217,7 @@ class AdaptiveTrainer(Trainer):
     def train(self) -> None:
         """See nerfstudio; what can only be judged while training ends in one line, too."""
         if self._session is not None:
-            self._session.begin()
+            self._session.begin(self._start_step * self.config.steps_per_iteration)
         super().train()
 
     def _report(self, step: int) -> None:
@@ -257,7 +256,8 @@ class AdaptiveTrainer(Trainer):
                 model.before_step(number)
             is_begun = False
             written = len(writer.EVENT_STORAGE)
-            self._must_look = number == end - 1 and (is_last or step_check(step, self.config.steps_per_save))
+            is_saved = number == end - 1 and (is_last or step_check(step, self.config.steps_per_save))
+            self._must_look = is_saved or model.is_about_to_change
             outputs = super().train_iteration(number)
             if not self._was_sound or number < end - 1:
                 # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
@@ -304,7 +304,11 @@ class AdaptiveTrainer(Trainer):
         parameters = [p for group in self.optimizers.parameters.values() for p in group]
         if distributed.count() > 1 and step_check(step, self.config.steps_per_save) and step > self._start_step:
             self._check_alike(parameters)
-        self._guard.keep(step * self.config.steps_per_iteration, lambda: training_state(self, step - 1), parameters)
+        number, by_hand = (
+            step * self.config.steps_per_iteration,
+            cast(AdaptiveModel, self.pipeline.model).changes_by_hand,
+        )
+        self._guard.keep(number, lambda: training_state(self, step - 1), parameters, by_hand)
 
     def _check_alike(self, parameters: Sequence[Tensor]) -> None:
         """Say where the processes' weights have drifted apart, which no arithmetic of theirs should do."""
