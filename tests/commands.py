@@ -5,7 +5,9 @@ those processes are forked from one that has imported them (Python's forkserver)
 bear a fork, and with ``AIRE_TEST_COMMANDS=fresh`` they are started afresh.
 """
 
+import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -64,7 +66,24 @@ def _mortal(function, *arguments):
     """Run it, and end with the tests: a training that nobody waits for would go on for hours."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    function(*arguments)
+    with _measured():
+        function(*arguments)
+
+
+@contextlib.contextmanager
+def _measured():
+    """Where ``scripts/coverage.sh`` runs the tests, what this process executes counts, too."""
+    settings = os.environ.get("AIRE_COVERAGE")
+    if not settings:
+        yield
+        return
+    coverage = importlib.import_module("coverage").Coverage(config_file=settings, data_suffix=True)
+    coverage.start()
+    try:
+        yield
+    finally:
+        coverage.stop()
+        coverage.save()
 
 
 def _text(path):

@@ -310,7 +310,6 @@ class AdaptiveModel(PartViews):
                 # They decide alike, but for rounding on their devices; what the first decided counts.
                 self._trainer.follow_first()
 
-    @property
     def is_about_to_change(self) -> bool:
         """Whether, after the present step, the schedule or a person changes the architecture."""
         is_due = not self._is_frozen and self._strategy.is_due(self._adaptation_state, self._clock + 1)

@@ -257,7 +257,7 @@ class AdaptiveTrainer(Trainer):
             is_begun = False
             written = len(writer.EVENT_STORAGE)
             is_saved = number == end - 1 and (is_last or step_check(step, self.config.steps_per_save))
-            self._must_look = is_saved or model.is_about_to_change
+            self._must_look = is_saved or model.is_about_to_change()
             outputs = super().train_iteration(number)
             if not self._was_sound or number < end - 1:
                 # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
