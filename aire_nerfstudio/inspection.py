@@ -25,9 +25,9 @@ from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, latest_checkpoint
 KNOWN = re.compile(
     r"(nerfstudio|aire_nerfstudio|pathlib|collections|datetime|torch\.optim)\.([a-z_]\w*\.)*(_?[A-Z]\w*|nerfstudio_collate)"
 )
-# Of those, what is called while the file is read.
+# Of those, what is called while the file is read; Python 3.13 has paths in pathlib._local.
 CALLED = re.compile(
-    r"pathlib\.\w*Path|datetime\.\w+|collections\.OrderedDict|nerfstudio\.utils\.writer\.EventName"
+    r"pathlib\.(_local\.)?\w*Path|datetime\.\w+|collections\.OrderedDict|nerfstudio\.utils\.writer\.EventName"
     r"|nerfstudio\.cameras\.cameras\.CameraType"
 )
 LARGEST_CONFIG, DEEPEST_CONFIG = 1 << 18, 50

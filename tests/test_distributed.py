@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import time
 
 import psutil
@@ -13,11 +14,13 @@ from commands import fork, run_command, start_command
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import STEPS, checkpoints, differences, load, tiny_config, train
+from torch.multiprocessing import ProcessExitedException
 
 from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.control import Request
 from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.launch import _of_a_killed
 from aire_nerfstudio.models.training_state import training_state
 
 
@@ -280,6 +283,80 @@ def test_a_killed_process_ends_the_job_which_resumes(tmp_path):
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     states = [load(_run(tmp_path, name) / "step-000000399.ckpt") for name in ("whole", "resumed")]
     assert differences(*states) == []
+
+
+def _machines(count, each, folder, *, words):
+    """``ns-train`` started once for each of ``count`` machines, all of them this one, with ``each`` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    together = ("--machine.num-devices", str(each), "--machine.num-machines", str(count), "--machine.dist-url", url)
+    return [
+        start_command(
+            *("ns-train", *words, *together, "--machine.machine-rank", str(number)),
+            cwd=folder,
+            out=folder / f"{number}.log",
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seen", "codes", "cut_off", "said"),
+    [
+        (1, [-15, -9], [], "process 5 of 8 was ended (SIGKILL), and the others with it"),
+        (0, [1, -9], [0], "process 5 of 8 was ended (SIGKILL), and the others with it"),
+        (0, [1, 1, 7], [0, 1], "process 6 of 8 was ended (exit status 7), and the others with it"),
+        (1, [-15, -15], [], "process 5 of 8 was ended (SIGTERM), and the others with it"),
+        (0, [1, 1], [0, 1], "the connection to a process on another machine broke, and those here were ended"),
+        (0, [1, -15], [0], "the connection to a process on another machine broke, and those here were ended"),
+    ],
+)
+def test_the_cause_is_told_from_what_it_brought_about(seen, codes, cut_off, said, tmp_path):
+    """A process that is cut off may be seen to end before the one that it was cut off from."""
+    config = tiny_config("image", tmp_path)
+    config.machine.num_machines, config.machine.num_devices, config.machine.machine_rank = 2, 4, 1
+    fault = ProcessExitedException("", error_index=seen, error_pid=1, exit_code=codes[seen])
+    assert _of_a_killed(fault, codes, cut_off, config) == f"{said}; no checkpoint was written yet"
+
+
+def test_two_machines_train_what_one_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    words = [*WORDS, "--max-num-iterations", "60"]
+    jobs = _machines(2, 2, tmp_path, words=[*words, "--experiment-name", "two"])
+    try:
+        for number, job in enumerate(jobs):
+            assert job.wait(200) == 0, (tmp_path / f"{number}.log").read_text()
+    finally:
+        for job in jobs:
+            job.end()
+    one = run_command("ns-train", *words, "--experiment-name", "one", "--machine.num-devices", "4", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr[-2000:]
+    states = [load(_run(tmp_path, name) / "step-000000059.ckpt") for name in ("one", "two")]
+    assert differences(*states) == []
+
+
+def test_a_machine_that_is_lost_ends_the_other(tmp_path, monkeypatch):
+    """The first goes; the second, whose processes wait for it, ends by itself and says why."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", "lost"])
+    logs = [tmp_path / "0.log", tmp_path / "1.log"]
+    try:
+        until = time.monotonic() + 120
+        while not (_run(tmp_path, "lost") / "step-000000020.ckpt").exists():
+            assert time.monotonic() < until, logs[0].read_text()
+            assert all(job.poll() is None for job in jobs), logs[1].read_text()
+            time.sleep(0.02)
+        os.killpg(jobs[0].pid, signal.SIGKILL)
+        assert jobs[1].wait(30) == 1, logs[1].read_text()
+    finally:
+        for job in jobs:
+            job.end()
+    lines = [line for line in logs[1].read_text().splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, logs[1].read_text()
+    models = _run(tmp_path, "lost").relative_to(tmp_path)
+    assert lines[0].endswith(f"on another machine broke, and those here were ended; go on with --load-dir {models}")
+    assert "Traceback" not in logs[1].read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.inspection import executed_by, inspect, is_known
 from aire_nerfstudio.models.flow import FlowModelConfig, surface_weights
 
+# Of the processor, whatever else the machine does.
 MOST_SECONDS, MOST_MIB = 10, 300
 
 
@@ -55,13 +56,13 @@ def refused(read, path, tmp_path):
 
 
 def _read(read, path, answer):
-    before, began = _peak(), time.monotonic()
+    before, began = _peak(), time.process_time()
     try:
         read(Path(path))
         kind, line = "none", "accepted"
     except BaseException as error:
         kind, line = type(error).__name__, str(error)
-    seconds, mib = time.monotonic() - began, _peak() - before
+    seconds, mib = time.process_time() - began, _peak() - before
     Path(answer).write_text(json.dumps({"kind": kind, "line": line, "seconds": seconds, "mib": mib}))
 
 
@@ -296,6 +297,8 @@ def test_inspect_prints_no_commands_to_the_terminal(run, tmp_path):
         ("nerfstudio.configs.base_config.ViewerConfig", True),
         ("torch.optim.adam.Adam", True),
         ("pathlib.PosixPath()", True),
+        ("pathlib._local.PosixPath()", True),
+        ("pathlib._local.Path.unlink()", False),
         ("nerfstudio.utils.writer.EventName()", True),
         ("os.system()", False),
         ("builtins.eval", False),

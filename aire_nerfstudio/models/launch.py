@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,11 @@ def launch(config: TrainerConfig) -> int | str:
                 pass
         except multiprocessing.ProcessExitedException as fault:
             causes = dict.fromkeys(path.read_text("utf8") for path in sorted(Path(folder).glob("fault-*")))
-            return "\n".join(causes) or f"error: {_of_a_killed(fault, config)}"
+            if causes:
+                return "\n".join(causes)
+            codes = [process.exitcode for process in context.processes]
+            cut_off = {index for index in range(len(codes)) if Path(folder, f"cut-off-{index}").exists()}
+            return f"error: {_of_a_killed(fault, codes, cut_off, config)}"
         except (KeyboardInterrupt, SystemExit):
             # Ctrl-C is how a finished run is left whose viewer goes on.
             for process in context.processes:
@@ -68,14 +72,34 @@ def launch(config: TrainerConfig) -> int | str:
     return 0
 
 
-def _of_a_killed(fault: multiprocessing.ProcessExitedException, config: TrainerConfig) -> str:
-    how = f"exit status {fault.exit_code}" if fault.signal_name is None else fault.signal_name
-    count = config.machine.num_devices * config.machine.num_machines
-    number = config.machine.machine_rank * config.machine.num_devices + fault.error_index
+def _of_a_killed(
+    fault: multiprocessing.ProcessExitedException,
+    codes: Sequence[int | None],
+    cut_off: Container[int],
+    config: TrainerConfig,
+) -> str:
+    """Which process was lost, how, and how to go on.
+
+    Args:
+        fault: of the first that was seen to end.
+        codes: exit statuses of all here.
+        cut_off: those here that ended because the connection to another broke.
+        config: the run's.
+    """
+    machine = config.machine
+    lost: int | None = fault.error_index
+    if lost in cut_off:  # what it was cut off from, if that is here; the launcher itself ends the others with SIGTERM
+        ended = (i for i, code in enumerate(codes) if code not in (0, None, -signal.SIGTERM) and i not in cut_off)
+        lost = next(ended, None)
     try:
         saved = f"go on with --load-dir {latest_checkpoint(config.get_base_dir()).parent}"
     except Exception:
         saved = "no checkpoint was written yet"
+    if lost is None:
+        return f"the connection to a process on another machine broke, and those here were ended; {saved}"
+    code = codes[lost] or 1
+    how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
+    number, count = machine.machine_rank * machine.num_devices + lost, machine.num_devices * machine.num_machines
     return f"process {number} of {count} was ended ({how}), and the others with it; {saved}"
 
 
@@ -123,7 +147,9 @@ def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> Non
             _leave()
     except Exception as error:
         # Of a process that is gone, the others say only that the connection was closed.
-        if not isinstance(error, dist.DistBackendError | dist.DistNetworkError) and "gloo" not in str(error).lower():
+        if isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "gloo" in str(error).lower():
+            Path(folder, f"cut-off-{local_rank}").touch()
+        else:
             traceback.print_exc()
             Path(folder, f"fault-{rank}").write_text(f"error: process {rank}: {first_line(error)}", "utf8")
         _leave()
