@@ -14,12 +14,14 @@ from commands import fork, run_command, start_command
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import STEPS, checkpoints, differences, load, tiny_config, train
+from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException
 
 from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.control import Request
 from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.heartbeat import INTERVAL, SILENCE, Heartbeat
 from aire_nerfstudio.models.launch import _of_a_killed
 from aire_nerfstudio.models.training_state import training_state
 
@@ -357,6 +359,53 @@ def test_a_machine_that_is_lost_ends_the_other(tmp_path, monkeypatch):
     models = _run(tmp_path, "lost").relative_to(tmp_path)
     assert lines[0].endswith(f"on another machine broke, and those here were ended; go on with --load-dir {models}")
     assert "Traceback" not in logs[1].read_text()
+
+
+def test_a_machine_that_falls_silent_ends_the_other(tmp_path, monkeypatch):
+    """Stopped, not ended: no connection breaks, as when power or network goes."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    for silent in (0, 1):
+        name = f"silent{silent}"
+        jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", name])
+        log = tmp_path / f"{1 - silent}.log"
+        try:
+            until = time.monotonic() + 120
+            while not (_run(tmp_path, name) / "step-000000020.ckpt").exists():
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.02)
+            time.sleep(2 * INTERVAL)  # the launchers have heard of each other
+            os.killpg(jobs[silent].pid, signal.SIGSTOP)
+            assert jobs[1 - silent].wait(SILENCE + 30) == 1, log.read_text()
+        finally:
+            for job in jobs:
+                job.end()
+        lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+        assert lines == [
+            f"error: machine {silent} of 2 gives no sign of life, and the processes here were ended; go on with "
+            f"--load-dir {_run(tmp_path, name).relative_to(tmp_path)}"
+        ]
+
+
+def test_heartbeats():
+    """Each hears the others; one that stops is missed, one that finishes or whose store is gone is not."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first, second, third = (Heartbeat(f"tcp://127.0.0.1:{store.port}", n, 3, 0.02, 0.6) for n in range(3))
+
+    def missed(seconds):
+        until, found = time.monotonic() + seconds, set()
+        while time.monotonic() < until:
+            found |= {first.lost(), second.lost()}
+            time.sleep(0.01)
+        return found - {None}
+
+    assert missed(1.0) == set()
+    third.finish()
+    assert missed(1.0) == set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(second, "_interval", 100)  # its thread sleeps for good
+        assert missed(1.5) >= {1}
+    del store  # with the first process the store goes
+    assert first.lost() in (None, 1)
 
 
 @pytest.mark.parametrize(

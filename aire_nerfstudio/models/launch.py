@@ -21,6 +21,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import multiprocessing
 
 from aire_nerfstudio.errors import first_line
+from aire_nerfstudio.models.heartbeat import Heartbeat
 from aire_nerfstudio.report.facts import latest_checkpoint
 
 if TYPE_CHECKING:
@@ -55,9 +56,18 @@ def launch(config: TrainerConfig) -> int | str:
         )  # fmt: skip
         assert context is not None
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        heartbeat = None
+        if machine.num_machines > 1 and url.startswith("tcp:"):
+            heartbeat = Heartbeat(url, machine.machine_rank, machine.num_machines)
         try:
             while not context.join(timeout=1.0, grace_period=GRACE):
-                pass
+                silent = None if heartbeat is None else heartbeat.lost()
+                if silent is not None:
+                    _end(context)
+                    return (
+                        f"error: machine {silent} of {machine.num_machines} gives no sign of life, and the processes "
+                        f"here were ended; {_saved(config)}"
+                    )
         except multiprocessing.ProcessExitedException as fault:
             causes = dict.fromkeys(path.read_text("utf8") for path in sorted(Path(folder).glob("fault-*")))
             if causes:
@@ -67,9 +77,23 @@ def launch(config: TrainerConfig) -> int | str:
             return f"error: {_of_a_killed(fault, codes, cut_off, config)}"
         except (KeyboardInterrupt, SystemExit):
             # Ctrl-C is how a finished run is left whose viewer goes on.
-            for process in context.processes:
-                process.terminate()
+            _end(context)
+        if heartbeat is not None:
+            heartbeat.finish()
     return 0
+
+
+def _end(context: multiprocessing.ProcessContext) -> None:
+    for process in context.processes:
+        process.terminate()
+
+
+def _saved(config: TrainerConfig) -> str:
+    """How to go on, in words."""
+    try:
+        return f"go on with --load-dir {latest_checkpoint(config.get_base_dir()).parent}"
+    except Exception:
+        return "no checkpoint was written yet"
 
 
 def _of_a_killed(
@@ -91,16 +115,12 @@ def _of_a_killed(
     if lost in cut_off:  # what it was cut off from, if that is here; the launcher itself ends the others with SIGTERM
         ended = (i for i, code in enumerate(codes) if code not in (0, None, -signal.SIGTERM) and i not in cut_off)
         lost = next(ended, None)
-    try:
-        saved = f"go on with --load-dir {latest_checkpoint(config.get_base_dir()).parent}"
-    except Exception:
-        saved = "no checkpoint was written yet"
     if lost is None:
-        return f"the connection to a process on another machine broke, and those here were ended; {saved}"
+        return f"the connection to a process on another machine broke, and those here were ended; {_saved(config)}"
     code = codes[lost] or 1
     how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
     number, count = machine.machine_rank * machine.num_devices + lost, machine.num_devices * machine.num_machines
-    return f"process {number} of {count} was ended ({how}), and the others with it; {saved}"
+    return f"process {number} of {count} was ended ({how}), and the others with it; {_saved(config)}"
 
 
 @contextlib.contextmanager
