@@ -26,7 +26,9 @@ sys.dont_write_bytecode = True  # a mutant of the same length and second would b
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOM = "aire_nerfstudio/adaptation"
-PRELOADED = ("torch", "pytest", "hypothesis", "nerfstudio.engine.trainer", "torch_pruning")
+# Nothing that loads nerfstudio's plugins, of which the installed package is one: the copies are what is to be tested.
+PRELOADED = ("torch", "pytest", "hypothesis", "nerfstudio.models.base_model", "torch_pruning")
+ELSEWHERE = 77
 # Quick ones first; those named after a module come before all others for its mutants.
 TESTS = ("surgery", "decay", "budget", "frequencies", "aire_strategy", "variants", "rounds", "control")
 NEAREST = {
@@ -93,6 +95,9 @@ def _test(folder, files):
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:warnings", "-p", "no:xdist", "--hypothesis-seed=0"]
     with redirect_stdout(io.StringIO()):
         status = pytest.main([*options, *(f"tests/test_{name}.py" for name in files)])
+    tested = sys.modules.get("aire_nerfstudio.adaptation.surgery") or sys.modules.get("aire_nerfstudio")
+    if tested is not None and not str(tested.__file__).startswith(folder):
+        os._exit(ELSEWHERE)
     os._exit(int(status))
 
 
@@ -107,6 +112,8 @@ def verdict(folder, module, limit):
         process.kill()
         process.join()
         return "timed out"
+    if process.exitcode == ELSEWHERE:
+        return "not tested: another copy of the package was imported"
     return "survived" if process.exitcode == 0 else "killed"
 
 
@@ -151,7 +158,9 @@ def main():
         for folder in folders:
             folder.mkdir()
             _copy(folder)
-        jobs.put((-1, "surgery.py", None))  # unchanged, the tests must pass
+        # Unchanged, the tests must pass; without surgery they must not.
+        jobs.put((-1, "surgery.py", None))
+        jobs.put((-2, "surgery.py", "prune = grow = mask = None\n"))
         for number, (module, _, _, source) in enumerate(sample):
             jobs.put((number, module, source))
         for _ in folders:
@@ -160,13 +169,14 @@ def main():
         for worker in workers:
             worker.start()
         verdicts = {}
-        while len(verdicts) <= len(sample):
+        while len(verdicts) < len(sample) + 2:
             number, said = answers.get()
             verdicts[number] = said
-            if number == -1 and said != "survived":
+            if said != {-1: "survived", -2: "killed"}.get(number, said) or said.startswith("not tested"):
                 for worker in workers:
                     worker.kill()
-                sys.exit(f"error: the tests fail ({said}) on the code as it is; mend that first")
+                what = {-1: "the code as it is", -2: "code without surgery"}.get(number, "a mutant")
+                sys.exit(f"error: of {what} the tests say: {said}; mend that first")
             if number >= 0:
                 module, line, operator, _ = sample[number]
                 took = time.monotonic() - began
