@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 folder="$(mkdir -p "$1" && cd "$1" && pwd)"
 shift
 python="${PYTHON:-.venv/bin/python}"
+"$python" -c 'import pytest_cov' 2> /dev/null || { echo "error: pytest-cov is not installed; $python -m pip install pytest-cov" >&2; exit 1; }
 export AIRE_COVERAGE="$folder/settings" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 cat > "$AIRE_COVERAGE" <<EOF
 [run]

@@ -7,6 +7,7 @@ status 1 after one.
 """
 
 import argparse
+import importlib.util
 import io
 import json
 import os
@@ -124,6 +125,8 @@ def main():
     parser.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs that crash")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args()
+    if importlib.util.find_spec("atheris") is None:
+        sys.exit("error: atheris is not installed; pip install atheris")
     if given.inner:
         return _fuzz(given.inner, rest)
     crashed = 0

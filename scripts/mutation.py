@@ -10,6 +10,7 @@ import ast
 import collections
 import difflib
 import importlib
+import importlib.util
 import io
 import multiprocessing
 import os
@@ -149,6 +150,8 @@ def main():
     parser.add_argument("--only", help="one module, such as surgery.py")
     parser.add_argument("--report", type=Path, help="Markdown file for the table and the survivors")
     given = parser.parse_args()
+    if importlib.util.find_spec("cosmic_ray") is None:
+        sys.exit("error: cosmic-ray is not installed; pip install cosmic-ray")
     sample, places = mutants(given.count, given.seed, given.only)
     print(f"{len(sample)} mutants of {places} places", flush=True)
     spawn = multiprocessing.get_context("spawn")
@@ -180,10 +183,9 @@ def main():
             if number >= 0:
                 module, line, operator, _ = sample[number]
                 took = time.monotonic() - began
-                left = took / len(verdicts) * (len(sample) + 1 - len(verdicts))
-                print(
-                    f"{len(verdicts)}/{len(sample)} {said}: {module}:{line} {operator} ({left:.0f} s left)", flush=True
-                )
+                left = took / len(verdicts) * (len(sample) + 2 - len(verdicts))
+                done = f"{sum(n >= 0 for n in verdicts)}/{len(sample)}"
+                print(f"{done} {said}: {module}:{line} {operator} ({left:.0f} s left)", flush=True)
         for worker in workers:
             worker.join()
     text = _report(sample, verdicts)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+from tiny import differences
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.control import Refused, Request, spread
@@ -271,6 +272,69 @@ def test_rounds_take_one_by_hand_in_between():
     run.to(TOTAL)
     assert run.model.sizes[1] <= 150
     assert [event for event, _ in run.events()].count("prune") >= 3
+
+
+ROUNDS = replace(SCHEDULE, target_parameters=150, rounds=3)
+PRUNING = replace(SCHEDULE, densify_at=None, densify_count=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "variant", "at", "request_", "said"),
+    [
+        (PRUNING, "depgraph", 5, ("densify", 3), "this variant adds no neurons; train the variant aire"),
+        (NONE, "aire", 5, ("densify",), "the configuration adds no neurons and no count was given; give one"),
+        (NONE, "aire", 5, ("densify", 14), "count is 14; the input layer has 13 neurons, so at most 13 can be added"),
+        (SCHEDULE, "aire", 30, ("densify", 1), "neurons are decaying; remove them first (prune), then densify"),
+        (SCHEDULE, "aire", 30, ("decay", 1), "10 neurons are decaying already; remove them first (prune)"),
+        (SCHEDULE, "aire", 5, ("prune",), "no neurons are chosen; start their decay first"),
+        (SCHEDULE, "aire", 50, ("prune",), "no neurons are chosen; start their decay first"),
+        (SCHEDULE, "aire", 50, ("skip",), "nothing is left in the schedule; densify, decay and prune work without it"),
+        (
+            replace(NONE, prune_layers=(0, 7)),
+            "aire",
+            5,
+            ("decay",),
+            "prune_layers is (0, 7); the network's sine layers",
+        ),
+        (replace(NONE, prune_counts=(3,)), "aire", 5, ("decay",), "prune_counts (3,) must have one number for each of"),
+        (replace(NONE, prune_counts=(-1, 2)), "aire", 5, ("decay",), "-1"),
+        (NONE, "aire", 5, ("decay", 24), "24 neurons are more than the layers can lose; at most 22 can go"),
+        (NONE, "aire", 54, ("decay", 2), "the decay would end at step 60 and the run at 60; give fewer steps"),
+        (SCHEDULE, "aire", 4, ("decay", 2, 9), "neurons are added at step 10, within the decay; densify first"),
+        (ROUNDS, "aire", 5, ("prune",), "no neurons are chosen; start their decay first"),
+        (ROUNDS, "aire", 58, ("decay", 2), "the decay would end at step 61 and the run at 60; give fewer steps"),
+        (ROUNDS, "aire", 55, ("decay",), "the target leaves nothing to remove at present; give a count"),
+        (SCHEDULE, "large", 5, ("densify",), "the network of this variant never changes; train the variant aire"),
+        (SCHEDULE, "rigl", 5, ("decay",), "rigl exchanges connections by a rule of its own; train the variant aire"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_leaves_no_trace(config, variant, at, request_, said):
+    run = Run(config, variant).to(at)
+    before, state = run.checkpoint(), copy.deepcopy(run.model._adaptation_state.to_dict())
+    draws = torch.get_rng_state()
+    run.press(*request_)
+    run.model._answer(at)
+    (answer,) = run.answers
+    assert answer.startswith("refused: ")
+    assert said in answer
+    assert "\n" not in answer
+    weights = [{k: v for k, v in saved["model"].items() if k != "_extra_state"} for saved in (before, run.checkpoint())]
+    assert same(*weights)
+    assert differences(state, run.model._adaptation_state.to_dict()) == []
+    assert differences(dict(before["optimizer"]), dict(run.checkpoint()["optimizer"])) == []
+    assert torch.equal(draws, torch.get_rng_state())
+
+
+def test_a_round_by_hand_takes_what_the_target_says_and_may_be_cut_short():
+    run = Run(ROUNDS).to(15).press("decay").to(16)
+    assert run.events()[-1] == ("decay", 16)
+    chosen = run.model.history[-1]["counts"]
+    assert sum(chosen) > 0
+    run.press("prune").to(17)
+    assert run.events()[-1] == ("prune", 17)
+    assert run.model.history[-1]["counts"] == chosen
+    run.to(TOTAL)
+    assert run.model.sizes[1] <= 150
 
 
 def test_requests_count_from_one():
