@@ -22,6 +22,7 @@ from aire_nerfstudio.machine import machine
 from aire_nerfstudio.ops.processors import matmul_precision
 
 FILE = "run.json"
+LARGEST = 1 << 22
 # What a report shows of a session, and its type.
 KINDS: dict[str, type] = {
     **dict.fromkeys(("command", "started", "device", "matmul_precision", "system", "python", "torch"), str),
@@ -84,12 +85,14 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, which no list of sessions has")
         entries = json.loads(path.read_text("utf8"))
         if not isinstance(entries, list):
             raise ValueError("it is no list of sessions")
         for entry in entries:
             _check_entry(entry)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it") from error
     return entries
 

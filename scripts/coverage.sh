@@ -5,10 +5,11 @@
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 FOLDER [PYTEST ARGUMENTS]" >&2; exit 2; }
 cd "$(dirname "$0")/.."
+python="${PYTHON:-.venv/bin/python}"
+[ -x "$python" ] || { echo "error: $python is not there; bash scripts/setup.sh makes it" >&2; exit 1; }
+"$python" -c 'import pytest_cov' 2> /dev/null || { echo "error: pytest-cov is not installed; $python -m pip install pytest-cov" >&2; exit 1; }
 folder="$(mkdir -p "$1" && cd "$1" && pwd)"
 shift
-python="${PYTHON:-.venv/bin/python}"
-"$python" -c 'import pytest_cov' 2> /dev/null || { echo "error: pytest-cov is not installed; $python -m pip install pytest-cov" >&2; exit 1; }
 export AIRE_COVERAGE="$folder/settings" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 cat > "$AIRE_COVERAGE" <<EOF
 [run]

@@ -125,6 +125,8 @@ def main():
     parser.add_argument("--crashes", type=Path, default=Path("crashes"), help="folder for inputs that crash")
     parser.add_argument("--inner", help=argparse.SUPPRESS)
     given, rest = parser.parse_known_args()
+    if given.minutes <= 0 or (rest and not given.inner):
+        parser.error(f"unknown: {' '.join(rest)}" if rest else "--minutes must be above 0")
     if importlib.util.find_spec("atheris") is None:
         sys.exit("error: atheris is not installed; pip install atheris")
     if given.inner:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Which versions work: `bash scripts/matrix.sh FOLDER CASE...`, a case being PYTHON/TORCH/NERFSTUDIO such as 3.12/2.11.0/1.1.5
-# (PYTHON a command's version or a path; TORCH "newest" for what the index has). For each an environment is made in FOLDER,
+# (of the command pythonPYTHON; TORCH "newest" for what the index has). For each an environment is made in FOLDER,
 # removed afterwards unless KEEP=1, and these tests run in it; a line each goes to FOLDER/matrix.md.
 set -uo pipefail
 [ $# -ge 2 ] || { echo "usage: $0 FOLDER PYTHON/TORCH/NERFSTUDIO..." >&2; exit 2; }
@@ -9,7 +9,12 @@ shift
 tests="${TESTS:-tests/test_soak.py tests/test_guard.py tests/test_ns_commands.py tests/test_image_model.py tests/test_sdf_model.py
     tests/test_flow.py tests/test_hostile.py tests/test_distributed.py tests/test_surgery.py tests/test_sine_network.py
     tests/test_value_gradient.py tests/test_mean_curvature.py tests/test_ray_ops.py tests/test_report.py tests/test_control.py}"
-out="$folder/matrix.md"
+for case in "$@"; do
+    [[ "$case" =~ ^3\.[0-9]+/[^/]+/[^/]+$ ]] && command -v "python${case%%/*}" > /dev/null && continue
+    echo "error: $case is not like 3.12/2.11.0/1.1.5, or there is no python${case%%/*}" >&2
+    exit 2
+done
+out="$folder/matrix.md" failures=0
 [ -f "$out" ] || printf '| Python | torch | nerfstudio | numpy | tests | |\n|---|---|---|---|---|---|\n' > "$out"
 
 env_of() { echo "$folder/env-${1//\//-}"; }
@@ -39,15 +44,17 @@ while [ $# -gt 0 ]; do
         why="$(grep -i 'error' "$log" | tail -1 | cut -c1-120)"
         echo "| $python | $torch | $nerfstudio | | does not install | ${why//|/ } |" >> "$out"
         rm -rf "$env"
+        failures=1
         continue
     fi
     [ -e "$env/bin/ffmpeg" ] || ln -s "$("$env/bin/python" -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')" "$env/bin/ffmpeg"
     echo "[matrix] $case: testing"
     # shellcheck disable=SC2086
-    (cd "$root" && PATH="$env/bin:$PATH" OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $tests) >> "$log" 2>&1
+    (cd "$root" && PATH="$env/bin:$PATH" OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -q -n 2 --dist loadfile -p no:cacheprovider $tests) >> "$log" 2>&1 || failures=1
     versions="$("$env/bin/python" -c 'from importlib.metadata import version as v; import platform; print(" | ".join([platform.python_version(), v("torch"), v("nerfstudio"), v("numpy")]))')"
     failed="$(grep -E '^(FAILED|ERROR) ' "$log" | head -3 | cut -d' ' -f2 | paste -sd' ')"
     echo "| $versions | $(grep -E '(passed|failed|error)' "$log" | tail -1 | sed 's/=//g; s/, [0-9]* warnings*//; s/^ *//; s/ in .*//') | $failed |" >> "$out"
     [ "${KEEP:-}" = 1 ] || rm -rf "$env"
 done
 cat "$out"
+exit $failures

@@ -14,6 +14,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import queue
 import random
 import shutil
 import sys
@@ -150,6 +151,8 @@ def main():
     parser.add_argument("--only", help="one module, such as surgery.py")
     parser.add_argument("--report", type=Path, help="Markdown file for the table and the survivors")
     given = parser.parse_args()
+    if given.count < 0 or given.workers < 1:
+        parser.error("the count must be 0 or more and --workers at least 1")
     if importlib.util.find_spec("cosmic_ray") is None:
         sys.exit("error: cosmic-ray is not installed; pip install cosmic-ray")
     sample, places = mutants(given.count, given.seed, given.only)
@@ -173,11 +176,18 @@ def main():
             worker.start()
         verdicts = {}
         while len(verdicts) < len(sample) + 2:
-            number, said = answers.get()
+            try:
+                number, said = answers.get(timeout=given.limit + 120)
+            except queue.Empty:
+                for worker in workers:
+                    worker.kill()
+                jobs.cancel_join_thread()
+                sys.exit("error: the workers have ended; is torch-pruning installed (bash scripts/setup.sh)?")
             verdicts[number] = said
             if said != {-1: "survived", -2: "killed"}.get(number, said) or said.startswith("not tested"):
                 for worker in workers:
                     worker.kill()
+                jobs.cancel_join_thread()
                 what = {-1: "the code as it is", -2: "code without surgery"}.get(number, "a mutant")
                 sys.exit(f"error: of {what} the tests say: {said}; mend that first")
             if number >= 0:
@@ -192,6 +202,7 @@ def main():
     print(text)
     if given.report:
         given.report.write_text(text, "utf8")
+    return int(any(verdicts[number] == "survived" for number in range(len(sample))))
 
 
 def _report(sample, verdicts):
@@ -213,4 +224,4 @@ def _report(sample, verdicts):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -272,3 +272,27 @@ def test_units(value, unit, expected):
 def test_impossible_schedules_are_refused_with_a_reason(changes, message):
     with pytest.raises(ScheduleError, match=message):
         AireStrategy(replace(CONFIG, **changes)).init_state(SineMLP(2, [8, 9, 7], 1).neuron_groups(), 5, STEPS)
+
+
+def test_a_moment_that_was_missed_is_made_up_for():
+    """Each event once, in the schedule's order, at whatever step the strategy is next asked."""
+    net = SineMLP(2, [8, 9, 7], 1, first_omega=5.0, hidden_omega=3.0)
+    strategy = AireStrategy(CONFIG)
+    state = strategy.init_state(net.neuron_groups(), 5, STEPS)
+    assert not strategy.is_due(state, 9)
+    assert strategy.is_due(state, 12)
+    reports = strategy.step(net.neuron_groups(), [], state, 50)
+    assert [(r.event, r.step) for r in reports] == [("densify", 50), ("decay", 50), ("prune", 50)]
+    assert not strategy.is_due(state, 59)
+
+
+def test_taylor_scores_are_followed_for_a_hundred_steps_before_a_decision():
+    config = replace(CONFIG, criterion="taylor", densify_at=None, densify_count=0, decay_start=250, prune_at=280)
+    followed = []
+    for stop in (150, 151, 250, 251):
+        _, _, state, _, _ = train(config, steps=300, stop_at=stop)
+        followed.append([float(scores.sum()) for scores in state.saliency])
+    assert followed[0] == []
+    assert all(score > 0 for score in followed[1])
+    assert followed[2] != followed[1]
+    assert followed[3] == followed[2]  # the decision is made

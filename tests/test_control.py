@@ -13,7 +13,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from tiny import differences
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
-from aire_nerfstudio.adaptation.control import Refused, Request, spread
+from aire_nerfstudio.adaptation.control import Refused, Request, StageSpan, spread
 from aire_nerfstudio.models.image import ImageModelConfig
 from aire_nerfstudio.record import RunRecord
 
@@ -335,6 +335,22 @@ def test_a_round_by_hand_takes_what_the_target_says_and_may_be_cut_short():
     assert run.model.history[-1]["counts"] == chosen
     run.to(TOTAL)
     assert run.model.sizes[1] <= 150
+
+
+def test_a_round_by_hand_lasts_as_long_as_the_others():
+    # The window of 20 steps has three rounds of 6, half of each decay.
+    run = Run(ROUNDS).to(15).press("decay").to(TOTAL)
+    assert run.events()[:3] == [("densify", 10), ("decay", 16), ("prune", 19)]
+    late = Run(ROUNDS).to(55).press("skip")
+    late.model._answer(55)
+    assert late.answers == ["refused: nothing is left in the schedule; densify, decay and prune work without it"]
+
+
+def test_every_step_of_a_run_belongs_to_the_stage_that_holds_it():
+    spans = Run().model.standing()
+    names = [(spans.span_at(clock) or StageSpan("none", 0, 0)).name for clock in range(-1, TOTAL + 1)]
+    assert [names.index(name) - 1 for name in dict.fromkeys(names[1:-1])] == [0, 10, 25, 45]
+    assert (names[0], names[-1]) == ("none", "none")
 
 
 def test_requests_count_from_one():

@@ -21,7 +21,7 @@ from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.control import Request
 from aire_nerfstudio.models.adaptive import AdaptiveModel
-from aire_nerfstudio.models.heartbeat import INTERVAL, SILENCE, Heartbeat
+from aire_nerfstudio.models.heartbeat import INTERVAL, Heartbeat
 from aire_nerfstudio.models.launch import _of_a_killed
 from aire_nerfstudio.models.training_state import training_state
 
@@ -309,9 +309,20 @@ def _machines(count, each, folder, *, words):
         (1, [-15, -9], [], "process 5 of 8 was ended (SIGKILL), and the others with it"),
         (0, [1, -9], [0], "process 5 of 8 was ended (SIGKILL), and the others with it"),
         (0, [1, 1, 7], [0, 1], "process 6 of 8 was ended (exit status 7), and the others with it"),
+        (0, [-40, -15], [], "process 4 of 8 was ended (signal 40), and the others with it"),
         (1, [-15, -15], [], "process 5 of 8 was ended (SIGTERM), and the others with it"),
-        (0, [1, 1], [0, 1], "the connection to a process on another machine broke, and those here were ended"),
-        (0, [1, -15], [0], "the connection to a process on another machine broke, and those here were ended"),
+        (
+            0,
+            [1, 1],
+            [0, 1],
+            "the connection to a process on another machine broke (reset by peer), and those here were ended",
+        ),
+        (
+            0,
+            [1, -15],
+            [0],
+            "the connection to a process on another machine broke (reset by peer), and those here were ended",
+        ),
     ],
 )
 def test_the_cause_is_told_from_what_it_brought_about(seen, codes, cut_off, said, tmp_path):
@@ -319,7 +330,8 @@ def test_the_cause_is_told_from_what_it_brought_about(seen, codes, cut_off, said
     config = tiny_config("image", tmp_path)
     config.machine.num_machines, config.machine.num_devices, config.machine.machine_rank = 2, 4, 1
     fault = ProcessExitedException("", error_index=seen, error_pid=1, exit_code=codes[seen])
-    assert _of_a_killed(fault, codes, cut_off, config) == f"{said}; no checkpoint was written yet"
+    found = _of_a_killed(fault, codes, dict.fromkeys(cut_off, "reset by peer"), config)
+    assert found == f"{said}; the first machine's folder says whether there is a checkpoint to go on with"
 
 
 def test_two_machines_train_what_one_does(tmp_path, monkeypatch):
@@ -334,8 +346,26 @@ def test_two_machines_train_what_one_does(tmp_path, monkeypatch):
             job.end()
     one = run_command("ns-train", *words, "--experiment-name", "one", "--machine.num-devices", "4", cwd=tmp_path)
     assert one.returncode == 0, one.stderr[-2000:]
+    for number in range(2):
+        said = (tmp_path / f"{number}.log").read_text()
+        assert "frame #" not in said
+        assert "Traceback" not in said
     states = [load(_run(tmp_path, name) / "step-000000059.ckpt") for name in ("one", "two")]
     assert differences(*states) == []
+
+
+def test_a_place_that_is_taken_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        place = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        words = ["--machine.num-machines", "2", "--machine.dist-url", place]
+        done = run_command("ns-train", *WORDS, *words, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert re.match(rf"error: --machine.dist-url {place} cannot be used here \(.*EADDRINUSE", lines[0])
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_machine_that_is_lost_ends_the_other(tmp_path, monkeypatch):
@@ -357,55 +387,119 @@ def test_a_machine_that_is_lost_ends_the_other(tmp_path, monkeypatch):
     lines = [line for line in logs[1].read_text().splitlines() if line.startswith("error:")]
     assert len(lines) == 1, logs[1].read_text()
     models = _run(tmp_path, "lost").relative_to(tmp_path)
-    assert lines[0].endswith(f"on another machine broke, and those here were ended; go on with --load-dir {models}")
+    assert re.fullmatch(
+        r"error: the connection to a process on another machine broke \(.+\), and those here were ended; go on with "
+        rf"--load-dir {re.escape(str(models))}",
+        lines[0],
+    )
     assert "Traceback" not in logs[1].read_text()
 
 
 def test_a_machine_that_falls_silent_ends_the_other(tmp_path, monkeypatch):
-    """Stopped, not ended: no connection breaks, as when power or network goes."""
+    """Stopped, not ended: no connection breaks, as when power or network goes. Here it is the one with the store."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    for silent in (0, 1):
-        name = f"silent{silent}"
-        jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", name])
-        log = tmp_path / f"{1 - silent}.log"
-        try:
-            until = time.monotonic() + 120
-            while not (_run(tmp_path, name) / "step-000000020.ckpt").exists():
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.02)
-            time.sleep(2 * INTERVAL)  # the launchers have heard of each other
-            os.killpg(jobs[silent].pid, signal.SIGSTOP)
-            assert jobs[1 - silent].wait(SILENCE + 30) == 1, log.read_text()
-        finally:
-            for job in jobs:
-                job.end()
-        lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-        assert lines == [
-            f"error: machine {silent} of 2 gives no sign of life, and the processes here were ended; go on with "
-            f"--load-dir {_run(tmp_path, name).relative_to(tmp_path)}"
-        ]
+    monkeypatch.setenv("AIRE_SILENCE", "8")
+    jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", "silent"])
+    log = tmp_path / "1.log"
+    try:
+        until = time.monotonic() + 120
+        while not (_run(tmp_path, "silent") / "step-000000020.ckpt").exists():
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.02)
+        time.sleep(2 * INTERVAL)  # the launchers have heard of each other
+        os.killpg(jobs[0].pid, signal.SIGSTOP)
+        assert jobs[1].wait(60) == 1, log.read_text()
+    finally:
+        for job in jobs:
+            job.end()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert lines == [
+        "error: machine 0 of 2 gives no sign of life, and the processes here were ended; go on with "
+        f"--load-dir {_run(tmp_path, 'silent').relative_to(tmp_path)}"
+    ]
 
 
-def test_heartbeats():
-    """Each hears the others; one that stops is missed, one that finishes or whose store is gone is not."""
+def _heartbeats(count, silence):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    first, second, third = (Heartbeat(f"tcp://127.0.0.1:{store.port}", n, 3, 0.02, 0.6) for n in range(3))
+    made = []
+    for number in range(count):
+        own = store if number == 0 else TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+        made.append(Heartbeat(own, number, count, silence, 0.02))
+    return made
 
-    def missed(seconds):
-        until, found = time.monotonic() + seconds, set()
-        while time.monotonic() < until:
-            found |= {first.lost(), second.lost()}
-            time.sleep(0.01)
-        return found - {None}
 
-    assert missed(1.0) == set()
+def _missed(heartbeats, seconds):
+    """Who is lost, as the others see it over some time."""
+    until, found = time.monotonic() + seconds, [set() for _ in heartbeats]
+    while time.monotonic() < until:
+        for seen, heartbeat in zip(found, heartbeats, strict=True):
+            seen.add(heartbeat.lost())
+        time.sleep(0.01)
+    return [seen - {None} for seen in found]
+
+
+def test_machines_that_live_or_have_ended_are_not_missed():
+    first, second, third = _heartbeats(3, silence=1.0)
+    assert _missed([first, second], 0.5) == [set(), set()]
+    assert first.missing() == second.missing() == []
     third.finish()
-    assert missed(1.0) == set()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(second, "_interval", 100)  # its thread sleeps for good
-        assert missed(1.5) >= {1}
-    del store  # with the first process the store goes
-    assert first.lost() in (None, 1)
+    assert _missed([first, second], 2.0) == [set(), set()]
+    second.finish()
+    first.finish()
+    assert first.lost() is second.lost() is None
+
+
+def test_a_silent_machine_is_missed_by_all_others():
+    heartbeats = _heartbeats(3, silence=0.5)
+    assert _missed(heartbeats, 0.3) == [set(), set(), set()]
+    heartbeats[2]._interval = 1e6  # it says nothing any more
+    assert _missed(heartbeats[:2], 3.0) == [{2}, {2}]
+
+
+def test_the_first_machine_is_missed_when_no_answer_comes():
+    class Silent:
+        """A store whose machine has lost its power."""
+
+        def __getattr__(self, name):
+            time.sleep(1e6)
+
+    first, second = _heartbeats(2, silence=0.5)
+    assert _missed([second], 0.3) == [set()]
+    second._store = Silent()
+    assert _missed([second], 2.0) == [{0}]
+    first.finish()
+
+
+def test_a_machine_that_stood_still_itself_blames_nobody():
+    first, second = _heartbeats(2, silence=0.5)
+    assert _missed([first, second], 0.3) == [set(), set()]
+    for heartbeat in (first, second):  # as after Ctrl-Z and fg: old counts, and the first question after a long time
+        heartbeat._asked -= 100
+        heartbeat._answered -= 100
+        heartbeat._heard = {number: at - 100 for number, at in heartbeat._heard.items()}
+    assert _missed([first, second], 0.4) == [set(), set()]
+    first._interval = 1e6
+    assert _missed([second], 2.0) == [{0}]
+
+
+def test_a_job_that_is_told_to_end_says_how_to_go_on(tmp_path):
+    log = tmp_path / "log"
+    words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "told", "--machine.num-devices", "2"]
+    job = start_command("ns-train", *words, cwd=tmp_path, out=log)
+    try:
+        until = time.monotonic() + 120
+        while not (_run(tmp_path, "told") / "step-000000020.ckpt").exists():
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.02)
+        os.kill(job.pid, signal.SIGTERM)
+        assert job.wait(30) == 1, log.read_text()
+    finally:
+        job.end()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert lines == [
+        "error: this job was ended (SIGTERM), and its processes with it; go on with --load-dir "
+        f"{_run(tmp_path, 'told').relative_to(tmp_path)}"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -413,7 +507,10 @@ def test_heartbeats():
     [
         (["--pipeline.model.ema-decay", "2"], "ema_decay is 2.0; it must lie in [0, 1)"),
         (["--machine.device-type", "cuda"], "--machine.num-devices is 2 and this machine has 0 GPUs"),
-        (["--machine.num-machines", "2"], "several machines need --machine.dist-url tcp://HOST:PORT"),
+        (["--machine.num-machines", "2"], "--machine.dist-url is auto; several machines need tcp://HOST:PORT"),
+        (["--machine.num-machines", "2", "--machine.dist-url", "tcp://x"], "need tcp://HOST:PORT"),
+        (["--machine.num-machines", "2", "--machine.dist-url", "tcp://x:abc"], "need tcp://HOST:PORT"),
+        (["--machine.num-machines", "2", "--machine.dist-url", "http://x:80"], "need tcp://HOST:PORT"),
         (["--machine.num-machines", "2", "--machine.machine-rank", "2"], "it must lie in [0, 2)"),
     ],
 )

@@ -101,7 +101,7 @@ def test_the_second_fault_ends_the_run_with_the_last_good_state(at_once, monkeyp
     with pytest.raises(SystemExit, match=r"error: loss or gradients are not finite at step \d\d") as end:
         train(config)
     said = str(end.value)
-    assert "lower the learning rate (now " in said
+    assert "; start again with a lower learning rate (now " in said
     assert "\n" not in said
     (path,) = checkpoints(config)
     assert str(path) in said
@@ -133,7 +133,7 @@ def test_a_large_network_that_diverges(tmp_path):
 def test_a_fault_before_anything_was_learned_saves_nothing(monkeypatch, tmp_path):
     _spoil(monkeypatch, "loss", 0)
     config = tiny_config("image", tmp_path, recovery_rate=0)
-    with pytest.raises(SystemExit, match="nothing is saved; lower the learning rate"):
+    with pytest.raises(SystemExit, match="nothing is saved; start again with a lower learning rate"):
         train(config)
     assert checkpoints(config) == []
 
@@ -162,7 +162,20 @@ def test_what_was_done_by_hand_is_not_undone(monkeypatch, tmp_path):
     _spoil(monkeypatch, "loss", 70)
     trainer = train(tiny_config("image", tmp_path, max_num_iterations=LONG, steps_per_save=1000))
     events = [(e["event"], e["step"], e["by_hand"]) for e in trainer.pipeline.model.history]
-    assert events[-2:] == [("densify", 58, True), ("return", 58, False)]
+    # Asked for after step 57 was looked at: it waits for the look at 58.
+    assert events[-2:] == [("densify", 59, True), ("return", 59, False)]
+
+
+def test_a_history_that_knows_nothing_of_hands_is_taken_up(tmp_path):
+    config = tiny_config("image", tmp_path / "first")
+    train(config)
+    state = load(checkpoints(config)[-1])
+    for event in state["pipeline"]["_model._extra_state"]["history"]:
+        del event["by_hand"]
+    torch.save(state, checkpoints(config)[-1])
+    again = tiny_config("image", tmp_path / "again", max_num_iterations=60)
+    again.load_dir = config.get_checkpoint_dir()
+    assert train(again).pipeline.model.changes_by_hand == 0
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -171,6 +171,13 @@ def test_a_strangers_sessions_are_not_trusted(tmp_path, name, value):
         read_sessions(tmp_path)
 
 
+def test_sessions_that_would_take_all_memory_or_stack_are_refused(tmp_path):
+    for text in ("[" * 100_000, "[" + " " * (1 << 22) + "]"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(InputError, match=r"run\.json cannot be read"):
+            read_sessions(tmp_path)
+
+
 def test_a_run_whose_sessions_are_damaged_is_not_resumed(tmp_path):
     config = tiny_config("image", tmp_path / "first")
     train(config)

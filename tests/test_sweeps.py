@@ -82,3 +82,14 @@ def test_a_slurm_task_takes_its_part(tmp_path):
         failed = subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
         assert failed.returncode != 0
         assert failed.stderr.count("\n") == 1
+
+
+def test_more_parts_than_gpus_are_refused(tmp_path):
+    """Otherwise the last would train on a processor, or where another does."""
+    done = subprocess.run(
+        ["bash", SCRIPTS / "sweep.sh", "3", "touch"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**environment(), "CUDA_VISIBLE_DEVICES": "0,1"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "error: COUNT is 3 and there are 2 GPUs to use, one a part; give at most 2\n"
+    assert list(tmp_path.iterdir()) == []

@@ -197,7 +197,7 @@ class AdaptiveModel(PartViews):
         self.batch_loss = torch.zeros(())
         self._batch_error: Tensor | None = None
         self._is_asked: Tensor | None = None
-        self.answers_requests = True
+        self.answers_requests = self._takes_requests = True
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
         self.field_average: nn.Module | None = None
@@ -313,12 +313,14 @@ class AdaptiveModel(PartViews):
     def is_about_to_change(self) -> bool:
         """Whether, after the present step, the schedule or a person changes the architecture."""
         is_due = not self._is_frozen and self._strategy.is_due(self._adaptation_state, self._clock + 1)
-        return is_due or self._requests.is_waiting
+        # What is asked for after this look waits for the next one.
+        self._takes_requests = self._requests.is_waiting
+        return is_due or self._takes_requests
 
     @property
     def changes_by_hand(self) -> int:
         """How many times a person changed the architecture or the schedule, in this run."""
-        return sum(bool(event["by_hand"]) for event in self._history)
+        return sum(bool(event.get("by_hand")) for event in self._history)
 
     def _changed(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""
@@ -351,7 +353,8 @@ class AdaptiveModel(PartViews):
     def _answer(self, step: int) -> None:
         """Do what was asked for by hand; of several processes the first is asked, and all know of it by now."""
         if distributed.count() == 1:
-            self._requests.answer(step)
+            if self._takes_requests:
+                self._requests.answer(step)
         elif self._is_asked is not None and bool(self._is_asked):
             self._requests.answer(step)
             self._trainer.follow_first()

@@ -4,73 +4,94 @@ from __future__ import annotations
 
 import threading
 import time
-from datetime import timedelta
-from urllib.parse import urlparse
 
-from torch.distributed import TCPStore
+from torch.distributed import Store
 
-# Seconds between two signs of life, and without one until a machine counts as lost.
-INTERVAL, SILENCE = 2.0, 30.0
-# Seconds in which the first machine's store must answer at the start.
-START = 24 * 3600.0
+# Seconds between two signs of life, and without one until a machine counts as lost. TCP's repeats bridge outages of up
+# to half of that.
+INTERVAL, SILENCE = 2.0, 60.0
+GONE = b"gone"
 
 
 class Heartbeat:
-    """Counts up in the store through which the processes found each other, and watches the others' counts.
+    """Counts up in a store that all machines reach, and watches the others' counts.
 
     Args:
-        url: ``tcp://HOST:PORT``, where the first process keeps the store.
+        store: of this object alone. It lives on the first machine, as long as that one's launcher.
         machine: this machine's number.
         machines: how many there are.
-        interval: seconds between two signs of life.
-        silence: seconds without one after which a machine is lost.
+        silence: seconds without a sign of life after which a machine is lost.
+        interval: seconds between two of them.
     """
 
     def __init__(
-        self, url: str, machine: int, machines: int, interval: float = INTERVAL, silence: float = SILENCE
+        self, store: Store, machine: int, machines: int, silence: float = SILENCE, interval: float = INTERVAL
     ) -> None:
-        self._place = urlparse(url)
-        self._machine, self._others = machine, [number for number in range(machines) if number != machine]
-        self._interval, self._silence = interval, silence
+        self._store, self._machine = store, machine
+        self._others = [number for number in range(machines) if number != machine]
+        self._silence, self._interval = silence, interval
+        # When the count of a machine that was heard of, and is not gone, last changed.
         self._heard: dict[int, float] = {}
-        self._answered: float | None = None
+        self._known: set[int] = set()
+        self._answered = self._asked = time.monotonic()
         self._over = threading.Event()
         # A call to a store that is cut off may never return; nothing waits for this thread.
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def lost(self) -> int | None:
-        """Number of a machine that gave no sign of life for too long; None: all do, or have finished."""
+        """Number of a machine that gave no sign of life for too long; None: all do, or are done. To be asked often."""
         now = time.monotonic()
-        if self._answered is not None and not self._over.is_set() and now - self._answered > self._silence:
+        if now - self._asked > 3 * self._interval:
+            # It was this machine that stood still, and the others' counts have not been read since.
+            self._answered = now
+            self._heard.update({number: now for number in list(self._heard)})
+        self._asked = now
+        if now - self._answered > self._silence and 0 in self._heard:
             return 0
-        return next((number for number, at in self._heard.items() if now - at > self._silence), None)
+        return next((number for number, at in list(self._heard.items()) if now - at > self._silence), None)
+
+    def missing(self) -> list[int]:
+        """Machines that were never heard of."""
+        return [number for number in self._others if number not in self._known]
 
     def finish(self) -> None:
-        """This machine has done its part; the others need not hear of it again."""
+        """This machine has ended, well or not, and the others need not hear of it again."""
         self._over.set()
         self._thread.join(2 * self._interval)
+        if self._machine == 0 and self._others:
+            # The store goes with this process; the others get the time to read that it does.
+            until = time.monotonic() + 2 * self._interval
+            while time.monotonic() < until and not all(self._is_gone(number) for number in self._others):
+                time.sleep(self._interval / 10)
+
+    def _is_gone(self, number: int) -> bool:
+        return self._store.check([_key(number)]) and self._store.get(_key(number)) == GONE
 
     def _beat(self) -> None:
-        counts: dict[int, int] = {}
+        counts: dict[int, bytes] = {}
+        count = 0
         try:
-            store = TCPStore(
-                self._place.hostname or "", self._place.port or 0, is_master=False, timeout=timedelta(seconds=START)
-            )
-            while True:
-                is_last = self._over.is_set()
-                store.add(f"aire/{'finished' if is_last else 'alive'}/{self._machine}", 1)
-                if is_last:
-                    return
+            while not self._over.is_set():
+                count += 1
+                self._store.set(_key(self._machine), str(count))
                 for number in self._others:
-                    count = store.add(f"aire/alive/{number}", 0)
-                    if store.add(f"aire/finished/{number}", 0):
+                    if not self._store.check([_key(number)]):
+                        continue
+                    said = self._store.get(_key(number))
+                    self._known.add(number)
+                    if said == GONE:
                         self._heard.pop(number, None)
-                    elif count and count != counts.get(number):
-                        counts[number], self._heard[number] = count, time.monotonic()
+                    elif said != counts.get(number):
+                        self._heard[number] = time.monotonic()
+                    counts[number] = said
                 self._answered = time.monotonic()
                 self._over.wait(self._interval)
+            self._store.set(_key(self._machine), GONE.decode())
         except RuntimeError:
-            # The first process has ended, and its store with it: the processes here see that by themselves.
-            self._heard.clear()
-            self._over.set()
+            # The first machine's launcher has ended without a word. No answer comes any more, which lost() tells.
+            return
+
+
+def _key(number: int) -> str:
+    return f"aire/machine/{number}"

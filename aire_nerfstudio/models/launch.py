@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import multiprocessing
 
 from aire_nerfstudio.errors import first_line
-from aire_nerfstudio.models.heartbeat import Heartbeat
+from aire_nerfstudio.models.heartbeat import INTERVAL, SILENCE, Heartbeat
 from aire_nerfstudio.report.facts import latest_checkpoint
 
 if TYPE_CHECKING:
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 
 # A process that is gone is seen at once; one that waits may wait for a person who paused the training.
 PATIENCE = timedelta(days=1)
+# Seconds until a machine that has not begun is named.
+PATIENT = 60.0
+# Seconds without a sign of life, at the least, until a machine may be taken for lost.
+LEAST_SILENCE = 3 * INTERVAL
 # Seconds that the others have to end by themselves once one has.
 GRACE = 10.0
 
@@ -45,22 +53,44 @@ def launch(config: TrainerConfig) -> int | str:
         return f"error: --machine.num-devices is {machine.num_devices} and this machine has {there} GPUs"
     if not 0 <= machine.machine_rank < machine.num_machines:
         return f"error: --machine.machine-rank is {machine.machine_rank}; it must lie in [0, {machine.num_machines})"
-    if machine.num_machines > 1 and machine.dist_url == "auto":
-        return "error: several machines need --machine.dist-url tcp://HOST:PORT, the same on all, HOST being the first"
+    place = urlsplit(machine.dist_url)
+    if machine.num_machines > 1:
+        try:
+            is_place = place.scheme == "tcp" and bool(place.hostname) and bool(place.port)
+        except ValueError:
+            is_place = False
+        if not is_place:
+            return (
+                f"error: --machine.dist-url is {machine.dist_url}; several machines need tcp://HOST:PORT, the same on "
+                "all, HOST being the first and PORT free there"
+            )
+    silence = os.environ.get("AIRE_SILENCE", str(SILENCE))
+    if not re.fullmatch(r"\d+(\.\d*)?", silence) or float(silence) < LEAST_SILENCE:
+        return f"error: AIRE_SILENCE is {silence}; it must be seconds, {LEAST_SILENCE:g} or more"
     with tempfile.TemporaryDirectory(prefix="aire-") as folder, _environment(machine):
-        url = f"file://{folder}/rendezvous" if machine.dist_url == "auto" else machine.dist_url
         # CUDA does not bear a fork; without it a fork spares each process the imports.
         context = multiprocessing.start_processes(
-            _train, (config, url, folder), machine.num_devices, join=False,
+            _train, (config, folder), machine.num_devices, join=False,
             start_method="spawn" if machine.device_type == "cuda" else "fork",
         )  # fmt: skip
         assert context is not None
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         heartbeat = None
-        if machine.num_machines > 1 and url.startswith("tcp:"):
-            heartbeat = Heartbeat(url, machine.machine_rank, machine.num_machines)
         try:
+            if machine.num_machines > 1:
+                # After the start: a forked process would hold the store's sockets open.
+                heartbeat = Heartbeat(
+                    _store(config, machine.machine_rank == 0),
+                    machine.machine_rank,
+                    machine.num_machines,
+                    float(silence),
+                )
+            began, is_said = time.monotonic(), False
             while not context.join(timeout=1.0, grace_period=GRACE):
+                if heartbeat is not None and not is_said and time.monotonic() - began > PATIENT:
+                    is_said = True
+                    for number in heartbeat.missing():
+                        CONSOLE.print(f"waiting for machine {number} (of 0 to {machine.num_machines - 1}) to begin")
                 silent = None if heartbeat is None else heartbeat.lost()
                 if silent is not None:
                     _end(context)
@@ -73,33 +103,66 @@ def launch(config: TrainerConfig) -> int | str:
             if causes:
                 return "\n".join(causes)
             codes = [process.exitcode for process in context.processes]
-            cut_off = {index for index in range(len(codes)) if Path(folder, f"cut-off-{index}").exists()}
+            cut_off = {int(path.name[8:]): path.read_text("utf8") for path in Path(folder).glob("cut-off-*")}
             return f"error: {_of_a_killed(fault, codes, cut_off, config)}"
-        except (KeyboardInterrupt, SystemExit):
-            # Ctrl-C is how a finished run is left whose viewer goes on.
+        except dist.DistNetworkError as error:
             _end(context)
-        if heartbeat is not None:
-            heartbeat.finish()
+            return f"error: --machine.dist-url {machine.dist_url} cannot be used here ({first_line(error)})"
+        except SystemExit:
+            _end(context)
+            return f"error: this job was ended (SIGTERM), and its processes with it; {_saved(config)}"
+        except KeyboardInterrupt:
+            # This is how a finished run is left whose viewer goes on.
+            _end(context)
+        finally:
+            if heartbeat is not None:
+                heartbeat.finish()
     return 0
 
 
+def _store(config: TrainerConfig, is_kept_here: bool) -> dist.TCPStore:
+    """Where processes of several machines meet; it is kept by the first machine's launcher, which outlives them."""
+    place = urlsplit(config.machine.dist_url)
+    return dist.TCPStore(
+        place.hostname or "", place.port or 0, is_master=is_kept_here, wait_for_workers=False, timeout=PATIENCE
+    )
+
+
 def _end(context: multiprocessing.ProcessContext) -> None:
+    """End the processes here, in the end those, too, that do not listen."""
     for process in context.processes:
         process.terminate()
+    until = time.monotonic() + GRACE
+    for process in context.processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
 
 
 def _saved(config: TrainerConfig) -> str:
-    """How to go on, in words."""
-    try:
-        return f"go on with --load-dir {latest_checkpoint(config.get_base_dir()).parent}"
-    except Exception:
-        return "no checkpoint was written yet"
+    """How to go on, in words; the folder may lie on the machine that is lost, and looking there take for ever."""
+    found = ["look for its last checkpoint"]
+
+    def look() -> None:
+        try:
+            found.append(f"go on with --load-dir {latest_checkpoint(config.get_base_dir()).parent}")
+        except Exception:
+            if config.load_dir is not None:
+                found.append(f"go on with --load-dir {config.load_dir}, as this job did")
+            elif config.machine.machine_rank > 0:
+                found.append("the first machine's folder says whether there is a checkpoint to go on with")
+            else:
+                found.append("no checkpoint was written yet")
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(GRACE)
+    return found[-1]
 
 
 def _of_a_killed(
     fault: multiprocessing.ProcessExitedException,
     codes: Sequence[int | None],
-    cut_off: Container[int],
+    cut_off: Mapping[int, str],
     config: TrainerConfig,
 ) -> str:
     """Which process was lost, how, and how to go on.
@@ -107,7 +170,7 @@ def _of_a_killed(
     Args:
         fault: of the first that was seen to end.
         codes: exit statuses of all here.
-        cut_off: those here that ended because the connection to another broke.
+        cut_off: those here that ended because the connection to another broke, and what they say of it.
         config: the run's.
     """
     machine = config.machine
@@ -116,11 +179,20 @@ def _of_a_killed(
         ended = (i for i, code in enumerate(codes) if code not in (0, None, -signal.SIGTERM) and i not in cut_off)
         lost = next(ended, None)
     if lost is None:
-        return f"the connection to a process on another machine broke, and those here were ended; {_saved(config)}"
+        whose = "to a process on another machine" if machine.num_machines > 1 else "between the processes"
+        why = next(iter(cut_off.values()), "")
+        return f"the connection {whose} broke ({why}), and those here were ended; {_saved(config)}"
     code = codes[lost] or 1
-    how = f"exit status {code}" if code > 0 else signal.Signals(-code).name
+    how = f"exit status {code}" if code > 0 else _signal_name(-code)
     number, count = machine.machine_rank * machine.num_devices + lost, machine.num_devices * machine.num_machines
     return f"process {number} of {count} was ended ({how}), and the others with it; {_saved(config)}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time ones
+        return f"signal {number}"
 
 
 @contextlib.contextmanager
@@ -138,7 +210,7 @@ def _environment(machine: Any) -> Iterator[None]:
         os.environ.update(given)
 
 
-def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> None:
+def _train(local_rank: int, config: TrainerConfig, folder: str) -> None:
     """One of the processes."""
     machine = config.machine
     rank = machine.machine_rank * machine.num_devices + local_rank
@@ -150,10 +222,11 @@ def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> Non
     # The launcher ends those that wait for one that is gone.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        dist.init_process_group(
-            "nccl" if machine.device_type == "cuda" else "gloo", init_method=url, rank=rank,
-            world_size=machine.num_devices * machine.num_machines, timeout=PATIENCE,
-        )  # fmt: skip
+        _meet(config, rank, folder)
+    except Exception as error:  # before anyone could be cut off from another
+        Path(folder, f"fault-{rank}").write_text(f"error: process {rank} found no others: {first_line(error)}", "utf8")
+        _leave()
+    try:
         # The same for all: each draws the whole batch and takes its share.
         random.seed(machine.seed)
         np.random.seed(machine.seed)  # noqa: NPY002 - nerfstudio's generator
@@ -168,12 +241,25 @@ def _train(local_rank: int, config: TrainerConfig, url: str, folder: str) -> Non
     except Exception as error:
         # Of a process that is gone, the others say only that the connection was closed.
         if isinstance(error, dist.DistBackendError | dist.DistNetworkError) or "gloo" in str(error).lower():
-            Path(folder, f"cut-off-{local_rank}").touch()
+            Path(folder, f"cut-off-{local_rank}").write_text(first_line(error), "utf8")
         else:
             traceback.print_exc()
             Path(folder, f"fault-{rank}").write_text(f"error: process {rank}: {first_line(error)}", "utf8")
         _leave()
     dist.destroy_process_group()
+
+
+def _meet(config: TrainerConfig, rank: int, folder: str) -> None:
+    """Join the process group."""
+    machine = config.machine
+    world = machine.num_devices * machine.num_machines
+    backend = "nccl" if machine.device_type == "cuda" else "gloo"
+    if machine.num_machines > 1:
+        store = _store(config, is_kept_here=False)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    else:
+        url = f"file://{folder}/rendezvous" if machine.dist_url == "auto" else machine.dist_url
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world, timeout=PATIENCE)
 
 
 def _leave() -> None:

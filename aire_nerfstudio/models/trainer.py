@@ -296,7 +296,9 @@ class AdaptiveTrainer(Trainer):
             distributed.average_gradients(parameters, [loss, *model.to_average()])
         # Gradients that are scaled may overflow, and the scaler then leaves the step out.
         seen = [] if self.grad_scaler.is_enabled() else parameters
-        self._was_sound = self._guard.is_sound(loss, seen, self._must_look)
+        # All processes look, or none; they have just waited for each other.
+        must_look = self._must_look or distributed.count() > 1
+        self._was_sound = self._guard.is_sound(loss, seen, must_look)
         return self._was_sound
 
     def _keep(self, step: int) -> None:
@@ -304,10 +306,8 @@ class AdaptiveTrainer(Trainer):
         parameters = [p for group in self.optimizers.parameters.values() for p in group]
         if distributed.count() > 1 and step_check(step, self.config.steps_per_save) and step > self._start_step:
             self._check_alike(parameters)
-        number, by_hand = (
-            step * self.config.steps_per_iteration,
-            cast(AdaptiveModel, self.pipeline.model).changes_by_hand,
-        )
+        by_hand = cast(AdaptiveModel, self.pipeline.model).changes_by_hand
+        number = step * self.config.steps_per_iteration
         self._guard.keep(number, lambda: training_state(self, step - 1), parameters, by_hand)
 
     def _check_alike(self, parameters: Sequence[Tensor]) -> None:
@@ -334,7 +334,7 @@ class AdaptiveTrainer(Trainer):
         said = f"loss or gradients are not finite at step {step:,}"
         if model.has_returned or self.config.recovery_rate == 0:
             raise InputError(
-                f"{said}{self._end_with(state)}; lower the learning rate (now {_in_words(rates)}) and start again"
+                f"{said}{self._end_with(state)}; start again with a lower learning rate (now {_in_words(rates)})"
             )
         restore_training(self, state)
         self._guard.forget()
@@ -353,7 +353,7 @@ class AdaptiveTrainer(Trainer):
         if self.local_rank == 0:
             self._write(state, is_only=False)
         distributed.wait_for_all()
-        return f"{again}. The last good state is in {path}"
+        return f"{again}. The last good state is in {path}, with this learning rate, which --load-dir would take up"
 
     def eval_iteration(self, step: int) -> None:
         """As nerfstudio's, but in the first process, and without effect on the random numbers that training draws.
@@ -370,16 +370,25 @@ class AdaptiveTrainer(Trainer):
 
     def _load_checkpoint(self) -> None:
         path = self._checkpoint_to_load()
-        if path is not None:
-            check_checkpoint(path, set(self.pipeline.state_dict()))
-        try:
+        if path is None:
             super()._load_checkpoint()
+            return
+        # Read once, by a reader that trusts nothing; nerfstudio's would open the file again.
+        saved = check_checkpoint(path, set(self.pipeline.state_dict()))
+        try:
+            self.pipeline.load_pipeline(saved["pipeline"], saved["step"])
+            self.optimizers.load_optimizers(saved["optimizers"])
+            if "schedulers" in saved and self.config.load_scheduler:
+                self.optimizers.load_schedulers(saved["schedulers"])
+            self.grad_scaler.load_state_dict(saved["scalers"])
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"checkpoint {path} has entries that this package does not write ({first_line(error)}); it is damaged"
             ) from error
+        self._start_step = saved["step"] + 1
+        CONSOLE.print(f"Going on after step {saved['step']:,}, from {path}")
         self._check_steps_per_iteration()
         if self._start_step >= self._total_iterations:
             raise InputError(
@@ -463,8 +472,8 @@ def _check_evaluated(folder: Path, step: int | None) -> None:
         read_checkpoint(folder / f"step-{max(steps):09d}.ckpt")
 
 
-def check_checkpoint(path: Path, expected: set[str]) -> None:
-    """Refuse a checkpoint that cannot be resumed from, before anything is changed.
+def check_checkpoint(path: Path, expected: set[str]) -> dict[str, Any]:
+    """What a checkpoint holds; refuses one that cannot be resumed from, before anything is changed.
 
     Args:
         path: the file.
@@ -482,3 +491,4 @@ def check_checkpoint(path: Path, expected: set[str]) -> None:
             f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"
             f"{f' (e.g. {extra[0]})' if extra else ''}"
         )
+    return saved
