@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import differences
 
 from aire_nerfstudio.adaptation.aire import AireStrategy
-from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.adaptation.rigl import RigLState
@@ -296,3 +296,15 @@ def test_taylor_scores_are_followed_for_a_hundred_steps_before_a_decision():
     assert all(score > 0 for score in followed[1])
     assert followed[2] != followed[1]
     assert followed[3] == followed[2]  # the decision is made
+
+
+def test_limits_belong_to_what_is_allowed():
+    check(replace(CONFIG, densify_count=0, densify_fraction=1.0))
+    for share in (-0.01, 1.01):
+        with pytest.raises(ScheduleError, match=rf"densify_fraction is {share}; it must lie in \[0, 1\]"):
+            check(replace(CONFIG, densify_count=0, densify_fraction=share))
+    for share in (0.0, 1.0):
+        with pytest.raises(ScheduleError, match=rf"prune_fraction is {share}; it must lie in \(0, 1\)"):
+            check(replace(CONFIG, prune_counts=None, prune_fraction=share))
+    # The paper's: the first two layers lose half.
+    assert (AireConfig().prune_layers, AireConfig().prune_fraction) == ((0, 1), 0.5)

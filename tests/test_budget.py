@@ -80,3 +80,28 @@ def test_what_cannot_be_is_refused():
         starting_widths("small", limited, (8, 8), 2, 2)
     with pytest.raises(ScheduleError, match="none can be foretold"):
         make_strategy("depgraph", limited, (8, 8), 2, 1, 2, 30.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4), share=st.floats(0.0, 1.0), seed=st.integers(0, 99))
+def test_each_neuron_is_the_cheapest_for_what_it_frees(sizes, share, seed):
+    """Against a search that counts the network with and without each neuron."""
+    torch.manual_seed(seed)
+    scores = [torch.rand(n, dtype=torch.float64) for n in sizes]
+    least = count_parameters(4, [1] * len(sizes), 2)
+    target = round(least + share * (count_parameters(4, sizes, 2) - least))
+    left = [sorted(((score / layer.sum()).item(), i) for i, score in enumerate(layer)) for layer in scores]
+    gone = [[] for _ in sizes]
+    while count_parameters(4, [len(layer) for layer in left], 2) > target:
+        now = [len(layer) for layer in left]
+        prices = {}
+        for layer, width in enumerate(now):
+            if width > 1:
+                without = [w - (i == layer) for i, w in enumerate(now)]
+                freed = count_parameters(4, now, 2) - count_parameters(4, without, 2)
+                prices[layer] = left[layer][0][0] / freed
+        cheapest = min(prices, key=prices.get)
+        gone[cheapest].append(left[cheapest].pop(0)[1])
+    widths, chosen = choose_for_budget(scores, 4, 2, target)
+    assert widths == tuple(len(layer) for layer in left)
+    assert [sorted(layer) for layer in gone] == [layer.tolist() for layer in chosen]

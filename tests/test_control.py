@@ -346,6 +346,23 @@ def test_a_round_by_hand_lasts_as_long_as_the_others():
     assert late.answers == ["refused: nothing is left in the schedule; densify, decay and prune work without it"]
 
 
+@pytest.mark.parametrize(
+    ("config", "at", "removal"),
+    [
+        (SCHEDULE, 14, 45),  # as planned
+        (NONE, 14, 15 + 6),  # a tenth of the run
+        (replace(NONE, prune_layers=(1,)), 14, 21),
+        (replace(SCHEDULE, criterion="taylor", densify_at=None, densify_count=0), 20, 45),
+    ],
+)
+def test_a_decay_by_hand_ends_where_the_schedule_or_a_tenth_of_the_run_says(config, at, removal):
+    run = Run(config).to(at).press("decay").to(TOTAL)
+    assert [answer[:6] for answer in run.answers] == ["decay "]
+    assert [event for event in run.events() if event[0] != "densify"] == [("decay", at + 1), ("prune", removal)]
+    chosen = next(event["counts"] for event in run.model.history if event["event"] == "decay")
+    assert [bool(count) for count in chosen] == [layer in config.prune_layers for layer in range(2)]
+
+
 def test_every_step_of_a_run_belongs_to_the_stage_that_holds_it():
     spans = Run().model.standing()
     names = [(spans.span_at(clock) or StageSpan("none", 0, 0)).name for clock in range(-1, TOTAL + 1)]

@@ -12,7 +12,7 @@ from test_aire_strategy import CONFIG, X, Y, one_step
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.budget import count_parameters
-from aire_nerfstudio.adaptation.schedule import ScheduleError
+from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.adaptation.variants import make_strategy
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 
@@ -171,3 +171,61 @@ def test_bytes_are_four_a_parameter():
     by_bytes = train_aire(replace(config, target_parameters=None, target_bytes=363))[0]
     assert by_bytes.widths == train_aire(config)[0].widths
     assert by_bytes.num_parameters <= 90
+
+
+def _reached(state, decibel):
+    state.error = torch.tensor(10 ** (-decibel / 10))
+
+
+def test_what_a_round_cost_says_how_much_the_next_may_free():
+    strategy = strategy_of(CONFIG_PSNR)  # 30 dB
+    state = strategy.init_state(start(CONFIG_PSNR)[0].neuron_groups(), 1, STEPS)
+    _reached(state, 32.0)
+    assert strategy._next_size(state, 120, 1000) == 875  # an eighth at first
+    assert state.spare == pytest.approx(2.0, abs=1e-4)
+    assert strategy._is_granted(state, 0.12)
+    _reached(state, 31.4)  # 0.6 dB for 0.12: 5 dB for all; a quarter is the most
+    assert strategy._next_size(state, 140, 1000) == 750
+    assert state.price == pytest.approx(5.0, abs=1e-3)
+    assert strategy._is_granted(state, 0.25)
+    _reached(state, 30.9)  # 2 dB for all: 0.9 dB would buy 0.45, more than a quarter
+    assert strategy._next_size(state, 160, 1000) == 750
+    assert strategy._is_granted(state, 0.2)
+    _reached(state, 30.1)  # 0.8 dB for 0.2: 4 dB for all; 0.1 dB buys 0.025
+    assert strategy._next_size(state, 180, 1000) == 975
+    assert strategy._is_granted(state, 0.0249)
+    assert not strategy._is_granted(state, 0.026)
+    state.freed = 0.0
+    assert strategy._next_size(state, 180, 20) == 19  # a neuron at the least
+    _reached(state, 29.9)
+    assert strategy._next_size(state, 200, 1000) is None
+
+
+def test_the_running_error_is_the_mean_over_an_eighth_of_a_round():
+    net, optimizer, strategy = start(CONFIG_PSNR)
+    state, groups = strategy.init_state(net.neuron_groups(), 1, STEPS), net.neuron_groups()
+    pace = 1 / (strategy._round_length(state.schedule) // 8)
+    expected = None
+    for step, error in enumerate((0.5, 0.25, 0.125)):
+        strategy.constrain(groups, [optimizer], state, step, torch.tensor(error))
+        expected = error if expected is None else expected + pace * (error - expected)
+        assert float(state.error) == pytest.approx(expected)
+
+
+def test_a_target_too_far_is_said_with_what_was_reached():
+    strategy = strategy_of(CONFIG_PSNR)
+    state = strategy.init_state(start(CONFIG_PSNR)[0].neuron_groups(), 1, STEPS)
+    assert "reach -inf dB in the end (so nothing was removed)" in strategy.shortfall(state)
+    _reached(state, 29.5)
+    state.round_removal = 300
+    assert "reach 29.50 dB in the end (the last removal cost more" in strategy.shortfall(state)
+    _reached(state, 30.001)
+    assert strategy.shortfall(state) is None
+
+
+@pytest.mark.parametrize(("asked", "window", "made"), [(3, 60, 3), (100, 7, 3), (100, 2, 1), (1, 60, 1)])
+def test_a_round_takes_two_steps_at_least(asked, window, made):
+    strategy = strategy_of(replace(CONFIG_SIZE, rounds=asked))
+    schedule = Schedule(total=100, decay_start=10, prune_at=10 + window)
+    assert strategy._rounds(schedule) == made
+    assert strategy._round_length(schedule) == window // made >= 2
