@@ -223,7 +223,7 @@ def test_a_target_too_far_is_said_with_what_was_reached():
     assert strategy.shortfall(state) is None
 
 
-@pytest.mark.parametrize(("asked", "window", "made"), [(3, 60, 3), (100, 7, 3), (100, 2, 1), (1, 60, 1)])
+@pytest.mark.parametrize(("asked", "window", "made"), [(3, 60, 3), (100, 7, 3), (100, 2, 1)])
 def test_a_round_takes_two_steps_at_least(asked, window, made):
     strategy = strategy_of(replace(CONFIG_SIZE, rounds=asked))
     schedule = Schedule(total=100, decay_start=10, prune_at=10 + window)
