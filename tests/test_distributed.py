@@ -424,7 +424,7 @@ def _heartbeats(count, silence):
     made = []
     for number in range(count):
         own = store if number == 0 else TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
-        made.append(Heartbeat(own, number, count, silence, 0.02))
+        made.append(Heartbeat(lambda own=own: own, number, count, silence, 0.02))
     return made
 
 
@@ -480,6 +480,27 @@ def test_a_machine_that_stood_still_itself_blames_nobody():
     assert _missed([first, second], 0.4) == [set(), set()]
     first._interval = 1e6
     assert _missed([second], 2.0) == [{0}]
+
+
+def test_waiting_for_the_first_machine_can_be_given_up(tmp_path):
+    """It may never come: Ctrl-C ends what waits, though the store that is waited for is not Python's."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        place = f"tcp://127.0.0.1:{closed.getsockname()[1]}"
+        words = ["--machine.num-machines", "2", "--machine.machine-rank", "1", "--machine.dist-url", place]
+        job = start_command("ns-train", *WORDS, *words, cwd=tmp_path, out=tmp_path / "log")
+        try:
+            until = time.monotonic() + 60
+            while not psutil.Process(job.pid).children():
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            time.sleep(3)
+            assert job.poll() is None, (tmp_path / "log").read_text()
+            os.kill(job.pid, signal.SIGINT)
+            job.wait(30)
+        finally:
+            job.end()
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_job_that_is_told_to_end_says_how_to_go_on(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from torch.distributed import Store
 
@@ -17,7 +18,8 @@ class Heartbeat:
     """Counts up in a store that all machines reach, and watches the others' counts.
 
     Args:
-        store: of this object alone. It lives on the first machine, as long as that one's launcher.
+        meet: gives a store for this object alone, which may take until the first machine begins. It lives there, as
+            long as that one's launcher.
         machine: this machine's number.
         machines: how many there are.
         silence: seconds without a sign of life after which a machine is lost.
@@ -25,9 +27,15 @@ class Heartbeat:
     """
 
     def __init__(
-        self, store: Store, machine: int, machines: int, silence: float = SILENCE, interval: float = INTERVAL
+        self,
+        meet: Callable[[], Store],
+        machine: int,
+        machines: int,
+        silence: float = SILENCE,
+        interval: float = INTERVAL,
     ) -> None:
-        self._store, self._machine = store, machine
+        self._meet, self._machine = meet, machine
+        self._store: Store | None = None
         self._others = [number for number in range(machines) if number != machine]
         self._silence, self._interval = silence, interval
         # When the count of a machine that was heard of, and is not gone, last changed.
@@ -66,12 +74,15 @@ class Heartbeat:
                 time.sleep(self._interval / 10)
 
     def _is_gone(self, number: int) -> bool:
-        return self._store.check([_key(number)]) and self._store.get(_key(number)) == GONE
+        store = self._store
+        return store is not None and store.check([_key(number)]) and store.get(_key(number)) == GONE
 
     def _beat(self) -> None:
         counts: dict[int, bytes] = {}
         count = 0
         try:
+            self._store = self._meet()
+            self._answered = time.monotonic()
             while not self._over.is_set():
                 count += 1
                 self._store.set(_key(self._machine), str(count))
@@ -89,7 +100,7 @@ class Heartbeat:
                 self._over.wait(self._interval)
             self._store.set(_key(self._machine), GONE.decode())
         except RuntimeError:
-            # The first machine's launcher has ended without a word. No answer comes any more, which lost() tells.
+            # The first machine's launcher has ended without a word, or never began. No answer comes, as lost() tells.
             return
 
 

@@ -78,9 +78,11 @@ def launch(config: TrainerConfig) -> int | str:
         heartbeat = None
         try:
             if machine.num_machines > 1:
-                # After the start: a forked process would hold the store's sockets open.
+                # After the start: a forked process would hold the store's sockets open. Kept here, it tells at once if
+                # it cannot be; elsewhere, it may be long in coming.
+                kept = _store(config, True) if machine.machine_rank == 0 else None
                 heartbeat = Heartbeat(
-                    _store(config, machine.machine_rank == 0),
+                    lambda: _store(config, False) if kept is None else kept,
                     machine.machine_rank,
                     machine.num_machines,
                     float(silence),
