@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # A process that is gone is seen at once; one that waits may wait for a person who paused the training.
 PATIENCE = timedelta(days=1)
 # Seconds until a machine that has not begun is named.
-PATIENT = 60.0
+NAMED_AFTER = 60.0
 # Seconds without a sign of life, at the least, until a machine may be taken for lost.
 LEAST_SILENCE = 3 * INTERVAL
 # Seconds that the others have to end by themselves once one has.
@@ -48,25 +48,9 @@ def launch(config: TrainerConfig) -> int | str:
         Exit status: 0, or what went wrong, in one line for each cause.
     """
     machine = config.machine
-    there = torch.cuda.device_count()
-    if machine.device_type == "cuda" and there < machine.num_devices:
-        return f"error: --machine.num-devices is {machine.num_devices} and this machine has {there} GPUs"
-    if not 0 <= machine.machine_rank < machine.num_machines:
-        return f"error: --machine.machine-rank is {machine.machine_rank}; it must lie in [0, {machine.num_machines})"
-    place = urlsplit(machine.dist_url)
-    if machine.num_machines > 1:
-        try:
-            is_place = place.scheme == "tcp" and bool(place.hostname) and bool(place.port)
-        except ValueError:
-            is_place = False
-        if not is_place:
-            return (
-                f"error: --machine.dist-url is {machine.dist_url}; several machines need tcp://HOST:PORT, the same on "
-                "all, HOST being the first and PORT free there"
-            )
-    silence = os.environ.get("AIRE_SILENCE", str(SILENCE))
-    if not re.fullmatch(r"\d+(\.\d*)?", silence) or float(silence) < LEAST_SILENCE:
-        return f"error: AIRE_SILENCE is {silence}; it must be seconds, {LEAST_SILENCE:g} or more"
+    wrong = _wrong(machine)
+    if wrong is not None:
+        return f"error: {wrong}"
     with tempfile.TemporaryDirectory(prefix="aire-") as folder, _environment(machine):
         # CUDA does not bear a fork; without it a fork spares each process the imports.
         context = multiprocessing.start_processes(
@@ -77,29 +61,14 @@ def launch(config: TrainerConfig) -> int | str:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         heartbeat = None
         try:
-            if machine.num_machines > 1:
-                # After the start: a forked process would hold the store's sockets open. Kept here, it tells at once if
-                # it cannot be; elsewhere, it may be long in coming.
-                kept = _store(config, True) if machine.machine_rank == 0 else None
-                heartbeat = Heartbeat(
-                    lambda: _store(config, False) if kept is None else kept,
-                    machine.machine_rank,
-                    machine.num_machines,
-                    float(silence),
-                )
-            began, is_said = time.monotonic(), False
-            while not context.join(timeout=1.0, grace_period=GRACE):
-                if heartbeat is not None and not is_said and time.monotonic() - began > PATIENT:
-                    is_said = True
-                    for number in heartbeat.missing():
-                        CONSOLE.print(f"waiting for machine {number} (of 0 to {machine.num_machines - 1}) to begin")
-                silent = None if heartbeat is None else heartbeat.lost()
-                if silent is not None:
-                    _end(context)
-                    return (
-                        f"error: machine {silent} of {machine.num_machines} gives no sign of life, and the processes "
-                        f"here were ended; {_saved(config)}"
-                    )
+            # After the start: a forked process would hold the store's sockets open.
+            heartbeat = _heartbeat(config) if machine.num_machines > 1 else None
+            silent = _watch(context, heartbeat, machine)
+            if silent is None:
+                return 0
+            _end(context)
+            who = f"machine {silent} of {machine.num_machines} gives no sign of life"
+            return f"error: {who}, and the processes here were ended; {_saved(config)}"
         except multiprocessing.ProcessExitedException as fault:
             causes = dict.fromkeys(path.read_text("utf8") for path in sorted(Path(folder).glob("fault-*")))
             if causes:
@@ -120,6 +89,60 @@ def launch(config: TrainerConfig) -> int | str:
             if heartbeat is not None:
                 heartbeat.finish()
     return 0
+
+
+def _wrong(machine: Any) -> str | None:
+    """What of the settings cannot be; None: nothing."""
+    there = torch.cuda.device_count()
+    if machine.device_type == "cuda" and there < machine.num_devices:
+        return f"--machine.num-devices is {machine.num_devices} and this machine has {there} GPUs"
+    if not 0 <= machine.machine_rank < machine.num_machines:
+        return f"--machine.machine-rank is {machine.machine_rank}; it must lie in [0, {machine.num_machines})"
+    if machine.num_machines > 1 and not _is_place(machine.dist_url):
+        return (
+            f"--machine.dist-url is {machine.dist_url}; several machines need tcp://HOST:PORT, the same on all, HOST "
+            "being the first and PORT free there"
+        )
+    silence = os.environ.get("AIRE_SILENCE", str(SILENCE))
+    if not re.fullmatch(r"\d+(\.\d*)?", silence) or float(silence) < LEAST_SILENCE:
+        return f"AIRE_SILENCE is {silence}; it must be seconds, {LEAST_SILENCE:g} or more"
+    return None
+
+
+def _is_place(url: str) -> bool:
+    try:
+        place = urlsplit(url)
+        return place.scheme == "tcp" and bool(place.hostname) and bool(place.port)
+    except ValueError:
+        return False
+
+
+def _heartbeat(config: TrainerConfig) -> Heartbeat:
+    machine = config.machine
+    # Kept here, the store tells at once if it cannot be; elsewhere, it may be long in coming.
+    kept = _store(config, True) if machine.machine_rank == 0 else None
+    return Heartbeat(
+        lambda: _store(config, False) if kept is None else kept,
+        machine.machine_rank,
+        machine.num_machines,
+        float(os.environ.get("AIRE_SILENCE", SILENCE)),
+    )
+
+
+def _watch(context: multiprocessing.ProcessContext, heartbeat: Heartbeat | None, machine: Any) -> int | None:
+    """Wait until the processes here have ended well, or a machine falls silent: its number."""
+    began, is_said = time.monotonic(), False
+    while not context.join(timeout=1.0, grace_period=GRACE):
+        if heartbeat is None:
+            continue
+        if not is_said and time.monotonic() - began > NAMED_AFTER:
+            is_said = True
+            for number in heartbeat.missing():
+                CONSOLE.print(f"waiting for machine {number} (of 0 to {machine.num_machines - 1}) to begin")
+        silent = heartbeat.lost()
+        if silent is not None:
+            return silent
+    return None
 
 
 def _store(config: TrainerConfig, is_kept_here: bool) -> dist.TCPStore:
