@@ -308,3 +308,35 @@ def test_limits_belong_to_what_is_allowed():
             check(replace(CONFIG, prune_counts=None, prune_fraction=share))
     # The paper's: the first two layers lose half.
     assert (AireConfig().prune_layers, AireConfig().prune_fraction) == ((0, 1), 0.5)
+
+
+def test_the_plan_foretells_the_run():
+    net = SineMLP(2, [8, 9, 7], 1)
+    strategy = AireStrategy(CONFIG)
+    state = strategy.init_state(net.neuron_groups(), 5, STEPS)
+    plan = strategy.plan(state, net.widths)
+    assert [(event.step, event.event, event.widths) for event in plan] == [
+        (10, "densify: 4 input neurons", None),
+        (25, "targeted decay of the weakest neurons begins", None),
+        (45, "prune", (6, 4, 7)),
+    ]
+    by_threshold = AireStrategy(replace(CONFIG, prune_rule="threshold", epsilon=0.5)).plan(state, net.widths)
+    assert by_threshold[-1].event == "prune (at most; contribution <= 0.5)"
+
+
+@pytest.mark.parametrize("weight", [0.25, 3.0])
+def test_the_penalty_grows_in_a_straight_line_over_the_decay(weight):
+    """From 0 at its first step to the whole weight at the removal, however late in the run that is."""
+    config = replace(CONFIG, densify_at=None, densify_count=0, decay_start=10, prune_at=50, decay_weight=weight)
+    check(config)
+    net = SineMLP(2, [8, 9, 7], 1)
+    strategy = AireStrategy(config)
+    groups, state = net.neuron_groups(), strategy.init_state(net.neuron_groups(), 5, STEPS)
+    strategy.step(groups, [], state, 10)
+    norms = sum(
+        float(groups[layer].outgoing.parameter[:, chosen].abs().sum())
+        for layer, chosen in zip(state.layers, state.targets, strict=True)
+    )
+    for step in (10, 20, 30, 49):
+        expected = weight * (step - 10) / 40 * norms
+        assert float(strategy.penalty(groups, state, step)) == pytest.approx(expected, rel=1e-5)

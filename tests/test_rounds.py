@@ -197,8 +197,11 @@ def test_what_a_round_cost_says_how_much_the_next_may_free():
     assert not strategy._is_granted(state, 0.026)
     state.freed = 0.0
     assert strategy._next_size(state, 180, 20) == 19  # a neuron at the least
+    assert strategy._is_granted(state, 0.01)
+    share = state.share
     _reached(state, 29.9)
     assert strategy._next_size(state, 200, 1000) is None
+    assert state.share == share / 2
 
 
 def test_the_running_error_is_the_mean_over_an_eighth_of_a_round():
@@ -229,3 +232,22 @@ def test_a_round_takes_two_steps_at_least(asked, window, made):
     schedule = Schedule(total=100, decay_start=10, prune_at=10 + window)
     assert strategy._rounds(schedule) == made
     assert strategy._round_length(schedule) == window // made >= 2
+
+
+def test_a_round_for_a_psnr_is_a_32nd_of_the_window_and_not_too_short():
+    strategy = strategy_of(CONFIG_PSNR)
+    lengths = [((50, 120), 40), ((50, 70), 20), ((120, 540), 40), ((1000, 4200), 100)]
+    for (begin, end), length in lengths:
+        assert strategy._round_length(Schedule(total=5000, decay_start=begin, prune_at=end)) == length
+
+
+def test_what_a_round_is_to_free_is_what_it_frees():
+    net, optimizer, strategy = start(CONFIG_PSNR)
+    state, seen = strategy.init_state(net.neuron_groups(), 1, STEPS), 0
+    for step in range(STEPS):
+        before, freed = net.num_parameters, state.freed
+        for report in one_step(net, optimizer, strategy, state, step):
+            if report.event == "prune":
+                seen += 1
+                assert freed == pytest.approx(1 - net.num_parameters / before)
+    assert seen >= 2

@@ -203,3 +203,17 @@ def test_values_that_cannot_be_are_refused():
         ZellStrategy(CONFIG, 0, 5.0)
     with pytest.raises(InputError, match="a lattice up to 2 needs 15"):
         ZellStrategy(AireConfig(), 2, 5.0).init_state(groups, 1, 30)
+
+
+def test_rigl_exchanges_less_and_less(monkeypatch):
+    """A cosine from the share at the beginning to 0 at three quarters of the run; Evci et al. 2020, equation 1."""
+    shares = []
+    monkeypatch.setattr(rigl, "exchange", lambda weight, mask, share: (shares.append(share), mask)[1])
+    net, optimizer, _ = _start("large")
+    strategy = rigl.RigLStrategy(60, every=10, share=0.4)
+    groups = net.neuron_groups()
+    state = strategy.init_state(groups, 1, 200)
+    for step in range(200):
+        strategy.constrain(groups, [optimizer], state, step)
+    expected = [0.2 * (1 + math.cos(math.pi * step / 150)) for step in range(10, 150, 10) for _ in range(4)]
+    assert shares == pytest.approx(expected)
