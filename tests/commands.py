@@ -127,6 +127,7 @@ class _Forked(_Command):
 def _become(name, arguments, cwd, out, err, variables):
     """What a new process would find: a group, a folder, an environment, files and arguments of its own."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background would have it ignored
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
