@@ -251,6 +251,15 @@ def _run(tmp_path, name):
     return tmp_path / "outputs" / name / "aire-image-siren" / "run" / "nerfstudio_models"
 
 
+def _wait_for(checkpoint, log, *jobs):
+    """Until the jobs, which must be running until then, have written it."""
+    until = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert all(job.poll() is None for job in jobs), log.read_text()
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.01)
+
+
 def test_a_killed_process_ends_the_job_which_resumes(tmp_path):
     """The rule is 30 seconds; a process is missed within one."""
     words = [*WORDS, "--max-num-iterations", "400", "--machine.num-devices", "2"]
@@ -259,11 +268,7 @@ def test_a_killed_process_ends_the_job_which_resumes(tmp_path):
     log = tmp_path / "log"
     job = start_command("ns-train", *words, "--experiment-name", "killed", cwd=tmp_path, out=log)
     wanted = _run(tmp_path, "killed") / "step-000000200.ckpt"
-    until = time.monotonic() + 120
-    while not wanted.exists():
-        assert job.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.01)
+    _wait_for(wanted, log, job)
     children = sorted(psutil.Process(job.pid).children(), key=lambda process: process.pid)
     assert len(children) == 2
     killed = time.monotonic()
@@ -374,11 +379,7 @@ def test_a_machine_that_is_lost_ends_the_other(tmp_path, monkeypatch):
     jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", "lost"])
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     try:
-        until = time.monotonic() + 120
-        while not (_run(tmp_path, "lost") / "step-000000020.ckpt").exists():
-            assert time.monotonic() < until, logs[0].read_text()
-            assert all(job.poll() is None for job in jobs), logs[1].read_text()
-            time.sleep(0.02)
+        _wait_for(_run(tmp_path, "lost") / "step-000000020.ckpt", logs[1], *jobs)
         os.killpg(jobs[0].pid, signal.SIGKILL)
         assert jobs[1].wait(30) == 1, logs[1].read_text()
     finally:
@@ -402,10 +403,7 @@ def test_a_machine_that_falls_silent_ends_the_other(tmp_path, monkeypatch):
     jobs = _machines(2, 1, tmp_path, words=[*WORDS, "--max-num-iterations", "100000", "--experiment-name", "silent"])
     log = tmp_path / "1.log"
     try:
-        until = time.monotonic() + 120
-        while not (_run(tmp_path, "silent") / "step-000000020.ckpt").exists():
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.02)
+        _wait_for(_run(tmp_path, "silent") / "step-000000020.ckpt", log, *jobs)
         time.sleep(2 * INTERVAL)  # the launchers have heard of each other
         os.killpg(jobs[0].pid, signal.SIGSTOP)
         assert jobs[1].wait(60) == 1, log.read_text()
@@ -508,10 +506,7 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(tmp_path):
     words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "told", "--machine.num-devices", "2"]
     job = start_command("ns-train", *words, cwd=tmp_path, out=log)
     try:
-        until = time.monotonic() + 120
-        while not (_run(tmp_path, "told") / "step-000000020.ckpt").exists():
-            assert time.monotonic() < until, log.read_text()
-            time.sleep(0.02)
+        _wait_for(_run(tmp_path, "told") / "step-000000020.ckpt", log, job)
         os.kill(job.pid, signal.SIGTERM)
         assert job.wait(30) == 1, log.read_text()
     finally:

@@ -100,10 +100,8 @@ class RoundsStrategy(AireStrategy):
             or self._is_round_due(state, step)
         )
 
-    @staticmethod
-    def _is_densification_due(state: RoundsState, step: int) -> bool:
-        at = state.schedule.densify_at
-        return at is not None and step >= at and not state.is_densified
+    def _is_densification_due(self, state: RoundsState, step: int) -> bool:
+        return "densify" in self._due(state, step)
 
     @staticmethod
     def _is_removal_due(state: RoundsState, step: int) -> bool:
