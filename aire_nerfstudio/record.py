@@ -109,9 +109,14 @@ class RunRecord:
         """
         if self.steps and step <= self.steps[-1]:
             return
+        # In one go: each value that is read from a device by itself waits for it.
+        there = {
+            name: value.detach().double().reshape(()) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        read = dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True)) if there else {}
         for name, value in values.items():
             column = self.columns.setdefault(name, [math.nan] * len(self.steps))
-            column.append(float(value))
+            column.append(float(read.get(name, value)))
         self.steps.append(step)
         for column in self.columns.values():
             column.extend([math.nan] * (len(self.steps) - len(column)))

@@ -48,9 +48,11 @@ def main() -> None:
         distance(rng.uniform(-1, 1, (points // 2, 3)))
         from_the_pool()
 
-    times = time_in_turn(
+    times, failures = time_in_turn(
         {"distances from the pool": from_the_pool, "computed in the step": with_distances}, REPEATS, DEVICE
     )
+    for name, reason in failures.items():
+        raise SystemExit(f"error: {name}: {reason}")
     first = next(iter(times.values())).median
     for name, timed in times.items():
         low, high = timed.span

@@ -28,7 +28,7 @@ def test_all_ways_leave_the_same_gradients(which, monkeypatch):
     else:
         case = (surface_case if which == "surface" else flow_case)(24, 100, "cpu")
     gradients = {}
-    for name, way in with_precisions(case, ["high"]).ways.items():
+    for name, way in with_precisions(case, ["high"], "cpu").ways.items():
         way()
         gradients[name] = [p.grad.clone() for p in made[0].parameters() if p.grad is not None and p.grad.any()]
     # A precision is in force while its way runs, and no longer.
@@ -59,8 +59,9 @@ def test_memory_is_what_is_held_at_once():
 
 def test_every_way_runs_as_often():
     calls = []
-    times = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
+    times, failures = time_in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3, "cpu")
     assert calls == ["a", "b"] + ["a", "b"] * 3  # once to warm up, then in turn
+    assert failures == {}
     assert [len(timed.milliseconds) for timed in times.values()] == [3, 3]
     low, high = times["a"].span
     assert low <= times["a"].median <= high

@@ -9,53 +9,90 @@ from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.method_configs.image import aire_image_siren
-from aire_nerfstudio.models import graphed
-from aire_nerfstudio.models.graphed import GraphedLoss
 from aire_nerfstudio.models.image import image_error
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
+from aire_nerfstudio.ops import graphed
+from aire_nerfstudio.ops.graphed import GraphedLoss
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-class _OnCuda(torch.Tensor):
-    """A tensor that says it is on CUDA, so that the choice of what is captured runs here."""
-
-    @property
-    def device(self):
-        return torch.device("cuda")
-
-
 @pytest.fixture
 def captures(monkeypatch):
-    """Captures are recorded instead, and replays are the module's own call."""
+    """Shapes of the tensors of each capture."""
     made = []
 
-    def record(module, samples, **options):
-        made.append(tuple(tuple(sample.shape) for sample in samples))
-        module(*samples)
-        return module
+    class Watched(graphed._Graph):
+        def __init__(self, network, loss, tensors):
+            made.append(tuple(tuple(t.shape) for t in tensors))
+            super().__init__(network, loss, tensors)
 
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(graphed, "_Graph", Watched)
     return made
 
 
-def _batch(n):
-    return torch.rand(n, 2).as_subclass(_OnCuda), torch.rand(n, 3).as_subclass(_OnCuda)
+def _batch(n, device="cuda"):
+    return torch.rand(n, 2, device=device), torch.rand(n, 3, device=device)
 
 
+@NEEDS_CUDA
 def test_a_graph_is_captured_for_each_shape_and_again_after_surgery(captures):
-    network, loss = SineMLP(2, (8, 8), 3), GraphedLoss(image_error)
+    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(image_error)
     for count in (32, 32, 20, 32, 20):
         batch = _batch(count)
-        assert torch.equal(loss(network, *batch)["error"], image_error(network, *batch)["error"])
+        assert torch.allclose(loss(network, *batch)["error"], image_error(network, *batch)["error"])
     assert captures == [((32, 2), (32, 3)), ((20, 2), (20, 3))]
-    surgery.prune(network.neuron_groups("image")[0], torch.tensor([1, 5]), [])
+    # Nothing may hold on to the parameters: what is exchanged must be nobody's.
+    surgery.prune(network.neuron_groups("image")[0], torch.tensor([1, 5], device="cuda"), [])
     loss(network, *_batch(32))
     loss(network, *_batch(32))
     assert captures[2:] == [((32, 2), (32, 3))]
+    torch.set_float32_matmul_precision("high")
+    loss(network, *_batch(32))
+    torch.set_float32_matmul_precision("highest")
+    loss(network, *_batch(32))
+    assert len(captures) == 4
     with torch.no_grad():
         loss(network, *_batch(7))
-    assert len(captures) == 3
+    assert len(captures) == 4
+
+
+@NEEDS_CUDA
+def test_gradients_are_those_of_the_last_call_and_only_of_it():
+    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(_two_terms)
+    batches = [_batch(64), _batch(64)]
+    for batch in batches:
+        for factor in (1.0, -3.0):
+            found = []
+            for function in (_two_terms, loss):
+                terms = function(network, *batch)
+                total = factor * terms["error"] + 2 * terms["size"]
+                found.append(torch.autograd.grad(total, list(network.parameters()), allow_unused=True))
+            for expected, got in zip(*found, strict=True):
+                assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
+    # What a step's losses were stays, whatever comes after.
+    first = loss(network, *batches[0])
+    kept = first["error"].detach().clone()
+    second = loss(network, *batches[1])
+    assert torch.equal(first["error"], kept)
+    assert not torch.equal(second["error"], kept)
+    with pytest.raises(RuntimeError, match="replayed before the gradients"):
+        first["error"].backward()
+    second["error"].backward()
+
+
+@NEEDS_CUDA
+def test_frozen_parameters_get_no_gradient():
+    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(image_error)
+    frozen = network.affines()[0].weight
+    frozen.requires_grad_(False)
+    loss(network, *_batch(64))["error"].backward()
+    assert frozen.grad is None
+    assert all(p.grad is not None for p in network.parameters() if p is not frozen)
+
+
+def _two_terms(network, x, target):
+    return {"error": (network(x) - target).square().mean(), "size": network.affines()[-1].weight.square().sum()}
 
 
 def test_elsewhere_the_loss_is_called_as_it_is(captures):
@@ -84,16 +121,16 @@ def test_training_through_graphs_and_a_surgery_is_training_without(precision):
         ends = []
         for loss in (image_error, GraphedLoss(image_error)):
             torch.manual_seed(0)
-            network = SineMLP(2, (64, 48), 3).cuda()
+            network = SineMLP(2, (40, 24), 3).cuda()
             optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-            for step in range(40):
+            for step in range(16):
                 generator = torch.Generator("cuda").manual_seed(step)
-                count = 2048 if step % 5 else 1500
+                count = 1024 if step % 5 else 1100
                 x = 2 * torch.rand(count, 2, device="cuda", generator=generator) - 1
                 optimizer.zero_grad()
                 loss(network, x, torch.rand(count, 3, device="cuda", generator=generator))["error"].backward()
                 optimizer.step()
-                if step == 20:
+                if step == 8:
                     surgery.prune(network.neuron_groups("image")[0], torch.arange(9, device="cuda"), [optimizer])
             ends.append([p.detach().clone() for p in network.parameters()])
         for a, b in zip(*ends, strict=True):

@@ -49,6 +49,17 @@ class AireState:
     targets: list[Tensor] = field(default_factory=list)
     caps: list[Tensor] = field(default_factory=list)
     saliency: list[Tensor] = field(default_factory=list)
+    _on_device: tuple[list[Tensor], torch.device, dict[int, Tensor]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    def targets_on(self, device: torch.device) -> dict[int, Tensor]:
+        """Chosen neurons of each layer, on ``device``: copied once a choice, since a copy waits for the device."""
+        there = self._on_device
+        if there is None or there[0] is not self.targets or there[1] != device:
+            copied = {layer: chosen.to(device) for layer, chosen in zip(self.layers, self.targets, strict=True)}
+            there = self._on_device = (self.targets, device, copied)
+        return there[2]
 
     @property
     def removal_at(self) -> int | None:
@@ -228,7 +239,7 @@ class AireStrategy:
         alpha = self.config.decay_weight * self._progress(state, step)
         if self.config.decay != "targeted" or alpha == 0:
             return zero
-        return alpha * targeted_penalty(groups, self._targets(state, zero.device))
+        return alpha * targeted_penalty(groups, state.targets_on(zero.device))
 
     def constrain(
         self,
@@ -247,11 +258,11 @@ class AireStrategy:
             self._cap(groups, state, step)
             return
         strength = self.config.decay_weight * self._progress(state, step + 1)
-        soft_threshold(groups, self._targets(state, groups[0].weight.parameter.device), strength, optimizers)
+        soft_threshold(groups, state.targets_on(groups[0].weight.parameter.device), strength, optimizers)
 
     def _cap(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> None:
         """Keep the chosen columns' norms below a line that falls to 0 with the stage's last step."""
-        targets = self._targets(state, groups[0].weight.parameter.device)
+        targets = state.targets_on(groups[0].weight.parameter.device)
         left = 1 - self._progress(state, step + 1)
         caps = dict(zip(targets, state.caps, strict=True))
         cap_contribution(groups, targets, {layer: left * cap for layer, cap in caps.items()})
@@ -267,9 +278,6 @@ class AireStrategy:
         assert schedule.prune_at is not None
         # Chosen by hand while the schedule stands still, neurons are ahead of its clock.
         return max(0, step - schedule.decay_start) / (schedule.prune_at - schedule.decay_start)
-
-    def _targets(self, state: AireState, device: torch.device) -> dict[int, Tensor]:
-        return {layer: chosen.to(device) for layer, chosen in zip(state.layers, state.targets, strict=True)}
 
     @staticmethod
     def _is_soon(state: AireState, step: int) -> bool:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from aire_nerfstudio.losses import SurfaceWeights, flow_residual, surface_loss
 from aire_nerfstudio.ops import compositing, sine_network, tcnn
 from aire_nerfstudio.ops import ray_marching as marching
 from aire_nerfstudio.ops import value_gradient as derivative
+from aire_nerfstudio.ops.graphed import GraphedLoss, Loss
 from aire_nerfstudio.ops.occupancy import Occupancy
 
 Way = Callable[[], object]
@@ -54,15 +56,49 @@ def at_precision(way: Way, precision: str) -> Way:
     return run
 
 
-def with_precisions(case: Case, precisions: list[str]) -> Case:
-    """The case with eager PyTorch and ours, whatever it is called, once more at each of the lower precisions."""
+def with_precisions(case: Case, precisions: list[str], device: str) -> Case:
+    """The case with eager PyTorch and ours, whatever it is called, once more at each of the lower precisions.
+
+    On CUDA ``torch.compile`` as well at ``high``, which is TF32 there.
+    """
     ways = dict(case.ways)
     baseline = next(iter(ways))
     for precision in precisions:
         for name, way in case.ways.items():
-            if name == baseline or name.startswith("ours"):
+            is_compiled = name.startswith("torch.compile") and device.startswith("cuda") and precision == "high"
+            if name == baseline or name.startswith("ours") or is_compiled:
                 ways[f"{name}, {precision}"] = at_precision(way, precision)
     return replace(case, ways=ways)
+
+
+def compiled(function: Callable[[Tensor], Tensor], mode: str | None = None) -> Callable[[Tensor], Tensor]:
+    """``torch.compile`` of a function, for each precision by itself.
+
+    What it compiled it keeps by the function's code, and of the precision at which that was nothing is asked.
+    """
+    assert isinstance(function, FunctionType)
+    made: dict[str, Callable[[Tensor], Tensor]] = {}
+
+    def call(x: Tensor) -> Tensor:
+        precision = torch.get_float32_matmul_precision()
+        if precision not in made:
+            code = function.__code__.replace(co_name=f"{function.__name__}_{mode}_{precision}".replace("-", "_"))
+            own = FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+            made[precision] = torch.compile(own, dynamic=False, mode=mode)
+        return made[precision](x)
+
+    return call
+
+
+def graphed(network: SineMLP, loss: Loss, *tensors: Tensor) -> Way:
+    """A step on the sum of a loss's terms through CUDA graphs."""
+    replayed = GraphedLoss(loss)
+
+    def run() -> None:
+        network.zero_grad()
+        torch.stack(list(replayed(network, *tensors).values())).sum().backward()
+
+    return run
 
 
 def image_cases(width: int, rows: int, activation: Activation, device: str, with_compile: bool) -> list[Case]:
@@ -70,6 +106,8 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
     network = SineMLP(2, [width] * 3, 3, activation, detach_finer_scale=True).to(device)
     x = 2 * torch.rand(rows, 2, device=device) - 1
     target = torch.rand(rows, 3, device=device)
+
+    is_cuda = device.startswith("cuda")
 
     def eager(points: Tensor) -> Tensor:
         return sine_network.reference(points, *network.for_ops())
@@ -95,14 +133,19 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
     training = {"eager": step(eager)}
     inference = {"eager": without_gradient(eager)}
     if with_compile:
-        compiled = torch.compile(eager, dynamic=False)
-        training["torch.compile"] = step(compiled)
-        inference["torch.compile"] = without_gradient(torch.compile(eager, dynamic=False))
-        if device.startswith("cuda"):
-            graphed = torch.compile(eager, dynamic=False, mode="reduce-overhead")
-            training["torch.compile, graph"] = step(graphed)
-            inference["torch.compile, graph"] = without_gradient(graphed)
+        training["torch.compile"] = step(compiled(eager))
+        inference["torch.compile"] = without_gradient(compiled(eager))
+        if is_cuda:
+            training["torch.compile, graph"] = step(compiled(eager, "reduce-overhead"))
+            inference["torch.compile, graph"] = without_gradient(compiled(eager, "reduce-overhead"))
     training |= {"ours": step(network), "ours, one pass": one_pass}
+    if is_cuda:
+        del training["ours, one pass"]  # the same there
+
+        def loss(network: SineMLP, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+            return {"error": network.mean_square_step(x, target)}
+
+        training["ours, graph"] = graphed(network, loss, x, target)
     inference["ours"] = without_gradient(network)
     if tcnn.why_not(torch.device(device)) is None and activation == "siren":
         inference["tinycudann"] = without_gradient(tcnn.TcnnNetwork(*network.for_ops()))
@@ -125,11 +168,12 @@ def surface_case(width: int, rows: int, device: str) -> Case:
     network = SineMLP(3, [width] * 3, 1).to(device)
     x, normals = (2 * torch.rand(n, 3, device=device) - 1 for n in (rows, rows // 2))
     normals, distances = torch.nn.functional.normalize(normals, dim=-1), torch.rand(rows - rows // 2, device=device)
+    weights = SurfaceWeights()
 
     def step(terms: Callable[[], tuple[Tensor, Tensor]]) -> Way:
         def run() -> None:
             network.zero_grad()
-            parts = surface_loss(*terms(), normals, distances, SurfaceWeights())
+            parts = surface_loss(*terms(), normals, distances, weights)
             torch.stack(list(parts.values())).sum().backward()
 
         return run
@@ -140,6 +184,12 @@ def surface_case(width: int, rows: int, device: str) -> Case:
         "closed form": step(lambda: derivative.reference(x, *arguments)),
         "ours": step(lambda: derivative.value_and_gradient(x, *arguments)),
     }
+    if device.startswith("cuda"):
+
+        def loss(network: SineMLP, x: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
+            return surface_loss(*derivative.value_and_gradient(x, *network.for_ops()[:4]), normals, distances, weights)
+
+        ways["ours, graph"] = graphed(network, loss, x, normals, distances)
     return Case("surface step", width, rows, ways)
 
 
@@ -166,6 +216,13 @@ def flow_case(width: int, rows: int, device: str) -> Case:
         "closed form": step(lambda: gradient_and_motion_by_torch(network, x)),
         "ours": step(lambda: gradient_and_motion(network, x)),
     }
+    if device.startswith("cuda"):
+
+        def loss(network: SineMLP, x: Tensor) -> dict[str, Tensor]:
+            gradient, moved = gradient_and_motion(network, x)
+            return {"flow": flow_residual(gradient[:, 3], moved, 1e-3).square().mean()}
+
+        ways["ours, graph"] = graphed(network, loss, x)
     return Case("flow step", width, rows, ways)
 
 

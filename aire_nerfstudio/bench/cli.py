@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, ray_cases, surface_case, with_precisions
@@ -113,10 +114,13 @@ def main(arguments: list[str] | None = None) -> None:
             what = f"{batch:,} rays" if kind == "rays" else f"{kind}, {width} wide, {batch:,} points"
             progress.update(bar, description=what)
             for plain in _cases(kind, width, batch, given, with_compile):
-                case = plain if kind == "rays" else with_precisions(plain, given.precisions)
+                case = plain if kind == "rays" else with_precisions(plain, given.precisions, given.device)
                 torch._dynamo.reset()
-                times = time_in_turn(case.ways, given.repeats, given.device)
-                results.append(Result(case, times, {n: peak_megabytes(w, given.device) for n, w in case.ways.items()}))
+                times, failures = time_in_turn(case.ways, given.repeats, given.device)
+                for name, reason in failures.items():
+                    console.print(f"[yellow]{case.name}, {name}, did not run: {escape(reason)}")
+                megabytes = {name: peak_megabytes(case.ways[name], given.device) for name in times}
+                results.append(Result(case, times, megabytes, failures))
             progress.advance(bar)
     made = write(results, about, given.out)
     console.print(Markdown(table(results, about)))

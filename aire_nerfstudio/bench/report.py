@@ -16,13 +16,15 @@ class Result(NamedTuple):
 
     Attributes:
         case: what.
-        times: of each way.
-        megabytes: that each way takes at its highest, None where unknown.
+        times: of each way that ran.
+        megabytes: that each of them takes at its highest, None where unknown.
+        failures: why each of the others did not run.
     """
 
     case: Case
     times: dict[str, Timed]
     megabytes: dict[str, float | None]
+    failures: dict[str, str]
 
 
 def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
@@ -38,15 +40,29 @@ def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
         "| case | width | points | way | ms | faster | share of peak | MiB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for case, times, megabytes in results:
-        base = next(iter(times.values())).median
+    for case, times, megabytes, failures in results:
+        first = times.get(next(iter(case.ways)))
         for name, timed in times.items():
             low, high = timed.span
             share = case.flop / timed.median / 1e6 / machine["GFLOP/s"] if case.flop else None
+            span = f"{_short(timed.median)} ({_short(low)} to {_short(high)})"
             cells = [
-                case.name, str(case.width), f"{case.rows:,}", name, f"{timed.median:.1f} ({low:.1f} to {high:.1f})",
-                f"{base / timed.median:.2f}", "" if share is None else f"{100 * share:.0f} %", _shown(megabytes[name]),
+                case.name, str(case.width), f"{case.rows:,}", name, span,
+                "" if first is None else f"{first.median / timed.median:.2f}",
+                "" if share is None else f"{100 * share:.0f} %", _shown(megabytes[name]),
             ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+        for name, reason in failures.items():
+            cells = [
+                case.name,
+                str(case.width),
+                f"{case.rows:,}",
+                name,
+                f"did not run: {_one_cell(reason)}",
+                "",
+                "",
+                "",
+            ]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -56,8 +72,9 @@ def write(results: Sequence[Result], machine: dict[str, Any], folder: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     entries = [
         {"case": case.name, "width": case.width, "points": case.rows, "flop": case.flop,
-         "ms": {name: list(timed.milliseconds) for name, timed in times.items()}, "MiB": megabytes}
-        for case, times, megabytes in results
+         "ms": {name: list(timed.milliseconds) for name, timed in times.items()}, "MiB": megabytes,
+         "failures": failures}
+        for case, times, megabytes, failures in results
     ]  # fmt: skip
     made = [folder / f"bench.{suffix}" for suffix in ("json", "md", "png")]
     made[0].write_text(json.dumps({"machine": machine, "results": entries}, indent=1))
@@ -70,12 +87,23 @@ def _shown(megabytes: float | None) -> str:
     return "" if megabytes is None else f"{megabytes:,.0f}"
 
 
+def _short(milliseconds: float) -> str:
+    """Three digits at least."""
+    return f"{milliseconds:.{1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3}f}"
+
+
+def _one_cell(text: str) -> str:
+    return text.replace("|", "/")
+
+
 def _draw(results: Sequence[Result], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    # Ratios need the first way.
+    results = [result for result in results if next(iter(result.case.ways)) in result.times]
     lines = sum(1 + len(result.times) for result in results)
     figure, axes = plt.subplots(figsize=(8, 1.0 + 0.14 * lines), layout="constrained")
     names = list(dict.fromkeys(name for result in results for name in list(result.times)[1:]))

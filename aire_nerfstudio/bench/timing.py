@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+# On CUDA: runs before any is timed, seconds that a repetition takes at least, and runs that it is at most.
+WARM_UP, LEAST, MOST_RUNS = 4, 0.02, 200
 
 
 @dataclass(frozen=True)
@@ -31,27 +35,46 @@ class Timed:
         return min(self.milliseconds), max(self.milliseconds)
 
 
-def time_in_turn(ways: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, Timed]:
-    """Run each way once to warm up, then all of them in turn, ``repeats`` times.
+def time_in_turn(
+    ways: Mapping[str, Callable[[], object]], repeats: int, device: str
+) -> tuple[dict[str, Timed], dict[str, str]]:
+    """Warm each way up, then run all of them in turn, ``repeats`` times.
+
+    A repetition is one run on a processor. On CUDA it is as many as take :data:`LEAST`, without waiting between them,
+    as in training: what the host does meanwhile, and no single wait for the device, is then in the time.
 
     Args:
         ways: by name.
         repeats: at least 1.
-        device: waited for around each.
+        device: waited for around each repetition.
+
+    Returns:
+        Times of a run, by name, and why each way without any has none.
     """
+    is_cuda = device.startswith("cuda")
 
-    def wait() -> None:
-        if device.startswith("cuda"):
+    def seconds(way: Callable[[], object], runs: int) -> float:
+        if is_cuda:
             torch.cuda.synchronize(device)
-
-    for way in ways.values():
-        way()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            wait()
-            begin = time.perf_counter()
+        begin = time.perf_counter()
+        for _ in range(runs):
             way()
-            wait()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: Timed(tuple(values)) for name, values in times.items()}
+        if is_cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    runs: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    for name, way in ways.items():
+        try:
+            # Graphs are captured in the second or third run.
+            for _ in range(WARM_UP if is_cuda else 1):
+                way()
+            runs[name] = min(MOST_RUNS, math.ceil(LEAST / seconds(way, 1))) if is_cuda else 1
+        except Exception as error:  # a compiler or a library that somebody else wrote: the others go on
+            failures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, count in runs.items():
+            times[name].append(1e3 * seconds(ways[name], count) / count)
+    return {name: Timed(tuple(values)) for name, values in times.items()}, failures

@@ -28,12 +28,12 @@ from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_st
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.models.graphed import GraphedLoss, Loss
 from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
+from aire_nerfstudio.ops.graphed import GraphedLoss, Loss
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel

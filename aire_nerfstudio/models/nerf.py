@@ -203,7 +203,7 @@ class NerfModel(AdaptiveModel):
             "rgb": colour,
             "depth": _expected_depth(accumulation, depth, far) * field.half_side,
             "accumulation": accumulation,
-            "num_samples": torch.tensor([len(samples.starts)], device=origins.device),
+            "num_samples": torch.full((1,), len(samples.starts), device=origins.device),
         }
 
     def _rendered(

@@ -98,28 +98,27 @@ def early_stop(
     limit = -math.log(epsilon)
     if len(indices) == 0:
         return indices, samples.starts
-    counts = torch.bincount(indices, minlength=n_rays)
+    # Not bincount, whose length CUDA would be waited for.
+    counts = torch.zeros(n_rays, dtype=torch.long, device=indices.device).index_add_(
+        0, indices, torch.ones_like(indices)
+    )
     offsets = counts.cumsum(0) - counts
     rank = torch.arange(len(indices), device=indices.device) - offsets[indices]
     depth = samples.starts.new_zeros(n_rays)
     is_open = torch.ones(n_rays, dtype=torch.bool, device=indices.device)
-    kept: list[Tensor] = []
-    densities: list[Tensor] = []
-    begin, size, longest = 0, first_chunk, int(counts.max())
-    while begin < longest:
-        chosen = ((rank >= begin) & (rank < begin + size) & is_open[indices]).nonzero().squeeze(1)
-        if len(chosen) == 0:
-            break
+    is_reached = torch.zeros_like(indices, dtype=torch.bool)
+    densities = torch.zeros_like(samples.starts)
+    begin, size = 0, first_chunk
+    # One wait for the device a round: how many samples there are to evaluate.
+    while len(chosen := ((rank >= begin) & (rank < begin + size) & is_open[indices]).nonzero().squeeze(1)):
         part = samples.select(chosen)
         sigma = density(part)
-        reached = visibility(sigma, part, depth, epsilon)
-        kept.append(chosen[reached])
-        densities.append(sigma[reached])
+        is_reached[chosen] = visibility(sigma, part, depth, epsilon)
+        densities[chosen] = sigma.to(densities)
         is_open = depth < limit
         begin, size = begin + size, 2 * size
-    index = torch.cat(kept)
-    order = index.argsort()
-    return index[order], torch.cat(densities)[order]
+    index = is_reached.nonzero().squeeze(1)
+    return index, densities[index]
 
 
 def composite_rays_train(

@@ -1,0 +1,56 @@
+"""Launches of kernels that are not torch's: Triton's through its interpreter, ours through the processor's library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The module that the hook loaded first.
+from emulated_device import alias, launch
+
+
+def of_triton(interpreter: Any) -> None:
+    """Let Triton's interpreter work on the device's memory itself."""
+    given = interpreter.GridExecutor.__call__
+
+    def call(self: Any, *arguments: Any, **named: Any) -> None:
+        tensors = [*arguments, *named.values()]
+        for t in tensors:
+            if isinstance(t, torch.Tensor) and t.device.type != "cuda":
+                raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+        there = [alias(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        named_there = {k: alias(a) if isinstance(a, torch.Tensor) else a for k, a in named.items()}
+        launch(lambda: given(self, *there, **named_there), tensors)
+
+    interpreter.GridExecutor.__call__ = call
+
+
+class _Library:
+    """The processor's library as a CUDA library: the last argument is a stream there and a number of threads here."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._handle, name)
+
+        def call(*arguments: Any) -> int:
+            status = []
+            launch(lambda: status.append(function(*arguments[:-1], type(arguments[-1])(1))))
+            return status[0]
+
+        return call
+
+
+def of_rays(module: Any) -> None:
+    """``CudaLibrary.load`` gives the processor's library."""
+    from aire_nerfstudio.ops import backend
+
+    def load(self: Any, device: torch.device) -> Any:
+        if device.type != "cuda":
+            raise RuntimeError(f"a CUDA library for {device}")
+        handle = getattr(backend, self.name.upper()).load()
+        return None if handle is None else _Library(handle)
+
+    module.CudaLibrary.load = load

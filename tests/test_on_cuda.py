@@ -1,0 +1,187 @@
+"""CUDA without a device: everything that runs there, on an emulated one (``emulated_cuda``)."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import emulated_cuda
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device: the tests run on it"),
+    pytest.mark.skipif(emulated_cuda.why_not() is not None, reason=f"no emulated device: {emulated_cuda.why_not()}"),
+]
+
+
+@pytest.fixture(scope="session")
+def device(tmp_path_factory):
+    """The environment of a process that has the emulated device."""
+    folder = tmp_path_factory.mktemp("emulated_cuda")
+    environment = emulated_cuda.environment(folder)
+    paths = [str(TESTS), str(TESTS.parent), environment["PYTHONPATH"]]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+
+
+def _run(device, command, folder=None, limit=400):
+    done = subprocess.run(command, env=device, capture_output=True, text=True, timeout=limit, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def _python(device, code, *arguments):
+    return _run(device, [sys.executable, "-c", textwrap.dedent(code), *arguments])
+
+
+LAWS = """
+    import pytest, torch
+    from emulated_device import STATE
+
+    assert torch.cuda.is_available() and torch.zeros(3, device="cuda").device == torch.device("cuda:0")
+
+    # What it computes is what a processor computes, gradients and in-place changes of views among it.
+    def compute(place):
+        torch.manual_seed(0)
+        x = torch.arange(24.0).reshape(4, 6).to(place).requires_grad_()
+        y = torch.cat([x.sin(), x.T.contiguous().T * 2.5, x[:, [1, 1]]], 1)
+        y = torch.nn.functional.conv2d(y[None, None, :, 2:], torch.ones(3, 1, 2, 2).to(place))
+        y = y.softmax(-1).cumsum(2) + (x[1:, 1].detach() > 7).float()[:, None]
+        y.square().sum().backward()
+        z = torch.zeros(5, 3).to(place)
+        z[1:3, 1] = x.grad[:2, 0]
+        z.view(-1)[::2].mul_(3).clamp_(min=-1)
+        torch.addmm(z[:, 0], z, z.T, out=(out := torch.empty(0).to(place)))
+        return [y.detach(), x.grad, z, z.nonzero(), out, z[z != 0], z.argsort(stable=True), torch.where(z > 0, z, 7.5)]
+
+    for here, there in zip(compute("cpu"), compute("cuda"), strict=True):
+        assert there.is_cuda and there.dtype == here.dtype and torch.equal(there.cpu(), here)
+
+    # Devices are not mixed.
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.ones(3, device="cuda") + torch.ones(3)
+    assert float(torch.ones(3, device="cuda").sum() + torch.tensor(1.0)) == 4
+    with pytest.raises(TypeError, match="cuda"):
+        torch.ones(3, device="cuda").numpy()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device="cuda", generator=torch.Generator())
+
+    # The generator's state is all there is to what is drawn.
+    torch.manual_seed(3)
+    torch.rand(5, device="cuda")
+    state = torch.cuda.get_rng_state()
+    drawn = torch.randn(7, device="cuda")
+    assert not torch.equal(torch.randn(7, device="cuda"), drawn)
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(torch.randn(7, device="cuda"), drawn)
+
+    # A replay sees what is in memory then.
+    place, graph = torch.ones(4, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = (2 * place + 1).cumsum(0)
+    place.fill_(3)
+    graph.replay()
+    assert result.tolist() == [7, 14, 21, 28]
+    for wrong in (lambda: float(place[0]), lambda: place.nonzero(), lambda: place.cpu(), lambda: place[place > 0]):
+        with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            wrong()
+
+    # Waits and memory are counted.
+    before = len(STATE.waits)
+    place.add_(1).sum()
+    assert len(STATE.waits) == before
+    place.tolist()
+    assert len(STATE.waits) > before
+    held = torch.cuda.memory_allocated()
+    large = torch.zeros(1 << 20, device="cuda")
+    assert torch.cuda.memory_allocated() - held == 4 << 20
+    del large
+    assert torch.cuda.memory_allocated() == held
+    print("lawful")
+"""
+
+
+def test_the_emulated_device_is_like_one(device):
+    assert "lawful" in _python(device, LAWS)
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen", "least"),
+    [
+        (["test_graphed.py"], "", 8),
+        (["test_ray_ops.py"], "cuda and not sources", 40),
+        (["test_triton_network.py"], "cuda_finds or on_cuda", 5),
+    ],
+    ids=["graphs", "rays", "triton"],
+)
+def test_what_is_skipped_without_a_device_passes_on_it(device, files, chosen, least):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-rs", "-k", chosen]
+    said = _run(device, [*command, *(str(TESTS / name) for name in files)])
+    passed, skipped = (re.search(rf"(\d+) {word}", said) for word in ("passed", "skipped"))
+    assert passed is not None
+    assert int(passed[1]) >= least, said[-2000:]
+    assert skipped is None, said[-2000:]
+
+
+TRAININGS = """
+    import sys, tempfile
+    from pathlib import Path
+
+    import torch
+    from emulated_device import STATE
+    from tiny import SAVE, STEPS, checkpoints, differences, load, tiny_config, train
+
+    from aire_nerfstudio import record
+    from aire_nerfstudio.models.trainer import AdaptiveTrainer
+
+    task, is_graph = sys.argv[1], sys.argv[2] == "graph"
+    folder = Path(tempfile.mkdtemp())
+
+    def configured(name, **trainer):
+        config = tiny_config(task, folder / name, {"cuda_graph": is_graph}, **trainer)
+        config.machine.device_type = "cuda"
+        return config
+
+    whole = configured("whole")
+    trainer = train(whole)
+    devices = {p.device.type for p in trainer.pipeline.model.parameters()}
+    assert devices == {"cuda"}, devices
+
+    # Resumed from each of its checkpoints, a run ends as the uninterrupted one.
+    end = load(checkpoints(whole)[-1])
+    for at in (1, 3):
+        step = int(checkpoints(whole)[at].stem.removeprefix("step-"))
+        again = configured(f"from {at}", load_dir=whole.get_checkpoint_dir(), load_step=step)
+        train(again)
+        found = differences(load(checkpoints(again)[-1]), end)
+        assert not found, (at, found[:5])
+
+    # The host runs ahead of the device: it waits where the faults of many steps are looked for, and for little else.
+    record.RunRecord.is_due = lambda self, step: False
+    train_iteration, waits = AdaptiveTrainer.train_iteration, []
+
+    def counted(self, at):
+        before = len(STATE.waits)
+        result = train_iteration(self, at)
+        waits.append(STATE.waits[before:])
+        return result
+
+    AdaptiveTrainer.train_iteration = counted
+    train(configured("counted"))
+    assert len(waits) == STEPS
+    quiet = sum(not each for each in waits)
+    print("steps without a wait:", quiet, "of", STEPS)
+    # All but evaluations, checkpoints, changes of the architecture, captures and looks for faults, in so short a run.
+    assert task == "nerf" or quiet > 0.4 * STEPS, waits
+    print("trained")
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "how"), [("nerf", "plain"), ("image", "graph"), ("sdf", "graph"), ("flow", "plain"), ("flow", "graph")]
+)
+def test_training_there_resumes_and_does_not_wait(device, task, how):
+    assert "trained" in _python(device, TRAININGS, task, how)
