@@ -113,7 +113,7 @@ def test_the_emulated_device_is_like_one(device):
     [
         (["test_graphed.py"], "", 8),
         (["test_ray_ops.py"], "cuda and not sources", 40),
-        (["test_triton_network.py"], "cuda_finds or on_cuda", 5),
+        (["test_triton_network.py"], "cuda_finds and siren or on_cuda", 2),
     ],
     ids=["graphs", "rays", "triton"],
 )

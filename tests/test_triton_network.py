@@ -17,7 +17,11 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
 # Odd widths, one layer, many outputs, more rows than a program's share, fewer than one.
-SHAPES = [((70, 33), 2, 3, 300), ((40,), 3, 1, 129), ((130, 64), 8, 9, 200), ((64, 128, 31), 1, 8, 17)]
+# Then networks of many inputs, and of many outputs as well.
+SHAPES = [
+    *[((70, 33), 2, 3, 300), ((40,), 3, 1, 129), ((130, 64), 4, 9, 200), ((64, 128, 31), 1, 8, 17)],
+    *[((24, 140), 70, 3, 140), ((33,), 9, 20, 65), ((65,), 3, 65, 130)],
+]
 
 CHECK = """
     import copy, torch
@@ -51,7 +55,7 @@ CHECK = """
             evaluated = triton_network(x, *network.for_ops())
         assert evaluated.dtype == torch.float32 and evaluated.shape == y.shape
         assert relative(evaluated, wanted) < 2e-3, relative(evaluated, wanted)
-        assert can_fuse(network.for_ops()[0]) == (max(widths) <= 128 and out <= 16)
+        assert can_fuse(network.for_ops()[0]) == (max(widths) <= 128 and out <= 16 and d <= 4)
     with torch.no_grad():
         assert triton_network(x[:0], *network.for_ops()).shape == (0, out)
     # Gradients beyond float16's largest, between the layers.
@@ -122,10 +126,12 @@ COMPILE = """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from aire_nerfstudio.ops import triton_kernels as kernels
+    from aire_nerfstudio.ops import triton_sums as sums
+    from aire_nerfstudio.ops.triton_network import NARROW
 
     ptxas = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
 
-    def check(function, types, constants, aligned, warps):
+    def check(function, types, constants, aligned, warps, is_product=True):
         at = function.arg_names.index
         signature = {**types, **{name: "constexpr" for name in constants}}
         source = ASTSource(
@@ -140,29 +146,34 @@ COMPILE = """
             said = subprocess.run(command, capture_output=True, text=True).stderr
         spilled = [int(n) for n in re.findall(r"(\\d+) bytes spill", said)]
         assert spilled and not any(spilled), (function, constants, said)
-        assert constants.get("NARROW") or "wgmma" in made.asm["ptx"], (function, constants)
+        assert not is_product or constants.get("NARROW") or "wgmma" in made.asm["ptx"], (function, constants)
 
+    # Numbers that are 1 are constants to Triton, and what it then does with them has to compile as well.
     for columns in (64, 128):
-        for kind in range(4):
+        for kind in range(4 if columns == 64 else 1):  # the others have the same tiles
             kept = "*i16" if kind == 0 else "*fp32"
-            for narrow in (True, False):
-                wide, warps = kernels.columns_and_warps(columns, narrow)
+            for narrow in (0, 1, NARROW):
+                wide, warps = kernels.columns_and_warps(columns, narrow, kind)
                 share = {"ROWS": kernels.ROWS, "COLUMNS": wide, "DEPTH": kernels.DEPTH}
                 kind_of = "*fp32" if narrow else "*fp16"
-                sizes = {"rows": "i32", "depth": "i32", "columns": "i32", "omega": "fp32"}
+                sizes = {"rows": "i32", "depth": "i32", "columns": "i32", "width": "i32", "omega": "fp32"}
                 whole = ["columns"] if narrow else ["columns", "depth"]
                 check(
                     kernels.layer_forward,
-                    {"x": kind_of, "weight": kind_of, "bias": "*fp32", "value": "*fp16", "kept": kept, **sizes},
+                    {"x": kind_of, "weight": kind_of, "bias": "*fp32", "value": "*fp16", "kept": kept,
+                     "largest": "*fp32", **sizes},
                     {"KIND": kind, "NARROW": narrow, "KEEP": True, **share},
                     ["x", "weight", "bias", "value", "kept", *whole], warps,
                 )
-                check(
-                    kernels.layer_backward,
-                    {"grad": kind_of, "weight": kind_of, "kept": kept, "factor": "*fp32", "out": "*fp16", **sizes},
-                    {"KIND": kind, "NARROW": narrow, **share},
-                    ["grad", "weight", "kept", "out", *whole], warps,
-                )
+                for first, store in ((0, True), (2, False), (NARROW, True)):
+                    parts = {n: "*fp32" for n in ("factor", "sums", "of_following", "of_first", "largest")}
+                    check(
+                        kernels.layer_backward,
+                        {"grad": kind_of, "weight": kind_of, "kept": kept, "out": "*fp16",
+                         "x": "*fp32" if first else "*fp16", **parts, **sizes},
+                        {"KIND": kind, "NARROW": narrow, "FIRST": first, "STORE": store, **share},
+                        ["grad", "weight", "kept", "out", *whole], warps,
+                    )
         wide, warps = kernels.columns_and_warps(columns)
         check(
             kernels.outer_product,
@@ -170,6 +181,40 @@ COMPILE = """
             {"BLOCK_N": wide, "BLOCK_K": wide, "DEPTH": kernels.DEPTH},
             ["grad", "x", "partial", "n", "k", "share"], warps,
         )
+    for few in (kernels.FEW_OUT, kernels.MANY_OUT):
+        for along in ({"along_depth": 1}, {"along_output": 1}):
+            check(
+                kernels.affine,
+                {"x": "*fp16", "high": "*fp16", "low": "*fp16", "bias": "*fp32", "y": "*fp32", "rows": "i32",
+                 "depth": "i32", "outputs": "i32", "along_output": "i32", "along_depth": "i32"},
+                {"BIAS": True, "LOW": True, "ROWS": kernels.ROWS, "OUT": few, "DEPTH": kernels.DEPTH, **along},
+                ["x", "high", "low", "depth", "along_output" if "along_depth" in along else "along_depth"], 4,
+            )
+    for one in ({}, {"n": 1}, {"k": 1}):
+        check(
+            sums.pack,
+            {"weight": "*fp32", "high": "*fp16", "low": "*fp16", "norms": "*fp32", "n": "i32", "k": "i32",
+             "columns": "i32", "padded_n": "i32"},
+            {"LOW": True, "NORMS": True, "ROWS": sums.PACK_ROWS, "COLUMNS": sums.PACK_COLUMNS, **one},
+            ["high", "low", "columns", "padded_n"], 4, is_product=False,
+        )
+    for one in ({}, {"down": 1, "padded_down": 1}, {"across": 1, "shares": 1}):
+        for transposed in (False, True):
+            check(
+                sums.total,
+                {**{n: "*fp32" for n in ("partial", "numerator", "denominator", "out")},
+                 **{n: "i32" for n in ("shares", "across", "down", "padded_across", "padded_down")}},
+                {"TRANSPOSED": transposed, "BLOCK": sums.TOTAL_BLOCK, "SHARES": sums.TOTAL_SHARES, **one},
+                ["partial", "padded_across"], 4, is_product=False,
+            )
+    for kind in range(4):
+        for one in ({}, {"n_grads": 1, "n_norms": 1, "n_sizes": 1}):
+            check(
+                sums.next_scale,
+                {**{n: "*fp32" for n in ("grads", "norms", "sizes", "scale", "factor", "following")}, "omega": "fp32",
+                 **{n: "i32" for n in ("n_grads", "n_norms", "n_sizes")}},
+                {"KIND": kind, "HAS_GRADS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], 4, is_product=False,
+            )
     names = ["x", "first", "hidden", "last", "bias", "last_bias", "omega", "y"]
     for width in kernels.FUSED_WIDTHS:
         for kind in range(4):

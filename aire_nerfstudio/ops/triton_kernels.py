@@ -1,7 +1,9 @@
 """Triton kernels of a sine network on CUDA: a layer forward and backward, dW, and a narrow network in one launch.
 
-Operands are float16, sums float32. All matrices have padded columns, multiples of :data:`PAD`, so that only rows need
-masks; what is in the padding is zero, or is multiplied by zero. Layers of few inputs multiply float32 coordinates.
+Operands are float16, sums float32. Large matrices have padded columns, multiples of :data:`PAD`, so that only rows need
+masks; what is in the padding is zero, or is multiplied by zero. Layers of few inputs multiply float32 coordinates. What
+backward can compute of a layer while its tile is in the registers is computed there: biases' gradients, those of the
+first and the last weights where these are narrow, and the largest gradient; memory is what a step waits for.
 Sines are polynomials of the phase in turns: two special-function calls would take as long on Hopper, and the phase is
 what backward wants, in 16 bits.
 """
@@ -16,9 +18,13 @@ PAD = 64
 ROWS, DEPTH = 128, 64
 
 
-def columns_and_warps(columns: int, is_narrow: bool = False) -> tuple[int, int]:
+def columns_and_warps(columns: int, is_narrow: bool = False, kind: int = 0) -> tuple[int, int]:
     """Columns of a program's share and its warps, for a multiple of :data:`PAD`: none spills registers on Hopper."""
-    return (128, 8) if columns % 128 == 0 and not is_narrow else (64, 4)
+    if kind != 0:
+        return 32 if is_narrow else 64, 8
+    if is_narrow:
+        return 64, 8
+    return (128, 8) if columns % 128 == 0 else (64, 4)
 
 
 @triton.jit
@@ -64,6 +70,15 @@ def _value_and_kept(z, omega, KIND: tl.constexpr):
 
 
 @triton.jit
+def _value(kept, omega, KIND: tl.constexpr):
+    """The activation, from what was kept."""
+    if KIND == 0:
+        return _sine(kept)
+    value, _ = _value_and_kept(kept, omega, KIND)
+    return value
+
+
+@triton.jit
 def _slope(kept, omega, KIND: tl.constexpr):
     """The activation's derivative, from what was kept."""
     if KIND == 0:
@@ -83,13 +98,15 @@ def _slope(kept, omega, KIND: tl.constexpr):
 
 @triton.jit
 def layer_forward(
-    x, weight, bias, value, kept, rows, depth, columns, omega,
+    x, weight, bias, value, kept, largest, rows, depth, columns, width, omega,
     KIND: tl.constexpr, NARROW: tl.constexpr, KEEP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
 
-    x is [rows, depth], float16, or float32 with a depth of a few where NARROW; weight [columns, depth] of x's type.
+    x is [rows, depth] and weight [columns, depth], float16; where NARROW, a depth of so few, float32, and weight
+    [width, NARROW]; bias [width]: of the columns that are not padding. largest [programs]: each one's largest |z|,
+    where z is kept.
     """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -97,9 +114,9 @@ def layer_forward(
     z = tl.zeros((ROWS, COLUMNS), tl.float32)
     place = r.to(tl.int64)
     if NARROW:
-        for k in range(depth):
-            a = tl.load(x + place * depth + k, mask=r < rows, other=0.0)
-            z += a[:, None] * tl.load(weight + c * depth + k)[None, :]
+        for k in tl.static_range(NARROW):
+            a = tl.load(x + place * NARROW + k, mask=r < rows, other=0.0)
+            z += a[:, None] * tl.load(weight + c * NARROW + k, mask=c < width, other=0.0)[None, :]
     else:
         k = tl.arange(0, DEPTH)
         left = x + place[:, None] * depth + k[None, :]
@@ -108,7 +125,7 @@ def layer_forward(
             z = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), z)
             left += DEPTH
             right += DEPTH
-    z += tl.load(bias + c)[None, :]
+    z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
     v, keep = _value_and_kept(z, omega, KIND)
     at = place[:, None] * columns + c[None, :]
     tl.store(value + at, v.to(tl.float16), mask=is_row)
@@ -119,27 +136,41 @@ def layer_forward(
             tl.store(kept + at, tl.minimum(tl.maximum(turn, -32768.0), 32767.0).to(tl.int16), mask=is_row)
         else:
             tl.store(kept + at, keep, mask=is_row)
+            size = tl.max(tl.max(tl.where(is_row, tl.abs(keep), 0.0), 1), 0)
+            tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
 
 
 @triton.jit
 def layer_backward(
-    grad, weight, kept, factor, out, rows, depth, columns, omega,
-    KIND: tl.constexpr, NARROW: tl.constexpr,
+    grad, weight, kept, x, factor, out, sums, of_following, of_first, largest,
+    rows, depth, columns, width, omega,
+    KIND: tl.constexpr, NARROW: tl.constexpr, FIRST: tl.constexpr, STORE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
-    grad is [rows, depth], what the next layer's z gets, and weight [depth, columns]; float32 where NARROW.
+    grad is [rows, depth], what the next layer's z gets, and weight [depth, columns], float16; where NARROW, a depth of
+    so few, float32, and weight [NARROW, width]. Besides, of each block of ROWS rows: sums [blocks, columns] of out;
+    where NARROW, of_following [blocks, NARROW, columns], grad^T times this layer's values; where FIRST, of_first
+    [blocks, FIRST, columns], x^T out, for x [rows, FIRST]; largest [programs], the largest |out|. Out itself where
+    STORE.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(0)
+    r = block * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     is_row = r[:, None] < rows
     g = tl.zeros((ROWS, COLUMNS), tl.float32)
     place = r.to(tl.int64)
+    at = place[:, None] * columns + c[None, :]
+    keep = tl.load(kept + at, mask=is_row, other=0)
+    if KIND == 0:
+        keep = keep.to(tl.float32) * (1.0 / 65536.0)
     if NARROW:
-        for k in range(depth):
-            a = tl.load(grad + place * depth + k, mask=r < rows, other=0.0)
-            g += a[:, None] * tl.load(weight + k * columns + c)[None, :]
+        h = _value(keep, omega, KIND)
+        for k in tl.static_range(NARROW):
+            a = tl.load(grad + place * NARROW + k, mask=r < rows, other=0.0)
+            g += a[:, None] * tl.load(weight + k * width + c, mask=c < width, other=0.0)[None, :]
+            tl.store(of_following + (block * NARROW + k) * columns + c, tl.sum(a[:, None] * h, 0))
     else:
         k = tl.arange(0, DEPTH)
         left = grad + place[:, None] * depth + k[None, :]
@@ -148,12 +179,46 @@ def layer_backward(
             g = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), g)
             left += DEPTH
             right += DEPTH * columns
-    at = place[:, None] * columns + c[None, :]
-    keep = tl.load(kept + at, mask=is_row, other=0)
-    if KIND == 0:
-        keep = keep.to(tl.float32) * (1.0 / 65536.0)
-    slope = _slope(keep, omega, KIND)
-    tl.store(out + at, (g * slope * tl.load(factor)).to(tl.float16), mask=is_row)
+    g = g * _slope(keep, omega, KIND) * tl.load(factor)
+    tl.store(sums + block * columns + c, tl.sum(g, 0))
+    if FIRST:
+        for k in tl.static_range(FIRST):
+            a = tl.load(x + place * FIRST + k, mask=r < rows, other=0.0)
+            tl.store(of_first + (block * FIRST + k) * columns + c, tl.sum(a[:, None] * g, 0))
+    if STORE:
+        tl.store(out + at, g.to(tl.float16), mask=is_row)
+        size = tl.max(tl.max(tl.abs(g), 1), 0)
+        tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), size)
+
+
+@triton.jit
+def affine(
+    x, high, low, bias, y, rows, depth, outputs, along_output, along_depth,
+    BIAS: tl.constexpr, LOW: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """Y [rows, outputs] = x weight^T + bias in float32, for float16 x [rows, depth] and weight = high + low.
+
+    The weight's element for output o and depth k lies at o along_output + k along_depth, up to a multiple of OUT.
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    k = tl.arange(0, DEPTH)
+    is_row = r[:, None] < rows
+    place = r.to(tl.int64)
+    left = x + place[:, None] * depth + k[None, :]
+    right = o[None, :] * along_output + k[:, None] * along_depth
+    total = tl.zeros((ROWS, OUT), tl.float32)
+    for _ in range(0, depth, DEPTH):
+        a = tl.load(left, mask=is_row, other=0.0)
+        if LOW:
+            total = tl.dot(a, tl.load(low + right), total)
+        total = tl.dot(a, tl.load(high + right), total)
+        left += DEPTH
+        right += DEPTH * along_depth
+    is_output = o < outputs
+    if BIAS:
+        total += tl.load(bias + o, mask=is_output, other=0.0)[None, :]
+    tl.store(y + place[:, None] * outputs + o[None, :], total, mask=is_row & is_output[None, :])
 
 
 @triton.jit
@@ -174,6 +239,9 @@ def outer_product(
         total = tl.dot(left, right, total)
     tl.store(partial + (part * n + i[:, None]).to(tl.int64) * k + j[None, :], total)
 
+
+# Columns of a program of affine: for outputs of up to so many, and for more.
+FEW_OUT, MANY_OUT = 16, 64
 
 # Widest layer of which a whole network's values stay in registers, and rows and warps of a program then.
 FUSED_WIDTHS = (64, 128)

@@ -21,7 +21,7 @@ NATIVE = {
 ALSO = ("aten::copy_", "aten::convolution", "aten::convolution_backward")
 # Some of their tensors may be a processor's.
 INDEXED = ("aten::index.Tensor", "aten::_index_put_impl_")
-MIXED = {"aten::copy_", "aten::index_put_", *INDEXED}
+MIXED = {"aten::copy_", "aten::fill_.Tensor", "aten::index_put_", *INDEXED}
 
 
 class Recording:

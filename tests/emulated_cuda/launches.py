@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def of_triton(interpreter: Any) -> None:
         launch(lambda: given(self, *there, **named_there), tensors)
 
     interpreter.GridExecutor.__call__ = call
+
+
+def of_launches(watch: Callable[[list[Any]], None]) -> None:
+    """Call ``watch`` with the tensors of each launch of a Triton kernel."""
+    global launch
+    given = launch
+
+    def watched(call: Callable[[], object], tensors: list[Any] = ()) -> None:
+        watch(list(tensors))
+        given(call, tensors)
+
+    launch = watched
 
 
 class _Library:

@@ -1,0 +1,99 @@
+"""Triton kernels of a sine network's small matrices: weights packed, partial sums added up, scales chosen.
+
+Each takes the place of a handful of PyTorch's launches, which in a graph cost more than their work.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Rows and columns of a program of pack; columns and shares at a time of total; numbers at a time of next_scale.
+PACK_ROWS, PACK_COLUMNS = 128, 32
+TOTAL_BLOCK, TOTAL_SHARES = 64, 16
+SCALE_BLOCK = 1024
+# What gradients between layers are kept below; float16 ends at 65,504.
+LARGEST = tl.constexpr(3e4)
+
+
+@triton.jit
+def pack(
+    weight, high, low, norms, n, k, columns, padded_n,
+    LOW: tl.constexpr, NORMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """High [padded_n, columns] = weight [n, k] in float16, zeros around it; low: what is left of it, in float16.
+
+    norms [programs]: the largest sum of |weight| down a column of each program's, which all rows of these go through.
+    """
+    j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    norm = tl.zeros((COLUMNS,), tl.float32)
+    for begin in range(0, padded_n, ROWS):
+        i = begin + tl.arange(0, ROWS)
+        is_there = (i[:, None] < n) & (j[None, :] < k)
+        w = tl.load(weight + i[:, None] * k + j[None, :], mask=is_there, other=0.0)
+        at = i[:, None] * columns + j[None, :]
+        is_inside = (i[:, None] < padded_n) & (j[None, :] < columns)
+        rounded = w.to(tl.float16)
+        tl.store(high + at, rounded, mask=is_inside)
+        if LOW:
+            tl.store(low + at, (w - rounded.to(tl.float32)).to(tl.float16), mask=is_inside)
+        norm += tl.sum(tl.abs(w), 0)
+    if NORMS:
+        tl.store(norms + tl.program_id(0), tl.max(norm, 0))
+
+
+@triton.jit
+def total(
+    partial, numerator, denominator, out, shares, across, down, padded_across, padded_down,
+    TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """Out [down, across] = numerator / denominator times the sum of partial [shares, padded_down, padded_across].
+
+    The sum is over shares. Where TRANSPOSED, out is [across, down].
+    """
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(1)
+    first = tl.arange(0, SHARES)
+    found = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, shares, SHARES):
+        s = begin + first
+        is_there = (s[:, None] < shares) & (j[None, :] < across)
+        at = (s.to(tl.int64)[:, None] * padded_down + i) * padded_across + j[None, :]
+        found += tl.sum(tl.load(partial + at, mask=is_there, other=0.0), 0)
+    found = found * (tl.load(numerator) / tl.load(denominator))
+    at = j * down + i if TRANSPOSED else i * across + j
+    tl.store(out + at, found, mask=j < across)
+
+
+@triton.jit
+def next_scale(
+    grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
+    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Factor []: what keeps a layer's gradient below float16's end; following [] = scale [] times it.
+
+    grads: largest gradients of the layer behind, 1 without HAS_GRADS; norms: largest column sums of its weights; sizes:
+    largest |z| of this layer, which bound the slope of FINER and SPDER.
+    """
+    grad = 1.0
+    if HAS_GRADS:
+        grad = _largest(grads, n_grads, BLOCK)
+    slope = omega
+    if KIND == 3:
+        slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
+    elif KIND != 0:
+        slope = omega * (1 + 2 * _largest(sizes, n_sizes, BLOCK))
+    bound = grad * _largest(norms, n_norms, BLOCK) * slope
+    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), 1.0)
+    tl.store(factor, found)
+    tl.store(following, tl.load(scale) * found)
+
+
+@triton.jit
+def _largest(values, count, BLOCK: tl.constexpr):
+    """The largest of ``count`` numbers of 0 or more."""
+    found = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, count, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        found = tl.maximum(found, tl.load(values + i, mask=i < count, other=0.0))
+    return tl.max(found, 0)
