@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
-from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
+from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.models.nerf import NerfModelConfig
 from aire_nerfstudio.models.optimizers import FieldAdamConfig
@@ -26,7 +26,7 @@ def _method(activation: Activation) -> MethodSpecification:
         steps_per_save=2_500,
         mixed_precision=False,
         pipeline=SharedRaysPipelineConfig(
-            datamanager=VanillaDataManagerConfig(
+            datamanager=RaysDataManagerConfig(
                 dataparser=BlenderSceneConfig(), train_num_rays_per_batch=4096, eval_num_rays_per_batch=4096
             ),
             model=NerfModelConfig(activation=activation),
