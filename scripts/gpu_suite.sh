@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
-#   bash scripts/gpu_suite.sh OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: all six)
+#   bash scripts/gpu_suite.sh OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: the last six)
+# first and second are what a quarter of an hour can show, each part with a limit: ops and speed at 256 and 512; a fit, and a minute of
+# Lego at two precisions.
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
 # SCENE=folder (Lego, Blender format) for nerf and compare; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
 # On a host without network: scripts/offline_bundle.sh.
 set -uo pipefail
-[ $# -ge 1 ] || { echo "usage: $0 OUTPUT_FOLDER [ops] [bench] [images] [surfaces] [nerf] [compare]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: $0 OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]" >&2; exit 2; }
 cd "$(dirname "$0")/.." && source_folder="$PWD" && cd - > /dev/null || exit 1
 out="$1"; shift
 wanted="${*:-ops bench images surfaces nerf compare}" steps="${STEPS:-37500}"
 for section in $wanted; do
-    case "$section" in ops|bench|images|surfaces|nerf|compare) ;; *)
-        echo "error: there is no section $section; choose from ops bench images surfaces nerf compare" >&2; exit 2;; esac
+    case "$section" in first|second|ops|bench|images|surfaces|nerf|compare) ;; *)
+        echo "error: there is no section $section; choose from first second ops bench images surfaces nerf compare" >&2; exit 2;; esac
 done
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
@@ -29,7 +31,7 @@ run() {
     log="$out/$(echo "$title" | tr -c 'a-zA-Z0-9\n' '-').log"
     echo "[suite] $title"
     begin=$(date +%s)
-    "$@" > "$log" 2>&1; status=$?
+    timeout "${SUITE_LIMIT:-0}" "$@" > "$log" 2>&1; status=$?  # 0: none
     [ "$status" = 0 ] || failed=$((failed + 1))
     { echo; echo "## $title"; echo; echo "\`$*\`: $( [ "$status" = 0 ] && echo done || echo "FAILED ($status)"), $(( $(date +%s) - begin )) s"
       echo; echo '```'; tail -n "${TAIL:-40}" "$log"; echo '```'; } >> "$report"
@@ -37,12 +39,36 @@ run() {
 left_out() { echo "[suite] left out: $1"; { echo; echo "## Left out: $1"; } >> "$report"; }
 
 for section in $wanted; do case "$section" in
+first)
+    export SUITE_LIMIT=150
+    run "What is built" python -m aire_nerfstudio.ops
+    run "Ops are right" python -m pytest -q -rs -x "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_triton_network.py \
+        "$source_folder"/tests/test_rays_manager.py "$source_folder"/tests/test_ray_ops.py -k "not sources and not compile and not interpreter"
+    export SUITE_LIMIT=200
+    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --repeats 5 --out "$out/first"
+    TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/first-rays"
+    unset SUITE_LIMIT
+    ;;
+second)
+    export SUITE_LIMIT=270
+    if [ -n "${PICTURES:-}" ]; then
+        run "One fit of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
+            --image "$(ls "$PICTURES" | grep -m 1 "${NAMES:-png}")" --precisions medium high highest
+    else left_out "a fit: PICTURES names no folder"; fi
+    if [ -n "${SCENE:-}" ]; then
+        for precision in high medium; do
+            run "Lego, $precision" aire-compare --data "$SCENE" --minutes 1 --views 20 --output-dir "$out/first-lego-$precision" \
+                --methods "aire-siren, $precision=aire-siren --matmul-precision $precision"
+        done
+    else left_out "a minute of Lego: SCENE names no folder"; fi
+    unset SUITE_LIMIT
+    ;;
 ops)
     run "What is built" python -m aire_nerfstudio.ops
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
         "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
-        "$source_folder"/tests/test_graphed.py
+        "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then
         run "Ops under compute-sanitizer" compute-sanitizer --error-exitcode 9 python -m pytest -q -x \
             "$source_folder"/tests/test_ray_ops.py -k cuda

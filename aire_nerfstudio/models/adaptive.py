@@ -33,7 +33,7 @@ from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
-from aire_nerfstudio.ops.graphed import GraphedLoss, Loss
+from aire_nerfstudio.ops.graphed import Loss, as_graph
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel
@@ -137,7 +137,7 @@ class AdaptiveModel(PartViews):
 
     def as_graph(self, loss: Loss) -> Loss:
         """``loss``, as a CUDA graph where the configuration asks for it."""
-        return GraphedLoss(loss) if self.config.cuda_graph else loss
+        return as_graph(loss, self.config.cuda_graph)
 
     def fixed_settings(self) -> dict[str, Any]:
         """Settings that change the function but no shape; a checkpoint of others is refused."""

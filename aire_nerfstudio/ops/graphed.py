@@ -54,6 +54,11 @@ class GraphedLoss:
         return dict(zip(graph.names, _Replay.apply(graph, tensors, *parameters).unbind(), strict=True))
 
 
+def as_graph(loss: Loss, is_wanted: bool) -> Loss:
+    """``loss`` through CUDA graphs where that is wanted, else as it is."""
+    return GraphedLoss(loss) if is_wanted else loss
+
+
 class _Graph:
     """A loss at tensors of certain shapes, and its gradients, captured.
 

@@ -116,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         "--precision", default="highest", choices=["highest", "high", "medium"],
         help="of products (torch.set_float32_matmul_precision); highest, float32, is what the results here have",
     )  # fmt: skip
+    parser.add_argument(
+        "--cuda-graph", action="store_true",
+        help="loss and gradients as CUDA graphs: sooner where a step is small, the same but for rounding",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")
     parser.add_argument(
@@ -142,6 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
         names = [name for name in EXPERIMENTS if kind is None or kind_of(name) == kind]
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {given.device}: there is no CUDA device; use cpu")
+    if given.cuda_graph and not given.device.startswith("cuda"):
+        raise InputError(f"--cuda-graph with --device {given.device}: there are graphs on CUDA only; leave it out")
     jobs = (4 if given.device.startswith("cuda") else os.cpu_count() or 1) if given.jobs is None else given.jobs
     if jobs < 1:
         raise InputError(f"--jobs is {jobs}; it must be at least 1")
@@ -160,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
             path = default_source(kind_of(name))
             data, chosen = path.parent, chosen or [path.name]
         choice = Choice(given.budget, choose_sources(data, chosen, kind_of(name)), tuple(given.seeds), changes)
-        store = Store(given.out / "fits", data, given.device, given.precision)
+        store = Store(given.out / "fits", data, given.device, given.precision, given.cuda_graph)
         planned.append((make_experiment(name, choice), choice, data, store))
     failures: list[str] = []
     for experiment, choice, data, store in planned:

@@ -23,6 +23,7 @@ from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
+from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.arrays import load_arrays, save_arrays
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
@@ -128,10 +129,15 @@ class FlowFit:
 
             return Probe(outputs)
 
+        def terms_of(network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
+            return flow_loss(network, points, normals, distances, self.alpha, FlowWeights())
+
+        graphed = as_graph(terms_of, store.cuda_graph)
+
         def loss(step: int) -> tuple[Tensor, None]:
             batch = samples.batch(step)
             points = torch.cat([pad(torch.cat([batch.on, batch.off]), (0, 1)), anywhere.at(step)])
-            terms = flow_loss(network, points, batch.normals, batch.distances, self.alpha, FlowWeights())
+            terms = graphed(network, points, batch.normals, batch.distances)
             return torch.stack(list(terms.values())).sum(), None
 
         total = surface_steps(self.epochs, len(surface.points), self.on_surface)

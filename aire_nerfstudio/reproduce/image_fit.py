@@ -19,6 +19,7 @@ from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.evaluate import decibel, inference_time, score_pixels, structural_similarity
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
@@ -96,7 +97,7 @@ class ImageFit:
             keep_freed_memory()
         picture = load_picture(self, folder)
         recorder = Recorder(picture, device) if is_recorded else None
-        done = fit_image(self, picture, device, progress, recorder)
+        done = fit_image(self, picture, device, progress, recorder, store.cuda_graph)
         if recorder is not None:
             recorder.save(store.record_path(self))
         return done.figures
@@ -138,7 +139,7 @@ def load_picture(fit: ImageFit, folder: Path) -> Picture:
 
 def fit_image(
     fit: ImageFit, picture: Picture, device: str = "cpu", progress: Progress | None = None,
-    recorder: Recorder | None = None,
+    recorder: Recorder | None = None, cuda_graph: bool = False,
 ) -> FittedImage:  # fmt: skip
     """Train one network on one picture.
 
@@ -148,6 +149,7 @@ def fit_image(
         device: where to train.
         progress: called with (step, steps) now and then.
         recorder: keeps what figures need.
+        cuda_graph: loss and gradients as a CUDA graph.
 
     Returns:
         ``figures``: ``psnr_test``, ``psnr_train`` and ``ssim`` at the end; ``psnr_test_before_removal`` and
@@ -177,9 +179,10 @@ def fit_image(
 
         return Probe(outputs, residual)
 
+    error_of = as_graph(_error, cuda_graph)
+
     def loss(step: int) -> tuple[Tensor, Tensor]:
-        points, values = batches.batch(step)
-        error = network.mean_square_step(points, 2 * values - 1)
+        error = error_of(network, *batches.batch(step))["error"]
         return error, error / 4
 
     def score() -> float:
@@ -206,6 +209,11 @@ def fit_image(
         "widths": network.widths,
     }
     return FittedImage(figures, network, picture)
+
+
+def _error(network: SineMLP, points: Tensor, values: Tensor) -> dict[str, Tensor]:
+    """Mean squared error of a batch with values in [0, 1], which the network gives in [-1, 1]."""
+    return {"error": network.mean_square_step(points, 2 * values - 1)}
 
 
 class _ImageWatcher(Watcher):

@@ -24,11 +24,14 @@ class Store:
         sources: folder of the pictures or shapes.
         device: where fits run: ``cpu``, ``cuda``, ``cuda:1``...
         precision: of products, as ``torch.set_float32_matmul_precision`` has it.
+        cuda_graph: losses are CUDA graphs; what a fit gives is the same but for rounding.
     """
 
-    def __init__(self, folder: Path, sources: Path, device: str, precision: str = "highest") -> None:
+    def __init__(
+        self, folder: Path, sources: Path, device: str, precision: str = "highest", cuda_graph: bool = False
+    ) -> None:
         self._folder, self._sources, self._device = folder, sources, device
-        self.precision = precision
+        self.precision, self.cuda_graph = precision, cuda_graph
         self._digests: dict[str, str] = {}
 
     def key(self, fit: Fit) -> str:

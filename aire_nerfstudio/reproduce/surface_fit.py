@@ -24,6 +24,7 @@ from aire_nerfstudio.fields.differential import value_and_gradient
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, surface_loss
+from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
 from aire_nerfstudio.reproduce.surface_record import save_surface
@@ -103,7 +104,7 @@ class SurfaceFit:
         if device == "cpu":
             keep_freed_memory()
         surface = read_surface(folder / self.shape)
-        done = fit_surface(self, surface, device, progress)
+        done = fit_surface(self, surface, device, progress, store.cuda_graph)
         if is_recorded:
             save_surface(store.record_path(self), surface, done.vertices, done.faces, done.network)
         return done.figures
@@ -120,7 +121,7 @@ class FittedSurface:
 
 
 def fit_surface(
-    fit: SurfaceFit, surface: Surface, device: str = "cpu", progress: Progress | None = None
+    fit: SurfaceFit, surface: Surface, device: str = "cpu", progress: Progress | None = None, cuda_graph: bool = False
 ) -> FittedSurface:
     """Train one network on one surface.
 
@@ -129,6 +130,7 @@ def fit_surface(
         surface: the shape that ``fit`` names.
         device: where to train.
         progress: called with (step, steps) now and then.
+        cuda_graph: loss and gradients as a CUDA graph.
 
     Returns:
         ``figures``: those of :func:`~aire_nerfstudio.reproduce.training.train` (the curve is log10 of the loss), and
@@ -150,10 +152,11 @@ def fit_surface(
 
         return Probe(outputs)
 
+    terms_of = as_graph(_terms, cuda_graph)
+
     def loss(step: int) -> tuple[Tensor, None]:
         batch = samples.batch(step)
-        sdf, gradient = value_and_gradient(network, torch.cat([batch.on, batch.off]))
-        terms = surface_loss(sdf, gradient, batch.normals, batch.distances, SurfaceWeights())
+        terms = terms_of(network, torch.cat([batch.on, batch.off]), batch.normals, batch.distances)
         return torch.stack(list(terms.values())).sum(), None
 
     total = surface_steps(fit.epochs, len(surface.points), fit.on_surface)
@@ -171,6 +174,11 @@ def fit_surface(
         "widths": network.widths,
     }
     return FittedSurface(figures, network, vertices, faces)
+
+
+def _terms(network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
+    """The loss of a batch: points on the surface first, with ``normals``, then off it, with ``distances``."""
+    return surface_loss(*value_and_gradient(network, points), normals, distances, SurfaceWeights())
 
 
 def surface_steps(epochs: float, points: int, on_surface: int) -> int:
