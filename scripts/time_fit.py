@@ -1,6 +1,6 @@
 """Seconds and PSNR of one fit of table 3 (AIRe, [512]^3, 5,000 epochs) at several precisions: what a row of it costs.
 
-    python scripts/time_fit.py --data div2k --image 03.png --precisions medium high highest
+python scripts/time_fit.py --data div2k --image 03.png --precisions medium high highest
 """
 
 from __future__ import annotations

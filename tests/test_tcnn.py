@@ -1,12 +1,15 @@
 """The form that tiny-cuda-nn wants computes the same; where it cannot run, one line says why."""
 
+import copy
 import importlib.util
 
 import pytest
 import torch
+from tiny import tiny_config, train
 
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.ops.tcnn import TcnnNetwork, TcnnUnavailableError, fold, why_not
+from aire_nerfstudio.ops import tcnn
+from aire_nerfstudio.ops.tcnn import TcnnNetwork, TcnnUnavailableError, evaluator, fold, why_not
 
 
 def _emulated(folded, x):
@@ -60,3 +63,66 @@ def test_tinycudann_itself_agrees():
     network = SineMLP(2, (60, 48), 3, "siren", 15.0, 15.0).cuda()
     made = TcnnNetwork(*network.for_ops())
     assert made.error(2 * torch.rand(4096, 2, device="cuda") - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "activation", "said"),
+    [
+        ("fast", "siren", "AIRE_INFERENCE is 'fast'; it must be own or tinycudann"),
+        ("tinycudann", "finer", "plain sines only, not FINER"),
+        ("tinycudann", "siren", "AIRE_INFERENCE is tinycudann, and tinycudann"),
+    ],
+)
+def test_what_cannot_evaluate_is_refused_in_one_line(monkeypatch, asked, activation, said):
+    monkeypatch.setenv("AIRE_INFERENCE", asked)
+    if why_not(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is None and (asked, activation) == (
+        "tinycudann",
+        "siren",
+    ):
+        pytest.skip("tinycudann is here")
+    with pytest.raises(TcnnUnavailableError) as caught:
+        evaluator(activation)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_asks_for_it_ends_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("AIRE_INFERENCE", "anything")
+    with pytest.raises(SystemExit, match="AIRE_INFERENCE is 'anything'"):
+        train(tiny_config("image", tmp_path))
+
+
+def test_an_evaluator_is_asked_outside_training_and_follows_the_weights(monkeypatch):
+    """The evaluator's own logic, with tiny-cuda-nn's computation in its place."""
+    made = []
+
+    class Emulated(torch.nn.Module):
+        def __init__(self, *network):
+            super().__init__()
+            made.append(fold(*network[:4]))
+
+        def forward(self, x):
+            return _emulated(made[-1], x).half()
+
+    monkeypatch.setattr(tcnn, "TcnnNetwork", Emulated)
+    network = SineMLP(2, (9, 7), 3, "siren", 5.0, 5.0)
+    network.evaluator = tcnn.TcnnEvaluator()
+    x = 2 * torch.rand(4, 25, 2) - 1
+    for change in (1.0, 0.5):
+        with torch.no_grad():
+            network.affines()[1].weight *= change
+        expected = network(x).detach()
+        assert network(x).requires_grad
+        network.eval()
+        with torch.no_grad():
+            got, first = network(x), network.first_output(x)
+            network(x)
+        assert got.dtype == torch.float32
+        assert torch.allclose(got, expected, atol=2e-3)
+        assert torch.equal(first, got[..., 0])
+        network.train()
+    assert len(made) == 2  # once for each state of the weights
+    network.eval()
+    with torch.no_grad():
+        assert network(x[:0]).shape == (0, 25, 3)
+        assert copy.deepcopy(network)(x).shape == (4, 25, 3)

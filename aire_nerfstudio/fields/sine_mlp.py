@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,16 @@ class Affine(nn.Module):
         return f"{self.weight.shape[1]} -> {self.weight.shape[0]}"
 
 
+class Evaluator(Protocol):
+    """Something else that computes what :func:`~aire_nerfstudio.ops.sine_network.reference` defines; no gradients."""
+
+    def __call__(
+        self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation,
+        omegas: Sequence[float], detach_finer_scale: bool = False, /,
+    ) -> Tensor:  # fmt: skip
+        """``[..., d] -> [..., out]``."""
+
+
 class SineMLP(nn.Module):
     """``x -> sine layers of widths [n_1, ..., n_k] -> affine``.
 
@@ -51,6 +61,9 @@ class SineMLP(nn.Module):
         hidden_omega: ``w0`` of the other sine layers; also scales the output layer's initialisation.
         first_bias_scale: if given, first biases are drawn from ``U(-k, k)`` (FINER).
         detach_finer_scale: FINER's published backward; wrong wherever the loss takes d/dx.
+
+    Attributes:
+        evaluator: what evaluates the network in evaluation mode without gradients; None: this package's ops.
 
     Raises:
         ValueError: a width below 1, no width, or an unknown activation.
@@ -78,6 +91,7 @@ class SineMLP(nn.Module):
         self.first_omega = first_omega
         self.hidden_omega = hidden_omega
         self.detach_finer_scale = detach_finer_scale
+        self.evaluator: Evaluator | None = None
         self.layers = nn.ModuleList(
             Affine(n_in, n_out) for n_in, n_out in pairwise((in_features, *widths, out_features))
         )
@@ -115,11 +129,18 @@ class SineMLP(nn.Module):
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
         if self._has_hooks():
             return self.layers[-1](self.hidden(x))
-        return sine_network(x, *self.for_ops())
+        return self._evaluate(x, None)
+
+    def _evaluate(self, x: Tensor, outputs: int | None) -> Tensor:
+        if self.evaluator is None or self.training or torch.is_grad_enabled():
+            return sine_network(x, *self.for_ops(outputs))
+        # The whole network: its first output alone would be another one to it.
+        y = self.evaluator(x, *self.for_ops())
+        return y if outputs is None else y[..., :outputs]
 
     def first_output(self, x: AnyPoints) -> AnyRows:
         """The first output alone, ``[...]``, at ``x [..., d]``."""
-        return sine_network(x, *self.for_ops(1)).squeeze(-1)
+        return self._evaluate(x, 1).squeeze(-1)
 
     def mean_square_step(self, x: Points, target: Channels) -> Scalar:
         """``((self(x) - target) ** 2).mean()``, ``[]``, faster where one ``backward`` of it is all that follows.

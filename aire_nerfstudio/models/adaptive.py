@@ -33,6 +33,7 @@ from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
+from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.ops.graphed import Loss, as_graph
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.report.portrait import Portrait
@@ -200,6 +201,11 @@ class AdaptiveModel(PartViews):
         self.answers_requests = self._takes_requests = True
         self._ema_every = self.config.ema_every or 1
         self._initial_parameters = count_parameters(self.field)
+        for network in (m for m in self.field.modules() if isinstance(m, SineMLP)):
+            try:
+                network.evaluator = tcnn.evaluator(network.activation)
+            except tcnn.TcnnUnavailableError as error:
+                raise InputError(str(error)) from error
         self.field_average: nn.Module | None = None
         if self.config.ema_decay > 0:
             self.field_average = copy.deepcopy(self.field).requires_grad_(False)

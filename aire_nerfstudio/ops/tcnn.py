@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -133,6 +134,56 @@ class TcnnNetwork(nn.Module):
         """Root mean square difference from the network in float32 at ``x [N, d]``."""
         weights, biases, activation, omegas = self._arguments
         return float((self(x).float() - reference(x, weights, biases, activation, omegas)).square().mean().sqrt())
+
+
+class TcnnEvaluator:
+    """Evaluates a network by tiny-cuda-nn, brought to its form again whenever a weight has changed."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._network: TcnnNetwork | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TcnnEvaluator:
+        return TcnnEvaluator()
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation,
+        omegas: Sequence[float], *_: object,
+    ) -> Tensor:  # fmt: skip
+        """As :func:`~aire_nerfstudio.ops.sine_network.reference`, ``[..., d] -> [..., out]``, float32; no gradients.
+
+        Raises:
+            TcnnUnavailableError: see :class:`TcnnNetwork`.
+        """
+        key = tuple((t.data_ptr(), t._version, tuple(t.shape)) for t in (*weights, *biases))
+        if self._network is None or key != self._key:
+            self._key, self._network = key, TcnnNetwork(weights, biases, activation, omegas)
+        out = weights[-1].shape[0]
+        if x.numel() == 0:
+            return x.new_zeros(*x.shape[:-1], out)
+        return self._network(x.reshape(-1, x.shape[-1])).float().view(*x.shape[:-1], out)
+
+
+def evaluator(activation: Activation) -> TcnnEvaluator | None:
+    """What ``AIRE_INFERENCE`` asks to evaluate networks by outside training; None: this package's own ops.
+
+    Raises:
+        TcnnUnavailableError: it asks for what is not here.
+    """
+    asked = os.environ.get("AIRE_INFERENCE", "own")
+    if asked == "own":
+        return None
+    if asked != "tinycudann":
+        raise TcnnUnavailableError(f"AIRE_INFERENCE is {asked!r}; it must be own or tinycudann")
+    if activation != "siren":
+        raise TcnnUnavailableError(
+            f"AIRE_INFERENCE is tinycudann, which has plain sines only, not {activation.upper()}"
+        )
+    reason = why_not(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if reason is not None:
+        raise TcnnUnavailableError(f"AIRE_INFERENCE is tinycudann, and {reason}; or unset it")
+    return TcnnEvaluator()
 
 
 def why_not(device: torch.device) -> str | None:
