@@ -15,9 +15,10 @@ from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def _cameras(count=3, **others):
+def _cameras(count=3, number=torch.float32, **others):
     poses = torch.linalg.qr(torch.randn(count, 3, 3))[0]
-    sizes = {"fx": 30 + torch.rand(count, 1), "fy": 50.0, "cx": 9.5, "cy": 4 + torch.rand(count, 1)}
+    drawn = {"fx": 30 + torch.rand(count, 1), "fy": 50 + torch.rand(count, 1), "cy": 4 + torch.rand(count, 1)}
+    sizes = {"cx": 9.5, **{name: value.to(number) for name, value in drawn.items()}}
     return Cameras(torch.cat([poses, torch.randn(count, 3, 1)], -1), **sizes, width=19, height=7, **others)
 
 
@@ -28,8 +29,9 @@ def _indices(count, cameras):
 
 @pytest.mark.parametrize("count", [0, 1, 257])
 @pytest.mark.parametrize("distortion", [None, torch.zeros(6)])
-def test_rays_are_nerfstudios_to_the_bit(count, distortion):
-    cameras = _cameras(distortion_params=distortion)
+@pytest.mark.parametrize("number", [torch.float32, torch.float64])
+def test_rays_are_nerfstudios_to_the_bit(count, distortion, number):
+    cameras = _cameras(distortion_params=distortion, number=number)
     assert suits(cameras)
     indices = _indices(count, cameras)
     ours, theirs = PerspectiveRays(cameras)(indices), RayGenerator(cameras)(indices)

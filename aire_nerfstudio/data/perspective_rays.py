@@ -29,14 +29,12 @@ class PerspectiveRays(nn.Module):
 
     intrinsics: Tensor
     poses: Tensor
-    least_norm: Tensor
 
     def __init__(self, cameras: Cameras) -> None:
         super().__init__()
         parts = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], -1)
         self.register_buffer("intrinsics", parts, persistent=False)
         self.register_buffer("poses", cameras.camera_to_worlds, persistent=False)
-        self.register_buffer("least_norm", parts.new_tensor([_EPS]), persistent=False)
 
     def forward(self, ray_indices: Tensor) -> RayBundle:
         """Rays through the middles of pixels.
@@ -53,10 +51,11 @@ class PerspectiveRays(nn.Module):
         # Through the pixel, and through its neighbours to the right and below.
         across = torch.stack([right / fx, (right + 1) / fx, right / fx])
         along = torch.stack([down / fy, down / fy, (down + 1) / fy]) * -1
-        in_camera = torch.stack([across, along, torch.full_like(across, -1)], -1)
+        # Intrinsics may be float64, as those of nerfstudio's blender-data are; directions are float32 there, too.
+        in_camera = torch.stack([across, along, torch.full_like(across, -1)], -1).float()
         pose = self.poses[camera]
         in_world = (in_camera[..., None, :] * pose[..., :3, :3]).sum(-1)
-        norm = torch.maximum(torch.linalg.vector_norm(in_world, dim=-1, keepdim=True), self.least_norm)
+        norm = torch.linalg.vector_norm(in_world, dim=-1, keepdim=True).clamp_min(float(_EPS))
         directions = in_world / norm
         distances = (directions[0] - directions[1:]).square().sum(-1).sqrt()
         return RayBundle(
