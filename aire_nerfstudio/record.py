@@ -75,6 +75,11 @@ def kinds_of(snapshot: Snapshot, layer: int) -> dict[str, Tensor]:
     return {"surviving": ~is_new & ~neurons.is_target, "new": is_new, "targeted": neurons.is_target}
 
 
+def _read(scalars: Sequence[Tensor]) -> list[float]:
+    """Scalars of one device."""
+    return torch.stack([s.detach().double().reshape(()) for s in scalars]).tolist() if scalars else []
+
+
 class RunRecord:
     """Curves over the whole run and snapshots at its events.
 
@@ -109,11 +114,9 @@ class RunRecord:
         """
         if self.steps and step <= self.steps[-1]:
             return
-        # In one go: each value that is read from a device by itself waits for it.
-        there = {
-            name: value.detach().double().reshape(()) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        read = dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True)) if there else {}
+        # In one go: each value that is read from a GPU by itself waits for it.
+        there = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.is_cuda}
+        read = dict(zip(there, _read(list(there.values())), strict=True))
         for name, value in values.items():
             column = self.columns.setdefault(name, [math.nan] * len(self.steps))
             column.append(float(read.get(name, value)))

@@ -112,7 +112,11 @@ def test_the_emulated_device_is_like_one(device):
     ("files", "chosen", "least"),
     [
         (["test_graphed.py"], "", 8),
-        (["test_ray_ops.py", "test_rays_manager.py"], "(cuda or gpu or drawn or large) and not sources", 43),
+        (
+            ["test_ray_ops.py", "test_rays_manager.py"],
+            "(cuda or gpu or drawn or large or any_size) and not sources",
+            46,
+        ),
         (["test_triton_network.py"], "cuda_finds and siren or on_cuda", 2),
     ],
     ids=["graphs", "rays", "triton"],

@@ -1,16 +1,26 @@
 """Rays and pixels of a batch: nerfstudio's, in fewer operations, and on a GPU without a wait."""
 
+import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.pixel_samplers import (
+    PairPixelSampler,
+    PairPixelSamplerConfig,
+    PatchPixelSampler,
+    PixelSamplerConfig,
+)
 from nerfstudio.model_components.ray_generators import RayGenerator
+from PIL import Image
 
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
-from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig
+from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig, ResidentPixelSampler
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -59,8 +69,8 @@ def test_other_cameras_are_left_to_nerfstudio(others):
 
 def _manager(kind, device="cpu", **others):
     random.seed(5)
-    config = kind(dataparser=BlenderSceneConfig(), train_num_rays_per_batch=301, eval_num_rays_per_batch=77, **others)
-    return config.setup(device=device, test_mode="val")
+    settings = {"dataparser": BlenderSceneConfig(), "train_num_rays_per_batch": 301, "eval_num_rays_per_batch": 77}
+    return kind(**{**settings, **others}).setup(device=device, test_mode="val")
 
 
 def test_on_a_processor_batches_are_nerfstudios():
@@ -93,6 +103,62 @@ def test_on_a_gpu_pictures_are_there_and_drawn_there():
     assert torch.equal(batch["image"], pictures[place, row, column])
     assert torch.equal(rays.camera_indices[:, 0], camera)
     assert not _manager(RaysDataManagerConfig, "cuda", images_on_gpu=False).next_train(0)[1]["image"].is_cuda
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """A capture of four pictures, of whose pixels the left half counts."""
+    left = np.zeros((12, 16), dtype=np.uint8)
+    left[:, :8] = 255
+    Image.fromarray(left).save(tmp_path / "mask.png")
+    frames = []
+    for number in range(4):
+        Image.fromarray(np.full((12, 16, 3), 40 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        pose = np.eye(4)
+        pose[:3, 3] = number, 0, 3
+        frames.append({"file_path": f"{number}.png", "mask_path": "mask.png", "transform_matrix": pose.tolist()})
+    camera = {"fl_x": 20.0, "fl_y": 20.0, "cx": 8.0, "cy": 6.0, "w": 16, "h": 12}
+    (tmp_path / "transforms.json").write_text(json.dumps({**camera, "frames": frames}))
+    return NerfstudioDataParserConfig(data=tmp_path, eval_mode="all")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+@pytest.mark.parametrize("resident", [None, False])
+def test_masks_hold_on_a_gpu_too(masked, device, resident):
+    manager = _manager(RaysDataManagerConfig, device, dataparser=masked, images_on_gpu=resident)
+    column = manager.next_train(0)[1]["indices"][:, 2]
+    assert len(column) == 301
+    assert int(column.max()) < 8
+
+
+@NEEDS_CUDA
+def test_where_pictures_are_does_not_change_what_is_drawn(monkeypatch):
+    drawn = []
+    for resident in (True, False):
+        manager = _manager(RaysDataManagerConfig, "cuda", images_on_gpu=resident)
+        torch.manual_seed(1)
+        rays, batch = manager.next_train(0)
+        drawn.append((rays.directions, batch["indices"], batch["image"].cuda()))
+    for a, b in zip(*drawn, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_patches_and_chosen_samplers_are_nerfstudios():
+    assert isinstance(_manager(RaysDataManagerConfig, patch_size=4).train_pixel_sampler, PatchPixelSampler)
+    sampler = PairPixelSamplerConfig()
+    assert isinstance(_manager(RaysDataManagerConfig, pixel_sampler=sampler).train_pixel_sampler, PairPixelSampler)
+    assert isinstance(_manager(RaysDataManagerConfig).train_pixel_sampler, ResidentPixelSampler)
+
+
+@NEEDS_CUDA
+def test_a_sampler_takes_pictures_of_any_size():
+    sampler = ResidentPixelSampler(PixelSamplerConfig(), "cuda", num_rays_per_batch=40)
+    for count, side in ((3, 16), (1, 4), (2, 9)):
+        batch = {
+            "image": torch.rand(count, side, side, 3, device="cuda"),
+            "image_idx": torch.arange(count, device="cuda"),
+        }
+        assert sampler.sample(batch)["image"].shape == (40, 3)
 
 
 @NEEDS_CUDA

@@ -264,6 +264,8 @@ class AireStrategy:
         """Keep the chosen columns' norms below a line that falls to 0 with the stage's last step."""
         targets = state.targets_on(groups[0].weight.parameter.device)
         left = 1 - self._progress(state, step + 1)
+        # Copied once, as the targets are.
+        state.caps = [cap.to(groups[0].weight.parameter.device) for cap in state.caps]
         caps = dict(zip(targets, state.caps, strict=True))
         cap_contribution(groups, targets, {layer: left * cap for layer, cap in caps.items()})
 

@@ -18,36 +18,43 @@ from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 SHARE_OF_MEMORY = 0.25
 
 
-@dataclass
-class ResidentPixelSamplerConfig(PixelSamplerConfig):
-    """nerfstudio's sampler; from pictures that are on a GPU it draws there."""
-
-    _target: type = field(default_factory=lambda: ResidentPixelSampler)
-
-
 class ResidentPixelSampler(PixelSampler):
-    """As nerfstudio's, whose indices go through the processor even where the pictures are on the device."""
+    """As nerfstudio's, whose indices go through the processor even where the pictures are on the device.
 
-    def __init__(self, config: PixelSamplerConfig, **kwargs: Any) -> None:
+    Pixels are drawn by the device's generator, wherever the pictures are: what is drawn then does not depend on what
+    fits into a GPU's memory, which may differ between processes, and between a run and its resumption.
+
+    Args:
+        config: see nerfstudio.
+        device: of the rays.
+        kwargs: see nerfstudio.
+    """
+
+    def __init__(self, config: PixelSamplerConfig, device: torch.device | str = "cpu", **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        self._limits: Tensor | None = None
+        self._device = torch.device(device)
+        self._limits: dict[torch.Size, Tensor] = {}
 
     def collate_image_dataset_batch(
         self, batch: dict[str, Any], num_rays_per_batch: int, keep_full_image: bool = False
     ) -> dict[str, Any]:
         """See nerfstudio; what it does of masks, panoramas and fisheye pictures it still does."""
-        images, which = batch["image"], batch["image_idx"]
-        is_plain = set(batch) == {"image", "image_idx"} and not keep_full_image and which.device == images.device
-        if not (images.is_cuda and is_plain) or self.config.is_equirectangular or self.config.fisheye_crop_radius:
+        images = batch["image"]
+        is_plain = set(batch) == {"image", "image_idx"} and not keep_full_image
+        is_flat = not self.config.is_equirectangular and self.config.fisheye_crop_radius is None
+        if self._device.type != "cuda" or not (is_plain and is_flat):
             return super().collate_image_dataset_batch(batch, num_rays_per_batch, keep_full_image)
-        if self._limits is None or self._limits.device != images.device:
-            self._limits = torch.tensor(images.shape[:3], device=images.device)
-        drawn = torch.rand(num_rays_per_batch, 3, device=images.device)
+        sizes = images.shape[:3]
+        if sizes not in self._limits:
+            self._limits = {sizes: torch.tensor(sizes, device=self._device)}
+        limits = self._limits[sizes]
         # Just below 1 times a large side might be rounded up to it.
-        indices = (drawn * self._limits).long().minimum(self._limits - 1)
+        drawn = torch.rand(num_rays_per_batch, 3, device=self._device)
+        indices = (drawn * limits).long().minimum(limits - 1)
         picture, row, column = indices.unbind(-1)
-        indices = torch.stack([which[picture], row, column], -1)
-        return {"image": images[picture, row, column], "indices": indices}
+        which = batch["image_idx"].to(self._device)
+        chosen = images[tuple(i.to(images.device) for i in (picture, row, column))]
+        return {"image": chosen, "indices": torch.stack([which[picture], row, column], -1)}
 
 
 @dataclass
@@ -56,9 +63,7 @@ class RaysDataManagerConfig(VanillaDataManagerConfig):
 
     _target: type = field(default_factory=lambda: RaysDataManager)
     images_on_gpu: bool | None = None  # type: ignore[assignment]
-    """Pictures are kept on the GPU; None: where they take no more than a quarter of its free memory."""
-    pixel_sampler: PixelSamplerConfig = field(default_factory=ResidentPixelSamplerConfig)
-    """Specifies the pixel sampler used to sample pixels from images."""
+    """Pictures and masks are kept on the GPU; None: where they take no more than a quarter of its free memory."""
 
 
 class RaysDataManager(VanillaDataManager[InputDataset]):
@@ -66,11 +71,18 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
 
     config: RaysDataManagerConfig
 
+    def create_train_dataset(self) -> InputDataset:
+        """See nerfstudio, which takes entries out of a list that is the class's."""
+        dataset = super().create_train_dataset()
+        dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
+        return dataset
+
     def setup_train(self) -> None:
         """See nerfstudio."""
-        if self.config.images_on_gpu is None and torch.device(self.device).type == "cuda":
+        # Together: nerfstudio looks masks up where the pictures are.
+        if self.config.images_on_gpu is None and torch.device(self.device).type == "cuda" and self._fits():
             kept = self.exclude_batch_keys_from_device
-            self.exclude_batch_keys_from_device = [k for k in kept if k != "image" or not self._fits()]
+            self.exclude_batch_keys_from_device = [key for key in kept if key not in ("image", "mask")]
         super().setup_train()
         self.train_ray_generator = _quick(self.train_ray_generator)
 
@@ -78,6 +90,13 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         """See nerfstudio."""
         super().setup_eval()
         self.eval_ray_generator = _quick(self.eval_ray_generator)
+
+    def _get_pixel_sampler(self, dataset: InputDataset, num_rays_per_batch: int) -> PixelSampler:
+        """See nerfstudio; a sampler that somebody chose, or patches, are left as they are."""
+        made = super()._get_pixel_sampler(dataset, num_rays_per_batch)
+        if type(made) is not PixelSampler:
+            return made
+        return ResidentPixelSampler(made.config, self.device, **made.kwargs)
 
     def _fits(self) -> bool:
         """Whether the pictures that are kept at a time, as float32, and those of the evaluation fit."""

@@ -313,6 +313,8 @@ class AdaptiveTrainer(Trainer):
     def _check_alike(self, parameters: Sequence[Tensor]) -> None:
         """Say where the processes' weights have drifted apart, which no arithmetic of theirs should do."""
         held = [*parameters, *self.pipeline.model.buffers(), torch.get_rng_state()]
+        if "cuda" in self.device:
+            held.append(torch.cuda.get_rng_state(self.device).to(parameters[0].device))
         if not distributed.is_alike(held):
             CONSOLE.log("[yellow]warning: the processes' weights differ; those of the first are taken from here on")
             self.follow_first()

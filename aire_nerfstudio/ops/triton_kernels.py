@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 PAD = 64
+# Rows change from step to step: what Triton knows of their number would be compiled anew each time.
 # Rows of a program's share, and what it sums over at a time.
 ROWS, DEPTH = 128, 64
 
@@ -96,7 +97,7 @@ def _slope(kept, omega, KIND: tl.constexpr):
     return rate * _cosine(_turns(omega * (1 + size) * kept))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_forward(
     x, weight, bias, value, kept, largest, rows, depth, columns, width, omega,
     KIND: tl.constexpr, NARROW: tl.constexpr, KEEP: tl.constexpr,
@@ -140,7 +141,7 @@ def layer_forward(
             tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_backward(
     grad, weight, kept, x, factor, out, sums, of_following, of_first, largest,
     rows, depth, columns, width, omega,
@@ -191,7 +192,7 @@ def layer_backward(
         tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def affine(
     x, high, low, bias, y, rows, depth, outputs, along_output, along_depth,
     BIAS: tl.constexpr, LOW: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, DEPTH: tl.constexpr,
@@ -221,7 +222,7 @@ def affine(
     tl.store(y + place[:, None] * outputs + o[None, :], total, mask=is_row & is_output[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "share"])
 def outer_product(
     grad, x, partial, rows, n, k, share,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
@@ -250,7 +251,7 @@ FUSED_ROWS, FUSED_WARPS = 64, 4
 FUSED_OUT = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def fused_forward(
     x, first, hidden, last, bias, last_bias, omega, y, rows, inputs, outputs,
     LAYERS: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr,

@@ -191,7 +191,7 @@ def _up(n: int, to: int) -> int:
 def _padded(t: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
     """``t`` with zeros behind it in both directions."""
     if tuple(t.shape) == shape:
-        return t.to(dtype)
+        return t.to(dtype).contiguous()
     out = torch.zeros(shape, dtype=dtype, device=t.device)
     out[tuple(slice(n) for n in t.shape)] = t
     return out
@@ -273,7 +273,7 @@ def _backward(
         return gy.new_zeros(0, inputs) if needs_dx else None, [gy.new_zeros(shape) for shape in shapes]
     # The largest becomes 1; a gradient of zero has none.
     top = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    gy = gy / top
+    gy = (gy / top).contiguous()  # kernels go through memory row by row
     d_biases, d_weights = [gy.sum(0) * top], []
     is_narrow, has_narrow_entry = out <= NARROW, inputs <= NARROW
     grad = gy if is_narrow else _padded(gy, count, _up(out, kernels.PAD), dtype=torch.float16)
@@ -359,6 +359,9 @@ def _total(
     from aire_nerfstudio.ops import triton_sums as sums
 
     down, across = shape
+    if len(partial) > 2 * SHARES:
+        # The kernel's programs are few, and each goes through all shares.
+        partial = partial.sum(0, keepdim=True)
     out = partial.new_empty((across, down) if transposed else (down, across))
     sums.total[(-(-across // sums.TOTAL_BLOCK), down)](
         partial, numerator, denominator, out, len(partial), across, down, partial.shape[2], partial.shape[1],

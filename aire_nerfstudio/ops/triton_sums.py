@@ -42,7 +42,7 @@ def pack(
         tl.store(norms + tl.program_id(0), tl.max(norm, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def total(
     partial, numerator, denominator, out, shares, across, down, padded_across, padded_down,
     TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
@@ -65,7 +65,7 @@ def total(
     tl.store(out + at, found, mask=j < across)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes"])
 def next_scale(
     grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
     KIND: tl.constexpr, HAS_GRADS: tl.constexpr, BLOCK: tl.constexpr,

@@ -102,6 +102,8 @@ class Kernel:
                 self._check(x)
             return x
 
+        if self.name in INDEXED and args[0].device.type == "cpu":
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         positional = list(tree_map(to_processor, args))
         named = dict(tree_map(to_processor, kwargs))
         named.pop("pin_memory", None)
