@@ -13,6 +13,7 @@ import argparse
 import collections
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -50,10 +51,11 @@ def _again_with_a_device() -> None:
     reason = emulated_cuda.why_not()
     if reason is not None:
         raise SystemExit(f"error: there can be no emulated device here: {reason}")
-    environment = emulated_cuda.environment(Path(tempfile.mkdtemp()))
-    paths = [str(ROOT / "tests"), str(ROOT), environment["PYTHONPATH"]]
-    environment |= {MARK: "1", "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = emulated_cuda.environment(Path(folder))
+        paths = [str(ROOT / "tests"), str(ROOT), environment["PYTHONPATH"]]
+        environment |= {MARK: folder, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+        raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
 
 
 def _count_network(width: int, rows: int, precision: str) -> None:
@@ -120,7 +122,7 @@ def _count_training(task: str, is_graph: bool) -> None:
 
     AdaptiveTrainer.train_iteration = counted
     device.wait = waiting
-    config = tiny_config(task, tempfile.mkdtemp(), {"cuda_graph": is_graph})
+    config = tiny_config(task, os.environ[MARK], {"cuda_graph": is_graph})
     config.machine.device_type = "cuda"
     train(config)
     typical = statistics.median(sum(w.values()) for w in waits)

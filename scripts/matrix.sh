@@ -8,7 +8,7 @@ root="$(cd "$(dirname "$0")/.." && pwd)" folder="$(mkdir -p "$1" && cd "$1" && p
 shift
 tests="${TESTS:-tests/test_soak.py tests/test_guard.py tests/test_ns_commands.py tests/test_image_model.py tests/test_sdf_model.py
     tests/test_flow.py tests/test_hostile.py tests/test_distributed.py tests/test_surgery.py tests/test_sine_network.py
-    tests/test_value_gradient.py tests/test_mean_curvature.py tests/test_ray_ops.py tests/test_report.py tests/test_control.py}"
+    tests/test_value_gradient.py tests/test_mean_curvature.py tests/test_ray_ops.py tests/test_report.py tests/test_control.py tests/test_on_cuda.py}"
 for case in "$@"; do
     [[ "$case" =~ ^3\.[0-9]+/[^/]+/[^/]+$ ]] && command -v "python${case%%/*}" > /dev/null && continue
     echo "error: $case is not like 3.12/2.11.0/1.1.5, or there is no python${case%%/*}" >&2

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from aire_nerfstudio.bench.cases import flow_case, image_cases, ray_cases, surface_case, with_precisions
+from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, ray_cases, surface_case, with_precisions
 from aire_nerfstudio.bench.cli import main
 from aire_nerfstudio.bench.memory import peak_megabytes
 from aire_nerfstudio.bench.timing import time_in_turn
@@ -65,6 +65,34 @@ def test_every_way_runs_as_often():
     assert [len(timed.milliseconds) for timed in times.values()] == [3, 3]
     low, high = times["a"].span
     assert low <= times["a"].median <= high
+
+
+def test_what_does_not_run_is_said_and_the_rest_is_timed(tmp_path, capsys, monkeypatch):
+    import aire_nerfstudio.bench.cli as module
+
+    def fails(message, after=0):
+        calls = []
+
+        def way():
+            calls.append(0)
+            if len(calls) > after:
+                raise RuntimeError(message)
+
+        return way
+
+    ways = {"eager": lambda: None, "compiler": fails("no ptxas\nand more"), "late": fails("  ", after=2)}
+    times, failures = time_in_turn(ways, 3, "cpu")
+    assert times.keys() == {"eager"}
+    assert failures == {"compiler": "RuntimeError: no ptxas", "late": "RuntimeError"}
+    case = Case("training step", 8, 64, {"eager": lambda: None, "broken": fails("out of memory")})
+    monkeypatch.setattr(module, "image_cases", lambda *_: [case])
+    monkeypatch.setattr(module, "surface_case", lambda *_: fails("no room")())
+    main(["--widths", "8", "--batches", "64", "--repeats", "1", "--device", "cpu", "--out", str(tmp_path)])
+    page = (tmp_path / "bench.md").read_text()
+    assert "| broken | did not run: RuntimeError: out of memory |" in page
+    assert "| surface | 8 | 64 | all | did not run: RuntimeError: no room |" in page
+    assert "| flow step | 8 | 64 | ours |" in page
+    assert "did not run: RuntimeError: no room" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_report_holds_what_was_timed(tmp_path, capsys):

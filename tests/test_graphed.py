@@ -76,9 +76,18 @@ def test_gradients_are_those_of_the_last_call_and_only_of_it():
     second = loss(network, *batches[1])
     assert torch.equal(first["error"], kept)
     assert not torch.equal(second["error"], kept)
-    with pytest.raises(RuntimeError, match="replayed before the gradients"):
+    with pytest.raises(RuntimeError, match="gives gradients once"):
         first["error"].backward()
-    second["error"].backward()
+    kept = torch.autograd.grad(second["error"], list(network.parameters()), retain_graph=True, allow_unused=True)
+    copies = [g.clone() for g in kept if g is not None]
+    with pytest.raises(RuntimeError, match="gives gradients once"):
+        second["size"].backward()
+    loss(network, *batches[0])["error"].backward()
+    assert all(torch.equal(a, b) for a, b in zip((g for g in kept if g is not None), copies, strict=True))
+    before = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad(set_to_none=False)
+    loss(network, *batches[0])["error"].backward()
+    assert all(torch.allclose(a, p.grad) for a, p in zip(before, network.parameters(), strict=True))
 
 
 @NEEDS_CUDA
@@ -89,6 +98,9 @@ def test_frozen_parameters_get_no_gradient():
     loss(network, *_batch(64))["error"].backward()
     assert frozen.grad is None
     assert all(p.grad is not None for p in network.parameters() if p is not frozen)
+    network.requires_grad_(False)
+    batch = _batch(64)
+    assert torch.equal(loss(network, *batch)["error"], image_error(network, *batch)["error"])
 
 
 def _two_terms(network, x, target):

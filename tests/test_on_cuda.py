@@ -1,4 +1,4 @@
-"""CUDA without a device: everything that runs there, on an emulated one (``emulated_cuda``)."""
+"""What runs on CUDA, on a device: where there is none, on an emulated one (``emulated_cuda``)."""
 
 import os
 import re
@@ -12,18 +12,18 @@ import pytest
 import torch
 
 TESTS = Path(__file__).resolve().parent
-pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device: the tests run on it"),
-    pytest.mark.skipif(emulated_cuda.why_not() is not None, reason=f"no emulated device: {emulated_cuda.why_not()}"),
-]
+IS_REAL = torch.cuda.is_available()
+MISSING = None if IS_REAL else emulated_cuda.why_not()
+pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"no emulated device: {MISSING}")
+EMULATED = pytest.mark.skipif(IS_REAL, reason="there is a device, and these tests run on it by themselves")
 
 
 @pytest.fixture(scope="session")
 def device(tmp_path_factory):
-    """The environment of a process that has the emulated device."""
+    """The environment of a process that has a device, emulated where there is none."""
     folder = tmp_path_factory.mktemp("emulated_cuda")
-    environment = emulated_cuda.environment(folder)
-    paths = [str(TESTS), str(TESTS.parent), environment["PYTHONPATH"]]
+    environment = dict(os.environ) if IS_REAL else emulated_cuda.environment(folder)
+    paths = [str(TESTS), str(TESTS.parent), environment.get("PYTHONPATH", "")]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
 
 
@@ -34,7 +34,7 @@ def _run(device, command, folder=None, limit=400):
 
 
 def _python(device, code, *arguments):
-    return _run(device, [sys.executable, "-c", textwrap.dedent(code), *arguments])
+    return _run(device, [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)])
 
 
 LAWS = """
@@ -85,7 +85,17 @@ LAWS = """
     place.fill_(3)
     graph.replay()
     assert result.tolist() == [7, 14, 21, 28]
-    for wrong in (lambda: float(place[0]), lambda: place.nonzero(), lambda: place.cpu(), lambda: place[place > 0]):
+    pinned = torch.ones(4).pin_memory()
+    assert pinned.is_pinned() and not torch.ones(4).is_pinned()
+    before = len(STATE.waits)
+    torch.zeros(4, device="cuda").copy_(pinned, non_blocking=True)
+    assert len(STATE.waits) == before
+    host = torch.tensor([0, 1])
+    stream = torch.cuda.current_stream()
+    for wrong in (
+        lambda: float(place[0]), lambda: place.nonzero(), lambda: place.cpu(), lambda: place[place > 0],
+        lambda: place[host], lambda: stream.synchronize(), lambda: place.copy_(torch.ones(4)),
+    ):
         with pytest.raises(RuntimeError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
             wrong()
 
@@ -104,10 +114,12 @@ LAWS = """
 """
 
 
+@EMULATED
 def test_the_emulated_device_is_like_one(device):
     assert "lawful" in _python(device, LAWS)
 
 
+@EMULATED
 @pytest.mark.parametrize(
     ("files", "chosen", "least"),
     [
@@ -131,18 +143,17 @@ def test_what_is_skipped_without_a_device_passes_on_it(device, files, chosen, le
 
 
 TRAININGS = """
-    import sys, tempfile
+    import statistics, sys
     from pathlib import Path
 
     import torch
-    from emulated_device import STATE
     from tiny import SAVE, STEPS, checkpoints, differences, load, tiny_config, train
 
     from aire_nerfstudio import record
     from aire_nerfstudio.models.trainer import AdaptiveTrainer
 
-    task, is_graph = sys.argv[1], sys.argv[2] == "graph"
-    folder = Path(tempfile.mkdtemp())
+    task, is_graph, folder = sys.argv[1], sys.argv[2] == "graph", Path(sys.argv[3])
+    emulated = sys.modules.get("emulated_device")
 
     def configured(name, **trainer):
         config = tiny_config(task, folder / name, {"cuda_graph": is_graph}, **trainer)
@@ -161,16 +172,20 @@ TRAININGS = """
         again = configured(f"from {at}", load_dir=whole.get_checkpoint_dir(), load_step=step)
         train(again)
         found = differences(load(checkpoints(again)[-1]), end)
-        assert not found, (at, found[:5])
+        # Sums of a GPU may come in any order.
+        assert not found or emulated is None, (at, found[:5])
+    if emulated is None:
+        print("trained")
+        sys.exit()
 
     # The host runs ahead of the device: it waits where the faults of many steps are looked for, and for little else.
     record.RunRecord.is_due = lambda self, step: False
     train_iteration, waits = AdaptiveTrainer.train_iteration, []
 
     def counted(self, at):
-        before = len(STATE.waits)
+        before = len(emulated.STATE.waits)
         result = train_iteration(self, at)
-        waits.append(STATE.waits[before:])
+        waits.append(emulated.STATE.waits[before:])
         return result
 
     AdaptiveTrainer.train_iteration = counted
@@ -179,7 +194,10 @@ TRAININGS = """
     quiet = sum(not each for each in waits)
     print("steps without a wait:", quiet, "of", STEPS)
     # All but evaluations, checkpoints, changes of the architecture, captures and looks for faults, in so short a run.
-    assert task == "nerf" or quiet > 0.4 * STEPS, waits
+    if task == "nerf":
+        assert statistics.median(map(len, waits)) <= 5, waits
+    else:
+        assert quiet > 0.4 * STEPS, waits
     print("trained")
 """
 
@@ -187,5 +205,5 @@ TRAININGS = """
 @pytest.mark.parametrize(
     ("task", "how"), [("nerf", "plain"), ("image", "graph"), ("sdf", "graph"), ("flow", "plain"), ("flow", "graph")]
 )
-def test_training_there_resumes_and_does_not_wait(device, task, how):
-    assert "trained" in _python(device, TRAININGS, task, how)
+def test_training_there_resumes_and_does_not_wait(device, tmp_path, task, how):
+    assert "trained" in _python(device, TRAININGS, task, how, tmp_path)

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -71,25 +70,6 @@ def with_precisions(case: Case, precisions: list[str], device: str) -> Case:
     return replace(case, ways=ways)
 
 
-def compiled(function: Callable[[Tensor], Tensor], mode: str | None = None) -> Callable[[Tensor], Tensor]:
-    """``torch.compile`` of a function, for each precision by itself.
-
-    What it compiled it keeps by the function's code, and of the precision at which that was nothing is asked.
-    """
-    assert isinstance(function, FunctionType)
-    made: dict[str, Callable[[Tensor], Tensor]] = {}
-
-    def call(x: Tensor) -> Tensor:
-        precision = torch.get_float32_matmul_precision()
-        if precision not in made:
-            code = function.__code__.replace(co_name=f"{function.__name__}_{mode}_{precision}".replace("-", "_"))
-            own = FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
-            made[precision] = torch.compile(own, dynamic=False, mode=mode)
-        return made[precision](x)
-
-    return call
-
-
 def graphed(network: SineMLP, loss: Loss, *tensors: Tensor) -> Way:
     """A step on the sum of a loss's terms through CUDA graphs."""
     replayed = GraphedLoss(loss)
@@ -119,6 +99,16 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
 
         return run
 
+    def eager_error(points: Tensor) -> Tensor:
+        return (eager(points) - target).square().mean()
+
+    def compiled_step(error: Callable[[Tensor], Tensor]) -> Way:
+        def run() -> None:
+            network.zero_grad()
+            error(x).backward()
+
+        return run
+
     def one_pass() -> None:
         network.zero_grad()
         network.mean_square_step(x, target).backward()
@@ -133,11 +123,12 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
     training = {"eager": step(eager)}
     inference = {"eager": without_gradient(eager)}
     if with_compile:
-        training["torch.compile"] = step(compiled(eager))
-        inference["torch.compile"] = without_gradient(compiled(eager))
-        if is_cuda:
-            training["torch.compile, graph"] = step(compiled(eager, "reduce-overhead"))
-            inference["torch.compile, graph"] = without_gradient(compiled(eager, "reduce-overhead"))
+        modes = (
+            {"torch.compile": None, "torch.compile, graph": "reduce-overhead"} if is_cuda else {"torch.compile": None}
+        )
+        for name, mode in modes.items():
+            training[name] = compiled_step(torch.compile(eager_error, dynamic=False, mode=mode))
+            inference[name] = without_gradient(torch.compile(eager, dynamic=False, mode=mode))
     training |= {"ours": step(network), "ours, one pass": one_pass}
     if is_cuda:
         del training["ours, one pass"]  # the same there

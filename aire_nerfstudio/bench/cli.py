@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from aire_nerfstudio.bench.cases import Case, flow_case, image_cases, ray_cases, surface_case, with_precisions
 from aire_nerfstudio.bench.memory import peak_megabytes
 from aire_nerfstudio.bench.report import Result, table, write
-from aire_nerfstudio.bench.timing import time_in_turn
+from aire_nerfstudio.bench.timing import reason, time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.machine import machine
@@ -75,9 +76,9 @@ def main(arguments: list[str] | None = None) -> None:
             )
     if given.device != "cpu":
         console.print("[yellow]on CUDA ours is eager but for closed forms, rays, and networks at precision medium")
-        reason = tcnn.why_not(torch.device(given.device))
-        if reason is not None:
-            console.print(f"[yellow]{reason}")
+        missing = tcnn.why_not(torch.device(given.device))
+        if missing is not None:
+            console.print(f"[yellow]{missing}")
     is_compiled = given.device == "cpu" and not is_off() and all(library.load() is not None for library in LIBRARIES)
     ops = [capability() if is_compiled else "none"]
     if is_compiled:
@@ -113,18 +114,40 @@ def main(arguments: list[str] | None = None) -> None:
         for kind, width, batch in plan:
             what = f"{batch:,} rays" if kind == "rays" else f"{kind}, {width} wide, {batch:,} points"
             progress.update(bar, description=what)
-            for plain in _cases(kind, width, batch, given, with_compile):
-                case = plain if kind == "rays" else with_precisions(plain, given.precisions, given.device)
-                torch._dynamo.reset()
-                times, failures = time_in_turn(case.ways, given.repeats, given.device)
-                for name, reason in failures.items():
-                    console.print(f"[yellow]{case.name}, {name}, did not run: {escape(reason)}")
-                megabytes = {name: peak_megabytes(case.ways[name], given.device) for name in times}
-                results.append(Result(case, times, megabytes, failures))
+            try:
+                cases = _cases(kind, width, batch, given, with_compile)
+            except Exception as error:  # memory, say
+                cases = []
+                results.append(Result(Case(kind, width, batch, {}), {}, {}, {"all": reason(error)}))
+                _say_failures(results[-1], console)
+            while cases:
+                results.append(_measured(cases.pop(0), given))
+                _say_failures(results[-1], console)
+            # What there is so far: whoever has to stop here keeps it.
+            made = write(results, about, given.out)
             progress.advance(bar)
-    made = write(results, about, given.out)
     console.print(Markdown(table(results, about)))
     console.print("wrote " + ", ".join(str(path) for path in made))
+
+
+def _measured(plain: Case, given: Any) -> Result:
+    """A case's times and memory; what it held on the device, graphs among it, is given back."""
+    is_rays = plain.name in ("marching", "compositing")
+    case = plain if is_rays else with_precisions(plain, given.precisions, given.device)
+    torch._dynamo.reset()
+    times, failures = time_in_turn(case.ways, given.repeats, given.device)
+    # A graph's memory is its own from its capture on, and nothing is asked for in a replay.
+    megabytes = {name: None if "graph" in name else peak_megabytes(case.ways[name], given.device) for name in times}
+    return Result(replace(case, ways=dict.fromkeys(case.ways, _gone)), times, megabytes, failures)
+
+
+def _say_failures(result: Result, console: Console) -> None:
+    for name, said in result.failures.items():
+        console.print(f"[yellow]{result.case.name}, {name}, did not run: {escape(said)}")
+
+
+def _gone() -> None:
+    """In place of a way that has been measured."""
 
 
 def _cases(kind: str, width: int, batch: int, given: Any, with_compile: bool) -> list[Case]:

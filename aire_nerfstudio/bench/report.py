@@ -41,7 +41,7 @@ def table(results: Sequence[Result], machine: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for case, times, megabytes, failures in results:
-        first = times.get(next(iter(case.ways)))
+        first = times.get(next(iter(case.ways), ""))
         for name, timed in times.items():
             low, high = timed.span
             share = case.flop / timed.median / 1e6 / machine["GFLOP/s"] if case.flop else None
@@ -103,7 +103,7 @@ def _draw(results: Sequence[Result], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     # Ratios need the first way.
-    results = [result for result in results if next(iter(result.case.ways)) in result.times]
+    results = [result for result in results if next(iter(result.case.ways), "") in result.times]
     lines = sum(1 + len(result.times) for result in results)
     figure, axes = plt.subplots(figsize=(8, 1.0 + 0.14 * lines), layout="constrained")
     names = list(dict.fromkeys(name for result in results for name in list(result.times)[1:]))

@@ -65,16 +65,27 @@ def time_in_turn(
 
     runs: dict[str, int] = {}
     failures: dict[str, str] = {}
+    times: dict[str, list[float]] = {}
     for name, way in ways.items():
         try:
             # Graphs are captured in the second or third run.
             for _ in range(WARM_UP if is_cuda else 1):
                 way()
             runs[name] = min(MOST_RUNS, math.ceil(LEAST / seconds(way, 1))) if is_cuda else 1
-        except Exception as error:  # a compiler or a library that somebody else wrote: the others go on
-            failures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"
-    times: dict[str, list[float]] = {name: [] for name in runs}
+            times[name] = []
+        except Exception as error:  # a compiler or a library that somebody else wrote, or memory: the others go on
+            failures[name] = reason(error)
     for _ in range(repeats):
-        for name, count in runs.items():
-            times[name].append(1e3 * seconds(ways[name], count) / count)
+        for name in list(times):
+            try:
+                times[name].append(1e3 * seconds(ways[name], runs[name]) / runs[name])
+            except Exception as error:
+                del times[name]
+                failures[name] = reason(error)
     return {name: Timed(tuple(values)) for name, values in times.items()}, failures
+
+
+def reason(error: Exception) -> str:
+    """An exception in a line."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0][:200]}" if said else type(error).__name__

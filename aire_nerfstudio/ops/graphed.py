@@ -43,13 +43,17 @@ class GraphedLoss:
         if device.type != "cuda" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
             return self._loss(network, *tensors)
         parameters = [p for p in network.parameters() if p.requires_grad]
+        if not parameters:
+            return self._loss(network, *tensors)
         # What a captured graph has in it besides the batch: these tensors.
         key = tuple((p.data_ptr(), tuple(p.shape), p.requires_grad) for p in network.parameters())
         if key != self._key:
             self._key, self._captured = key, {}
         shapes = (matmul_precision(), *((tuple(t.shape), t.dtype) for t in tensors))
         if shapes not in self._captured:
-            self._captured[shapes] = _Graph(network, self._loss, tensors)
+            # Streams and captures are the current device's.
+            with torch.cuda.device(device):
+                self._captured[shapes] = _Graph(network, self._loss, tensors)
         graph = self._captured[shapes]
         return dict(zip(graph.names, _Replay.apply(graph, tensors, *parameters).unbind(), strict=True))
 
@@ -93,11 +97,14 @@ class _Graph:
         # Another thread, a viewer's for example, may go on meanwhile.
         options: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # cuBLAS keeps a workspace for each stream, which others may clear: made anew, it lies in the graphs' memory.
+        torch._C._cuda_clearCublasWorkspaces()
         with torch.cuda.graph(self._forward, **options):
             kept = forward()
         self._slope = torch.ones_like(kept, requires_grad=False)
         with torch.cuda.graph(self._backward, pool=self._forward.pool(), **options):
             self._gradients = backward(kept, self._slope)
+        torch._C._cuda_clearCublasWorkspaces()
         # Without what autograd kept: its memory is the graphs', and lives with them.
         self._terms = kept.detach()
 
@@ -114,7 +121,9 @@ class _Graph:
         """Gradients of the last terms' sum weighted by ``slope [k]``, for each parameter that wants one."""
         self._slope.copy_(slope)
         self._backward.replay()
-        return [g.detach() for g in self._gradients]
+        self.replays += 1
+        # Copies: the next replay writes over them, and whoever gets them may add to them.
+        return list(torch._foreach_mul(self._gradients, 1))
 
 
 class _Replay(torch.autograd.Function):
@@ -130,9 +139,7 @@ class _Replay(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         if ctx.graph.replays != ctx.number:
-            raise RuntimeError(
-                "a loss's CUDA graph was replayed before the gradients of its last replay were asked for"
-            )
+            raise RuntimeError("a loss's CUDA graph gives gradients once, and before it is called again")
         return None, None, *ctx.graph.gradients(slope)
 
 

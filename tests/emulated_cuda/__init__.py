@@ -7,7 +7,8 @@ torch's own. Kernels that are not torch's (``launches.py``) run in Triton's inte
 
 It shows what a processor cannot: tensors on two devices, numbers read back in the middle of a step, generators of
 another device, calls that a graph cannot hold, graphs that hold on to what was exchanged, memory never given back.
-It does not show what only a device can: whether kernels compiled for it are right, races between streams, and speed.
+It does not show what only a device can: whether kernels compiled for it are right, races between streams, speed, and
+what a graph's memory is used for once it has been given back: replays here keep all that they touch.
 """
 
 from __future__ import annotations
@@ -57,9 +58,12 @@ def environment(folder: Path) -> dict[str, str]:
         includes = [f"-I{place}" for place in _headers()]
         command = ["gcc", "-w", "-shared", "-fPIC", *includes, "-Wl,-soname,libcuda.so.1", str(HERE / "runtime.c")]
         subprocess.run([*command, "-o", str(library)], check=True)
+    # They would reach the allocator, the number of devices, or tests within tests.
+    leaves_out = ("PYTORCH_", "PYTEST_", "CUDA_VISIBLE_DEVICES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(leaves_out)}
     paths = [str(HERE / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **os.environ,
+        **kept,
         "LD_PRELOAD": str(library),
         "PYTHONPATH": os.pathsep.join(paths),
         "TRITON_INTERPRET": "1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -177,6 +178,8 @@ class Kernel:
         masks = (torch.bool, torch.uint8)
         if self.name in INDEXED and any(i is not None and i.dtype in masks for i in positional[1]):
             wait(f"{self.name} with a mask")
+        if self.name in INDEXED and any(i is not None and i.device.type == "cpu" and i.dim() for i in args[1]):
+            wait(f"{self.name} with indices of the host")
         if self.name == "aten::copy_" and args[0].device != args[1].device:
             host = args[0] if args[0].device.type == "cpu" else args[1]
             if not (len(args) > 2 and args[2] and host.is_pinned()):
@@ -200,10 +203,10 @@ class Kernel:
 class CUDAGraph:
     """``torch.cuda.CUDAGraph``: records the calls between begin and end, and makes them again."""
 
-    def __init__(self, keep_graph: bool = False) -> None:
+    def __init__(self, keep_graph: bool = False, **_: Any) -> None:
         self._recording = Recording()
 
-    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global", **_: Any) -> None:
         """See torch."""
         if STATE.recording is not None:
             raise RuntimeError("CUDA error: a graph is being captured already")
@@ -228,9 +231,22 @@ class CUDAGraph:
         return (0, 0)
 
 
+def _waiting(function: Callable[..., None]) -> Callable[..., None]:
+    """A function that waits for the device, counted."""
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        wait(function.__qualname__)
+        function(*args, **kwargs)
+
+    return call
+
+
 def install() -> torch.library.Library:
     """Put the kernels in place in this process; they are there as long as what is returned."""
     library = torch.library.Library("aten", "IMPL", "CUDA")
+    # torch 2.6 has no such argument, and asks nothing.
+    can_say = "allow_override" in inspect.signature(library.impl).parameters
+    options = {"allow_override": True} if can_say else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in torch._C._dispatch_get_all_op_names():
@@ -238,19 +254,18 @@ def install() -> torch.library.Library:
             if name in NATIVE or not (is_there or name in ALSO):
                 continue
             try:
-                library.impl(name.removeprefix("aten::"), Kernel(name), allow_override=True)
+                library.impl(name.removeprefix("aten::"), Kernel(name), **options)
             except AttributeError:
                 continue
     torch.cuda.CUDAGraph = torch.cuda.graphs.CUDAGraph = CUDAGraph
     torch.cuda.is_current_stream_capturing = lambda: STATE.recording is not None
     torch.cuda.graphs.is_current_stream_capturing = torch.cuda.is_current_stream_capturing
-    synchronize = torch.cuda.synchronize
-
-    def waiting(device: Any = None) -> None:
-        wait("torch.cuda.synchronize")
-        synchronize(device)
-
-    torch.cuda.synchronize = waiting
+    for place, name in (
+        (torch.cuda, "synchronize"),
+        (torch.cuda.Stream, "synchronize"),
+        (torch.cuda.Event, "synchronize"),
+    ):
+        setattr(place, name, _waiting(getattr(place, name)))
     # It would generate code for the device.
     torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
     return library

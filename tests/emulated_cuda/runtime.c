@@ -41,6 +41,13 @@ OK(cudaStreamSynchronize, cudaStream_t s)
 OK(cudaStreamQuery, cudaStream_t s)
 OK(cudaStreamWaitEvent, cudaStream_t s, cudaEvent_t e, unsigned f)
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus* c) { *c = cudaStreamCaptureStatusNone; return cudaSuccess; }
+#if CUDART_VERSION >= 13000
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus* c, unsigned long long* id, cudaGraph_t* g,
+                                     const cudaGraphNode_t** n, const cudaGraphEdgeData** e, size_t* count) {
+    *c = cudaStreamCaptureStatusNone;
+    return cudaSuccess;
+}
+#endif
 cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode* m) { return cudaSuccess; }
 cudaError_t cudaStreamGetPriority(cudaStream_t s, int* p) { *p = 0; return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned f) { *e = (cudaEvent_t)malloc(8); return cudaSuccess; }
@@ -53,12 +60,28 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) { *ms 
 
 cudaError_t cudaMalloc(void** p, size_t n) { return allocate(p, n); }
 cudaError_t cudaFree(void* p) { free(p); return cudaSuccess; }
-cudaError_t cudaHostAlloc(void** p, size_t n, unsigned f) { return allocate(p, n); }
-cudaError_t cudaFreeHost(void* p) { free(p); return cudaSuccess; }
+// Pinned memory is remembered, so that torch can tell it from other memory.
+static struct { char* at; size_t size; } pinned[1 << 16];
+static int places;
+cudaError_t cudaHostAlloc(void** p, size_t n, unsigned f) {
+    cudaError_t status = allocate(p, n);
+    if (status == cudaSuccess && places < 1 << 16) { pinned[places].at = *p; pinned[places++].size = n; }
+    return status;
+}
+cudaError_t cudaFreeHost(void* p) {
+    for (int i = 0; i < places; i++) if (pinned[i].at == p) pinned[i--] = pinned[--places];
+    free(p);
+    return cudaSuccess;
+}
 cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, enum cudaMemcpyKind k, cudaStream_t q) { memcpy(d, s, n); return cudaSuccess; }
 cudaError_t cudaMemcpy(void* d, const void* s, size_t n, enum cudaMemcpyKind k) { memcpy(d, s, n); return cudaSuccess; }
 cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t q) { memset(d, v, n); return cudaSuccess; }
-cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes* a, const void* p) { memset(a, 0, sizeof *a); return cudaSuccess; }
+cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes* a, const void* p) {
+    memset(a, 0, sizeof *a);
+    for (int i = 0; i < places; i++)
+        if ((char*)p >= pinned[i].at && (char*)p < pinned[i].at + pinned[i].size) a->type = cudaMemoryTypeHost;
+    return cudaSuccess;
+}
 cudaError_t cudaLaunchKernel(const void* f, dim3 g, dim3 b, void** a, size_t n, cudaStream_t s) { return cudaErrorLaunchFailure; }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* f, void** a) { return cudaErrorLaunchFailure; }
 
