@@ -58,8 +58,11 @@ def free_port():
 
 
 @contextlib.contextmanager
-def training(task, folder, *options, iterations=100_000):
-    """A run of ``ns-train`` whose viewer answers; yields (port, run folder, process)."""
+def training(task, folder, *options, iterations=2_000_000):
+    """A run of ``ns-train`` whose viewer answers; yields (port, run folder, process).
+
+    It is so long that no machine comes to the first change of its schedule, a tenth of it, while a page loads.
+    """
     port, run = free_port(), Path(folder) / "outputs"
     method, *sizes = TINY[task] if isinstance(task, str) else task
     log = Path(folder) / "train.log"
