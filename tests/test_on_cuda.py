@@ -147,7 +147,7 @@ TRAININGS = """
     from pathlib import Path
 
     import torch
-    from tiny import SAVE, STEPS, checkpoints, differences, load, tiny_config, train
+    from tiny import SCHEDULE, STEPS, checkpoints, differences, load, tiny_config, train
 
     from aire_nerfstudio import record
     from aire_nerfstudio.models.trainer import AdaptiveTrainer
@@ -198,6 +198,9 @@ TRAININGS = """
         assert statistics.median(map(len, waits)) <= 5, waits
     else:
         assert quiet > 0.4 * STEPS, waits
+        in_decay = [not each for each in waits[SCHEDULE["decay_start"] + 1 : SCHEDULE["prune_at"]]]
+        print("of the decay's steps", sum(in_decay), "of", len(in_decay))
+        assert sum(in_decay) > 0.4 * len(in_decay), waits
     print("trained")
 """
 
