@@ -127,6 +127,10 @@ def test_parts_can_be_looked_at(browser, tmp_path):
         assert page.errors == []
 
 
+# Steps of a run that is watched: seconds, so that a page sees it before it is over.
+WATCHED = 1500
+
+
 def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
     """No viewer; a browser that leaves half-way; two browsers, one of which looks at the parts: equal to the bit."""
     ends = []
@@ -137,7 +141,11 @@ def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
         options += ["--vis", "viewer" if watchers else "tensorboard", "--steps-per-eval-batch", "1000000"]
         if watchers:
             # Started paused, so that every browser is there from the first step.
-            with training("nerf", folder, *options, "--start-paused", "True", iterations=400) as (port, run, process):
+            with training("nerf", folder, *options, "--start-paused", "True", iterations=WATCHED) as (
+                port,
+                run,
+                process,
+            ):
                 pages = [ViewerPage(browser, port) for _ in range(watchers)]
                 pages[0].tab("AIRe")
                 if watchers == 2:
@@ -149,7 +157,7 @@ def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
                 assert process.wait(200) == 0
         else:
             run = _finish("nerf", folder, options)
-        ends.append(_saved(run, 399))
+        ends.append(_saved(run, WATCHED - 1))
         shutil.rmtree(run / "nerfstudio_models")
     for other in ends[1:]:
         assert other.keys() == ends[0].keys()
@@ -165,7 +173,7 @@ def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
 def _finish(task, folder, options):
     method, *sizes = TINY[task]
     command = ["ns-train", method, "--output-dir", "outputs", "--experiment-name", "seen", "--timestamp", "run"]
-    command += ["--max-num-iterations", "400", "--logging.local-writer.enable", "False"]
+    command += ["--max-num-iterations", str(WATCHED), "--logging.local-writer.enable", "False"]
     done = run_command(*command, *sizes, *options, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     return folder / "outputs" / "seen" / method / "run"
