@@ -37,8 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cases",
         nargs="+",
-        default=["image", "surface", "flow", "rays"],
-        choices=["image", "surface", "flow", "rays"],
+        default=KINDS,
+        choices=KINDS,
     )
     parser.add_argument("--activation", default="siren", choices=get_args(Activation), help="of the image cases")
     parser.add_argument("--repeats", type=int, default=9)
