@@ -1,18 +1,21 @@
-"""Losses as CUDA graphs: captured once for each set of tensors and shapes, and equal to what they were made of."""
+"""Training steps as CUDA graphs: captured once for each set of tensors and shapes, and equal to steps without."""
 
 import copy
+import math
 
 import pytest
 import torch
+from tiny import tiny_config, train
+from torch import nn
 
 from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.data.image_manager import ImageDataManager
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.method_configs.image import aire_image_siren
-from aire_nerfstudio.models.image import image_error
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
 from aire_nerfstudio.ops import graphed
-from aire_nerfstudio.ops.graphed import GraphedLoss
+from aire_nerfstudio.ops.graphed import GraphedStep
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -23,132 +26,217 @@ def captures(monkeypatch):
     made = []
 
     class Watched(graphed._Graph):
-        def __init__(self, network, loss, tensors):
-            made.append(tuple(tuple(t.shape) for t in tensors))
-            super().__init__(network, loss, tensors)
+        def __init__(self, network, loss, batch, *rest):
+            made.append(tuple(tuple(t.shape) for t in batch))
+            super().__init__(network, loss, batch, *rest)
 
     monkeypatch.setattr(graphed, "_Graph", Watched)
     return made
 
 
-def _batch(n, device="cuda"):
-    return torch.rand(n, 2, device=device), torch.rand(n, 3, device=device)
+def _batch(n, device="cuda", outputs=3, inputs=2):
+    return torch.rand(n, inputs, device=device), torch.rand(n, outputs, device=device)
+
+
+def _loss(network, weight, x, target):
+    """An error, a penalty on the last weight, and something that is only measured."""
+    error = network.mean_square_step(x, target)
+    size = network.affines()[-1].weight.abs().sum()
+    losses = {"error": error, "penalty": torch.zeros_like(error) if weight is None else weight * size}
+    return losses, {"size": size.detach()}
+
+
+def _network(seed=0, widths=(8, 8)):
+    torch.manual_seed(seed)
+    return SineMLP(2, widths, 3).cuda()
+
+
+def _adam(network, **options):
+    return torch.optim.Adam(network.parameters(), 1e-3, fused=True, **options)
+
+
+def _plain_step(network, optimizer, weight, *batch):
+    """What a graph stands for."""
+    optimizer.zero_grad()
+    losses, others = _loss(network, torch.tensor(weight, device="cuda") if weight else None, *batch)
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    return losses, others
 
 
 @NEEDS_CUDA
-def test_a_graph_is_captured_for_each_shape_and_again_after_surgery(captures):
-    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(image_error)
+def test_a_graph_is_captured_for_whatever_it_depends_on(captures):
+    network = _network()
+    optimizer = _adam(network)
+    _plain_step(network, optimizer, 0.0, *_batch(32))
+    step = GraphedStep(network, _loss, optimizer)
     for count in (32, 32, 20, 32, 20):
-        batch = _batch(count)
-        assert torch.allclose(loss(network, *batch)["error"], image_error(network, *batch)["error"])
+        step(*_batch(count))
     assert captures == [((32, 2), (32, 3)), ((20, 2), (20, 3))]
+    # A penalty or none, and what it is on; not how much it weighs, nor the learning rate.
+    for weight, stage, so_many in ((0.1, 0, 3), (0.2, 0, 3), (0.2, 1, 4), (0.0, 1, 5)):
+        optimizer.param_groups[0]["lr"] *= 0.9
+        step(*_batch(32), weight=weight, stage=stage)
+        assert len(captures) == so_many
+    optimizer.param_groups[0]["eps"] = 1e-6
+    step(*_batch(32), stage=1)
+    assert len(captures) == 6
     # Nothing may hold on to the parameters: what is exchanged must be nobody's.
-    surgery.prune(network.neuron_groups("image")[0], torch.tensor([1, 5], device="cuda"), [])
-    loss(network, *_batch(32))
-    loss(network, *_batch(32))
-    assert captures[2:] == [((32, 2), (32, 3))]
-    torch.set_float32_matmul_precision("high")
-    loss(network, *_batch(32))
-    torch.set_float32_matmul_precision("highest")
-    loss(network, *_batch(32))
-    assert len(captures) == 4
-    with torch.no_grad():
-        loss(network, *_batch(7))
-    assert len(captures) == 4
-
-
-@NEEDS_CUDA
-def test_gradients_are_those_of_the_last_call_and_only_of_it():
-    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(_two_terms)
-    batches = [_batch(64), _batch(64)]
-    for batch in batches:
-        for factor in (1.0, -3.0):
-            found = []
-            for function in (_two_terms, loss):
-                terms = function(network, *batch)
-                total = factor * terms["error"] + 2 * terms["size"]
-                found.append(torch.autograd.grad(total, list(network.parameters()), allow_unused=True))
-            for expected, got in zip(*found, strict=True):
-                assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7)
-    # What a step's losses were stays, whatever comes after.
-    first = loss(network, *batches[0])
-    kept = first["error"].detach().clone()
-    second = loss(network, *batches[1])
-    assert torch.equal(first["error"], kept)
-    assert not torch.equal(second["error"], kept)
-    with pytest.raises(RuntimeError, match="gives gradients once"):
-        first["error"].backward()
-    kept = torch.autograd.grad(second["error"], list(network.parameters()), retain_graph=True, allow_unused=True)
-    copies = [g.clone() for g in kept if g is not None]
-    with pytest.raises(RuntimeError, match="gives gradients once"):
-        second["size"].backward()
-    loss(network, *batches[0])["error"].backward()
-    assert all(torch.equal(a, b) for a, b in zip((g for g in kept if g is not None), copies, strict=True))
-    before = [p.grad.clone() for p in network.parameters()]
-    network.zero_grad(set_to_none=False)
-    loss(network, *batches[0])["error"].backward()
-    assert all(torch.allclose(a, p.grad) for a, p in zip(before, network.parameters(), strict=True))
-
-
-@NEEDS_CUDA
-def test_frozen_parameters_get_no_gradient():
-    network, loss = SineMLP(2, (8, 8), 3).cuda(), GraphedLoss(image_error)
-    frozen = network.affines()[0].weight
-    frozen.requires_grad_(False)
-    loss(network, *_batch(64))["error"].backward()
-    assert frozen.grad is None
-    assert all(p.grad is not None for p in network.parameters() if p is not frozen)
-    network.requires_grad_(False)
-    batch = _batch(64)
-    assert torch.equal(loss(network, *batch)["error"], image_error(network, *batch)["error"])
-
-
-def _two_terms(network, x, target):
-    return {"error": (network(x) - target).square().mean(), "size": network.affines()[-1].weight.square().sum()}
-
-
-def test_elsewhere_the_loss_is_called_as_it_is(captures):
-    network, loss = SineMLP(2, (8,), 3), GraphedLoss(image_error)
-    x, target = torch.rand(10, 2), torch.rand(10, 3)
-    loss(network, x, target)["error"].backward()
-    assert captures == []
-    assert all(p.grad is not None for p in network.parameters())
-
-
-def test_graphs_refuse_gradients_that_are_added_up():
-    """A replay writes them anew: what was there before would be lost."""
-    specification = copy.deepcopy(aire_image_siren).config
-    specification.pipeline.model.cuda_graph = True
-    specification.gradient_accumulation_steps = {"fields": 2}
-    with pytest.raises(SystemExit, match="gradient-accumulation-steps"):
-        AdaptiveTrainer(specification)
+    surgery.prune(network.neuron_groups("image")[0], torch.tensor([1, 5], device="cuda"), [optimizer])
+    for _ in range(2):
+        step(*_batch(32), stage=1)
+    assert len(captures) == 7
+    before = torch.get_float32_matmul_precision()
+    for precision in ("high", before):
+        torch.set_float32_matmul_precision(precision)
+        step(*_batch(32), stage=1)
+    assert len(captures) == 8
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(*_batch(32), stage=1)
+    assert len(captures) == 9
 
 
 @NEEDS_CUDA
 @pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_training_through_graphs_and_a_surgery_is_training_without(precision):
+def test_training_by_graphs_and_a_surgery_is_training_without(precision):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
         ends = []
-        for loss in (image_error, GraphedLoss(image_error)):
-            torch.manual_seed(0)
-            network = SineMLP(2, (40, 24), 3).cuda()
-            optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-            for step in range(16):
-                generator = torch.Generator("cuda").manual_seed(step)
-                count = 1024 if step % 5 else 1100
+        for is_graphed in (False, True):
+            network = _network(widths=(40, 24))
+            optimizer = _adam(network, weight_decay=1e-3)
+            graph, told = GraphedStep(network, _loss, optimizer), []
+            for number in range(16):
+                generator = torch.Generator("cuda").manual_seed(number)
+                count = 1024 if number % 5 else 1100
                 x = 2 * torch.rand(count, 2, device="cuda", generator=generator) - 1
-                optimizer.zero_grad()
-                loss(network, x, torch.rand(count, 3, device="cuda", generator=generator))["error"].backward()
-                optimizer.step()
-                if step == 8:
+                batch = (x, torch.rand(count, 3, device="cuda", generator=generator))
+                weight = 1e-3 * max(0, number - 10)
+                optimizer.param_groups[0]["lr"] = 1e-3 * 0.9**number
+                if is_graphed and graph.can_step(*batch):
+                    stepped = graph(*batch, weight=weight, stage=number > 6)
+                    losses, others = stepped.losses, stepped.others
+                    assert torch.allclose(stepped.total, losses["error"] + losses["penalty"])
+                    assert bool(stepped.finite)
+                else:
+                    assert not is_graphed or number == 0
+                    losses, others = _plain_step(network, optimizer, weight, *batch)
+                told.append([float(v) for v in (*losses.values(), *others.values())])
+                if number == 6:
                     surgery.prune(network.neuron_groups("image")[0], torch.arange(9, device="cuda"), [optimizer])
-            ends.append([p.detach().clone() for p in network.parameters()])
-        for a, b in zip(*ends, strict=True):
+            ends.append(([p.detach().clone() for p in network.parameters()], torch.tensor(told)))
+        for a, b in zip(ends[0][0], ends[1][0], strict=True):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(ends[0][1], ends[1][1], rtol=1e-3, atol=1e-5)
+        counts = {float(optimizer.state[p]["step"]) for p in network.parameters()}
+        assert counts == {16.0}
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@NEEDS_CUDA
+def test_a_capture_itself_changes_nothing_and_a_replay_is_one_step():
+    network = _network()
+    optimizer = _adam(network)
+    batch = _batch(64)
+    _plain_step(network, optimizer, 0.0, *batch)
+    twin = copy.deepcopy(network)
+    other = _adam(twin)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    GraphedStep(network, _loss, optimizer)(*batch)
+    _plain_step(twin, other, 0.0, *batch)
+    for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-8)
+        assert float(optimizer.state[a]["step"]) == 2
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-8)
+
+
+@NEEDS_CUDA
+def test_what_is_written_into_a_batch_is_seen():
+    network = _network()
+    step = GraphedStep(network, _loss)
+    x, target = _batch(64)
+    first = float(step(x, target).losses["error"])
+    assert float(step(x, target).losses["error"]) == first
+    target.mul_(0)
+    assert float(step(x, target).losses["error"]) == pytest.approx(float(network(x).square().mean()), rel=1e-5)
+
+
+@NEEDS_CUDA
+def test_without_an_optimizer_gradients_are_all_that_is_made():
+    network = _network()
+    before = [p.detach().clone() for p in network.parameters()]
+    step = GraphedStep(network, _loss)
+    assert not step.updates
+    for batch in (_batch(64), _batch(64)):
+        step(*batch, weight=0.5)
+        found = [p.grad.clone() for p in network.parameters()]
+        network.zero_grad()
+        losses, _ = _loss(network, torch.tensor(0.5, device="cuda"), *batch)
+        (losses["error"] + losses["penalty"]).backward()
+        assert all(
+            torch.allclose(a, p.grad, rtol=1e-5, atol=1e-7) for a, p in zip(found, network.parameters(), strict=True)
+        )
+    assert all(torch.equal(a, p) for a, p in zip(before, network.parameters(), strict=True))
+    # Adam that is not fused, or of another kind, follows outside.
+    assert not GraphedStep(network, _loss, torch.optim.Adam(network.parameters(), fused=False)).updates
+    assert not GraphedStep(network, _loss, torch.optim.AdamW(network.parameters(), fused=True)).updates
+    assert not GraphedStep(network, _loss, _adam(network, amsgrad=True)).updates
+    assert GraphedStep(network, _loss, _adam(network)).updates
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_fault_is_told(value):
+    network = _network()
+    step = GraphedStep(network, _loss)
+    x, target = _batch(64)
+    assert bool(step(x, target).finite)
+    target[3, 1] = value
+    assert not bool(step(x, target).finite)
+
+    def steep(network, _, x):
+        return {"root": (0 * network(x)).abs().sqrt().sum()}, {}
+
+    stepped = GraphedStep(network, steep)(x)
+    assert float(stepped.total) == 0
+    assert not bool(stepped.finite)
+
+
+@NEEDS_CUDA
+def test_frozen_parameters_get_no_gradient():
+    network = _network()
+    frozen = network.affines()[0].weight
+    frozen.requires_grad_(False)
+    step, batch = GraphedStep(network, _loss), _batch(64)
+    step(*batch)
+    assert frozen.grad is None
+    assert all(p.grad is not None for p in network.parameters() if p is not frozen)
+    network.requires_grad_(False)
+    assert not step.can_step(*batch)
+
+
+@NEEDS_CUDA
+def test_what_cannot_be_a_graph_is_said_before():
+    network = _network()
+    optimizer = _adam(network)
+    step, batch = GraphedStep(network, _loss, optimizer), _batch(64)
+    assert not step.can_step(*batch)  # Adam has no moments yet
+    _plain_step(network, optimizer, 0.0, *batch)
+    assert step.can_step(*batch)
+    assert not step.can_step()
+    assert not step.can_step(batch[0], batch[1].cpu())
+    with torch.no_grad():
+        assert not step.can_step(*batch)
+    with torch.autocast("cuda"):
+        assert not step.can_step(*batch)
+
+
+def test_elsewhere_no_step_is_a_graph():
+    network = SineMLP(2, (8,), 3)
+    assert not GraphedStep(network, _loss).can_step(*_batch(10, "cpu"))
+    assert not GraphedStep(nn.Identity(), _loss).can_step(*_batch(10, "cpu"))
 
 
 @NEEDS_CUDA
@@ -157,13 +245,76 @@ def test_a_flow_through_a_graph():
     points, normals = 2 * torch.rand(600, 4, device="cuda") - 1, torch.rand(200, 3, device="cuda")
     distances = torch.rand(200, device="cuda")
 
-    def loss(network, *batch):
-        return flow_loss(network, *batch, 1e-3, FlowWeights())
+    def loss(network, _, *batch):
+        return flow_loss(network, *batch, 1e-3, FlowWeights()), {}
 
-    found = []
-    for function in (loss, graphed.GraphedLoss(loss)):
-        network.zero_grad()
-        torch.stack(list(function(network, points, normals, distances).values())).sum().backward()
-        found.append([p.grad.clone() for p in network.parameters()])
-    for a, b in zip(*found, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+    GraphedStep(network, loss)(points, normals, distances)
+    found = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    torch.stack(list(loss(network, None, points, normals, distances)[0].values())).sum().backward()
+    for a, p in zip(found, network.parameters(), strict=True):
+        assert torch.allclose(a, p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"gradient_accumulation_steps": {"fields": 2}}, "--gradient-accumulation-steps above 1"),
+        ({"mixed_precision": True}, "--mixed-precision True"),
+        ({"log_gradients": True}, "--log-gradients True"),
+    ],
+)
+def test_graphs_refuse_what_comes_between_backward_and_update(setting, said):
+    specification = copy.deepcopy(aire_image_siren).config
+    specification.pipeline.model.cuda_graph = True
+    for name, value in setting.items():
+        setattr(specification, name, value)
+    with pytest.raises(SystemExit, match=f"cuda_graph is True and {said}.*leave one of them out"):
+        AdaptiveTrainer(specification)
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("task", ["image", "sdf", "flow"])
+def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path):
+    """Through densification, decay and removal, whatever steps an iteration has, but for the rate's rounding."""
+    ends = {}
+    for is_graphed, each in ((False, 1), (True, 1), (True, 4)):
+        config = tiny_config(
+            *(task, tmp_path / f"{is_graphed} {each}", {"cuda_graph": is_graphed}),
+            max_num_iterations=48 // each, steps_per_iteration=each,
+        )  # fmt: skip
+        config.machine.device_type = "cuda"
+        trainer = train(config)
+        model = trainer.pipeline.model
+        record = {name: torch.tensor(column) for name, column in model._record.columns.items()}
+        ends[is_graphed, each] = ([p.detach().cpu() for p in model.field.parameters()], record)
+        assert bool(captures) is is_graphed
+    plain, graphed_run, fourfold = ends.values()
+    assert [tuple(p.shape) for p in plain[0]] == [tuple(p.shape) for p in graphed_run[0]]
+    for a, b, c in zip(plain[0], graphed_run[0], fourfold[0], strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(c, b, rtol=1e-3, atol=1e-5)
+    assert set(plain[1]) == set(graphed_run[1])
+    for name, column in plain[1].items():
+        assert torch.allclose(column, graphed_run[1][name], rtol=1e-2, atol=1e-5, equal_nan=True), name
+
+
+@NEEDS_CUDA
+def test_a_run_by_graphs_returns_from_a_fault(monkeypatch, tmp_path):
+    """The step that was not finite has changed the weights by the time it is seen, and is undone with them."""
+    next_train, seen = ImageDataManager.next_train, []
+
+    def spoiled(self, step):
+        points, batch = next_train(self, step)
+        if step == 70 and not seen:
+            seen.append(step)
+            batch = {"image": batch["image"] * math.inf}
+        return points, batch
+
+    monkeypatch.setattr(ImageDataManager, "next_train", spoiled)
+    config = tiny_config("image", tmp_path, {"cuda_graph": True}, max_num_iterations=120, steps_per_save=1000)
+    config.machine.device_type = "cuda"
+    model = train(config).pipeline.model
+    assert seen == [70]
+    assert (model.history[-1]["event"], model.history[-1]["step"]) == ("return", 50)
+    assert all(bool(p.isfinite().all()) for p in model.field.parameters())

@@ -225,21 +225,28 @@ class AireStrategy:
             raise ScheduleError(f"{what} of the {width} neurons of layer {layer}; at least one must remain")
         return amount
 
-    def penalty(self, groups: Sequence[NeuronGroup], state: AireState, step: int) -> Tensor:
+    def penalty_weight(self, state: AireState, step: int) -> float:
+        """``alpha(step)`` in the decay stage, or ``plain_weight_decay``; the other decays act in :meth:`constrain`."""
+        if not state.is_decaying or state.is_pruned:
+            return 0.0
+        if self.config.decay == "weight_decay":
+            return self.config.plain_weight_decay
+        return self.config.decay_weight * self._progress(state, step) if self.config.decay == "targeted" else 0.0
+
+    def penalty(
+        self, groups: Sequence[NeuronGroup], state: AireState, step: int, weight: Tensor | None = None
+    ) -> Tensor:
         """``alpha(step) * sum_{j in I} |W_{*j}|_1`` in the decay stage, ``[]``; zero elsewhere.
 
-        With ``decay="weight_decay"``: ``plain_weight_decay * sum W^2`` over all the weights of the groups instead; the
-        proximal and the scheduled decay act in :meth:`constrain`.
+        With ``decay="weight_decay"``: ``plain_weight_decay * sum W^2`` over all the weights of the groups instead.
         """
         zero = groups[0].weight.parameter.new_zeros(())
-        if not state.is_decaying or state.is_pruned:
+        factor = self.penalty_weight(state, step) if weight is None else weight
+        if weight is None and factor == 0:
             return zero
         if self.config.decay == "weight_decay":
-            return self.config.plain_weight_decay * plain_penalty(groups)
-        alpha = self.config.decay_weight * self._progress(state, step)
-        if self.config.decay != "targeted" or alpha == 0:
-            return zero
-        return alpha * targeted_penalty(groups, state.targets_on(zero.device))
+            return factor * plain_penalty(groups)
+        return factor * targeted_penalty(groups, state.targets_on(zero.device))
 
     def constrain(
         self,

@@ -87,8 +87,16 @@ class Strategy(Protocol):
         """What is still to come in the run, in order, for the table at its start; ``start``: widths now."""
         ...
 
-    def penalty(self, groups: Sequence[NeuronGroup], state: Any, step: int) -> Tensor:
-        """Regulariser to add to the loss at ``step``, a scalar ``[]``; zero outside its stage."""
+    def penalty_weight(self, state: Any, step: int) -> float:
+        """Factor of the regulariser at ``step``; 0 outside its stage, where there is none."""
+        ...
+
+    def penalty(self, groups: Sequence[NeuronGroup], state: Any, step: int, weight: Tensor | None = None) -> Tensor:
+        """Regulariser to add to the loss at ``step``, a scalar ``[]``; zero outside its stage.
+
+        ``weight``: a scalar ``[]`` in place of :meth:`penalty_weight`, within the stage: in a captured step, what is
+        in it at each replay counts.
+        """
         ...
 
     def is_due(self, state: Any, step: int) -> bool:

@@ -41,7 +41,13 @@ class FixedStrategy:
         """What the table at the start shows."""
         return []
 
-    def penalty(self, groups: Sequence[NeuronGroup], state: EmptyState, step: int) -> Tensor:
+    def penalty_weight(self, state: EmptyState, step: int) -> float:
+        """0."""
+        return 0.0
+
+    def penalty(
+        self, groups: Sequence[NeuronGroup], state: EmptyState, step: int, weight: Tensor | None = None
+    ) -> Tensor:
         """Zero, ``[]``."""
         return groups[0].weight.parameter.new_zeros(())
 

@@ -89,7 +89,13 @@ class RigLStrategy:
             PlannedEvent(0, f"sparse: {self._parameters:,} parameters are not 0, exchanged every {self._every} steps")
         ]
 
-    def penalty(self, groups: Sequence[NeuronGroup], state: RigLState, step: int) -> Tensor:
+    def penalty_weight(self, state: RigLState, step: int) -> float:
+        """0."""
+        return 0.0
+
+    def penalty(
+        self, groups: Sequence[NeuronGroup], state: RigLState, step: int, weight: Tensor | None = None
+    ) -> Tensor:
         """Zero, ``[]``."""
         return groups[0].weight.parameter.new_zeros(())
 

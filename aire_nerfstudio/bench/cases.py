@@ -17,7 +17,7 @@ from aire_nerfstudio.losses import SurfaceWeights, flow_residual, surface_loss
 from aire_nerfstudio.ops import compositing, sine_network, tcnn
 from aire_nerfstudio.ops import ray_marching as marching
 from aire_nerfstudio.ops import value_gradient as derivative
-from aire_nerfstudio.ops.graphed import GraphedLoss, Loss
+from aire_nerfstudio.ops.graphed import GraphedStep
 from aire_nerfstudio.ops.occupancy import Occupancy
 
 Way = Callable[[], object]
@@ -70,15 +70,10 @@ def with_precisions(case: Case, precisions: list[str], device: str) -> Case:
     return replace(case, ways=ways)
 
 
-def graphed(network: SineMLP, loss: Loss, *tensors: Tensor) -> Way:
-    """A step on the sum of a loss's terms through CUDA graphs."""
-    replayed = GraphedLoss(loss)
-
-    def run() -> None:
-        network.zero_grad()
-        torch.stack(list(replayed(network, *tensors).values())).sum().backward()
-
-    return run
+def graphed(network: SineMLP, loss: Callable[..., dict[str, Tensor]], *tensors: Tensor) -> Way:
+    """A step on the sum of a loss's terms as a CUDA graph."""
+    step = GraphedStep(network, lambda network, _, *batch: (loss(network, *batch), {}))
+    return lambda: step(*tensors)
 
 
 def image_cases(width: int, rows: int, activation: Activation, device: str, with_compile: bool) -> list[Case]:

@@ -38,7 +38,10 @@ class EpochOrder:
         """Which samples the batch of a step (0 or later) holds, int64 ``[B]`` on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch or self._order is None:
-            generator = torch.Generator(self._device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
-            self._order = torch.randperm(self._count, generator=generator, device=self._device)
-            self._epoch = epoch
+            self._order, self._epoch = self.whole(epoch), epoch
         return self._order[position * self._batch_size : (position + 1) * self._batch_size]
+
+    def whole(self, epoch: int) -> Tensor:
+        """All samples in the order of an epoch (0 or later), int64 ``[N]`` on the device."""
+        generator = torch.Generator(self._device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
+        return torch.randperm(self._count, generator=generator, device=self._device)

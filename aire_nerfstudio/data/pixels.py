@@ -9,6 +9,9 @@ from aire_nerfstudio.data.epochs import EpochOrder
 from aire_nerfstudio.data.picture import Picture, pixel_centres, to_unit
 from aire_nerfstudio.errors import InputError
 
+# Pixels of which an epoch is gathered at once; of more, batch by batch, lest it take too much memory.
+GATHERED_AT_ONCE = 1 << 22
+
 
 def split_pixels(count: int, test_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """A seeded split, the same on every device.
@@ -63,7 +66,8 @@ class PixelBatches:
         self._is_deep = values.dtype == torch.uint16
         self._values = (values.view(torch.int16) if self._is_deep else values).to(device)
         self._order = EpochOrder(len(indices), batch_size, seed, self._indices.device)
-        self._whole: tuple[Tensor, Tensor] | None = None
+        # An epoch's number, coordinates and values in its order.
+        self._gathered: tuple[int, Tensor, Tensor] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -77,12 +81,18 @@ class PixelBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step (0 or later): coordinates ``[B, 2]`` and values in [0, 1] ``[B, C]``."""
-        if self.steps_per_epoch == 1:
-            # Nothing to draw: every batch is the whole.
-            if self._whole is None:
-                self._whole = self._at(slice(None))
-            return self._whole
-        return self._at(self._order.at(step))
+        each, count = self.batch_size, len(self._indices)
+        if each < count and count > GATHERED_AT_ONCE:
+            return self._at(self._order.at(step))
+        # A batch that is the whole needs no order, and is the same in all epochs.
+        epoch, position = divmod(step, self.steps_per_epoch) if each < count else (0, 0)
+        if self._gathered is None or self._gathered[0] != epoch:
+            which = self._order.whole(epoch) if each < count else slice(None)
+            self._gathered = (epoch, *self._at(which))
+        _, coordinates, values = self._gathered
+        if each == count:
+            return coordinates, values
+        return coordinates[position * each : (position + 1) * each], values[position * each : (position + 1) * each]
 
     def _at(self, which: Tensor | slice) -> tuple[Tensor, Tensor]:
         values = self._values[which]

@@ -34,7 +34,6 @@ from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.requests import RequestQueue
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.ops import tcnn
-from aire_nerfstudio.ops.graphed import Loss, as_graph
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel
@@ -67,8 +66,9 @@ class AdaptiveModelConfig(ModelConfig):
     lattice_limit: int | None = None
     """Largest frequency of the variant zell's lattice; None: 19 in two dimensions, 4 in three."""
     cuda_graph: bool = False
-    """Whether loss and gradients run as a CUDA graph: images, surfaces and flows on CUDA, where launching kernels of
-    a small network takes longer than running them."""
+    """Whether a step, the optimizer's update among it, is one CUDA graph: images, surfaces and flows on CUDA, where
+    launching kernels of a small network takes longer than running them. With --steps-per-iteration, nerfstudio's own
+    work is left out as well."""
     ema_decay: float = 0.95
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
     ema_every: int | None = None
@@ -136,10 +136,6 @@ class AdaptiveModel(PartViews):
         """Optimizer steps that make an epoch of this task."""
         raise TypeError(f"{type(self).__name__} must define steps_per_epoch")
 
-    def as_graph(self, loss: Loss) -> Loss:
-        """``loss``, as a CUDA graph where the configuration asks for it."""
-        return as_graph(loss, self.config.cuda_graph)
-
     def fixed_settings(self) -> dict[str, Any]:
         """Settings that change the function but no shape; a checkpoint of others is refused."""
         network = self.adaptive_network(self.field)
@@ -190,13 +186,17 @@ class AdaptiveModel(PartViews):
         self._steps_per_iteration = 1
         # Steps for which the schedule's clock stood still.
         self._held, self._is_frozen = 0, False
+        # In a captured step: the penalty's weight, where the step finds it.
+        self.penalty_weight_there: Tensor | None = None
+        self.stage = 0
+        """Counts what may change the loss besides batch, parameters and the penalty's weight."""
         self._record = RunRecord()
         self._requests = RequestQueue()
         self.panel = AdaptationPanel(self)
         self._optimizers: Sequence[torch.optim.Optimizer] = ()
         # Sum of the present batch's losses; whoever draws the batch sets it.
         self.batch_loss = torch.zeros(())
-        self._batch_error: Tensor | None = None
+        self.batch_error: Tensor | None = None
         self._is_asked: Tensor | None = None
         self.answers_requests = self._takes_requests = True
         self._ema_every = self.config.ema_every or 1
@@ -305,14 +305,15 @@ class AdaptiveModel(PartViews):
         if self._is_frozen:
             self._held += 1
         else:
-            check = self._announce_removal(step)
-            groups, state = self.adaptive_groups(self.field), self._adaptation_state
-            decides = self._strategy.is_due(state, self._clock)
+            state = self._adaptation_state
+            if not self._strategy.is_due(state, self._clock):
+                return
+            check, groups = self._announce_removal(step), self.adaptive_groups(self.field)
             reports = self._strategy.step(groups, self._optimizers, state, self._clock, self._twins(), self.probe())
             self._changed(reports, step)
             if check is not None:
                 self._look_after_removal(check, step)
-            if decides and distributed.count() > 1:
+            if distributed.count() > 1:
                 # They decide alike, but for rounding on their devices; what the first decided counts.
                 self._trainer.follow_first()
 
@@ -330,6 +331,7 @@ class AdaptiveModel(PartViews):
 
     def _changed(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""
+        self.stage += bool(reports)
         for report in reports:
             report = replace(report, step=step)
             self._log(report)
@@ -348,7 +350,7 @@ class AdaptiveModel(PartViews):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """What follows an optimizer step: what the strategy allows, and the weight average."""
-        groups, error = self.adaptive_groups(self.field), self._batch_error
+        groups, error = self.adaptive_groups(self.field), self.batch_error
         self._strategy.constrain(groups, self._optimizers, self._adaptation_state, self._clock, error)
         self._average(step)
         # Where a checkpoint can be written; not among steps that are made again.
@@ -368,7 +370,7 @@ class AdaptiveModel(PartViews):
     def to_average(self) -> list[Tensor]:
         """What all processes need to know of a step beside its gradients; see :mod:`~aire_nerfstudio.distributed`."""
         self._is_asked = torch.tensor(float(self._requests.is_waiting), device=self.device)
-        return [self._is_asked, *([] if self._batch_error is None else [self._batch_error])]
+        return [self._is_asked, *([] if self.batch_error is None else [self.batch_error])]
 
     def _restored(self, saved: dict[str, Any]) -> Any:
         """The strategy's state of a checkpoint."""
@@ -392,6 +394,7 @@ class AdaptiveModel(PartViews):
         """Go on, in the midst of training, from the state that was just loaded."""
         saved = self._saved_state
         assert saved is not None
+        self.stage += 1
         self._adaptation_state = self._restored(saved["strategy"])
         self._extend_schedule()
         set_rng_state(saved["rng"])
@@ -440,10 +443,17 @@ class AdaptiveModel(PartViews):
             error: mean squared error of the batch, values in [0, 1], ``[]``; kept for the strategy. None where the
                 task has no such thing.
         """
-        self._batch_error = None if error is None else error.detach().clone()
+        self.batch_error = None if error is None else error.detach().clone()
         if self._adaptation_state is None:
             return torch.zeros((), device=self.device)
-        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._clock)
+        weight = self.penalty_weight_there
+        return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._clock, weight)
+
+    @property
+    def penalty_weight(self) -> float:
+        """Factor of the strategy's regulariser at the present step."""
+        state = self._adaptation_state
+        return 0.0 if state is None else self._strategy.penalty_weight(state, self._clock)
 
     # --- by hand -----------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,10 @@ class FaultGuard:
         finite = torch.isfinite(loss)
         if gradients:
             finite = finite & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+        return self.saw(finite, must_look)
+
+    def saw(self, finite: Tensor, must_look: bool = False) -> bool:
+        """As :meth:`is_sound`, of a step of which ``finite []`` says whether loss and gradients are."""
         self._is_finite = finite if self._is_finite is None else self._is_finite & finite
         self._steps += 1
         looks = must_look or finite.device.type == "cpu" or self._steps % STEPS_BETWEEN_LOOKS == 0

@@ -70,9 +70,9 @@ class ImageModelConfig(AdaptiveModelConfig):
     """Unused: there is no collider."""
 
 
-def image_error(network: SineMLP, points: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """``error []``: mean square of what the network, from -1 to 1, misses of ``values [N, C]`` at ``points [N, 2]``."""
-    return {"error": network.mean_square_step(points, 2 * values - 1) / 4}
+def image_error(network: SineMLP, points: Tensor, values: Tensor) -> Tensor:
+    """Mean square of what the network, from -1 to 1, misses of ``values [N, C]`` at ``points [N, 2]``, ``[]``."""
+    return network.mean_square_step(points, 2 * values - 1) / 4
 
 
 class ImageModel(AdaptiveModel):
@@ -104,7 +104,6 @@ class ImageModel(AdaptiveModel):
             raise InputError(str(error)) from error
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self._training_batch: Callable[[int], tuple[Tensor, Tensor]] | None = metadata.get("training_batch")
-        self._loss = self.as_graph(image_error)
         self.start_adaptation()
 
     @property
@@ -246,7 +245,7 @@ class ImageModel(AdaptiveModel):
         if "error" not in outputs:
             if "points" in outputs:
                 with torch.enable_grad():
-                    outputs["error"] = self._loss(self.field, outputs["points"], batch["image"])["error"]
+                    outputs["error"] = image_error(self.field, outputs["points"], batch["image"])
             else:
                 outputs["error"] = (outputs["values"] - batch["image"]).square().mean()
         return outputs["error"]

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from aire_nerfstudio.errors import InputError
 
+# Devices of which torch's Adam has a fused form.
+FUSED_ON = ("cpu", "cuda")
+
 
 @dataclass
 class FieldAdamConfig(OptimizerConfig):
@@ -40,9 +43,9 @@ class FieldAdamConfig(OptimizerConfig):
             )
 
     def setup(self, params: Any) -> torch.optim.Optimizer:
-        """The optimizer of ``params``; fused on CUDA, where a step is otherwise bound by kernel launches."""
+        """The optimizer of ``params``, fused: of small networks a step is otherwise bound by launches, or by Python."""
         self.check()
-        is_fused = all(p.is_cuda for p in params)
+        is_fused = all(p.device.type in FUSED_ON for p in params)
         return torch.optim.Adam(params, lr=self.lr, eps=self.eps, betas=self.betas, fused=is_fused or None)
 
 

@@ -139,7 +139,6 @@ class SdfModel(AdaptiveModel):
         self.register_buffer("scale", torch.tensor(self._surface.scale, dtype=torch.float64))
         self.register_buffer("aabb", torch.tensor([-1.0, -1, -1, 1, 1, 1]), persistent=False)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
-        self._loss = self.as_graph(self.point_loss)
         self.start_adaptation()
 
     network_name = "sdf"
@@ -230,7 +229,7 @@ class SdfModel(AdaptiveModel):
         """:meth:`point_loss` of a batch, computed once."""
         if "terms" not in outputs:
             network = cast(SineMLP, self.evaluated_field)
-            outputs["terms"] = self._loss(network, outputs["points"], batch["normals"], batch["distances"])
+            outputs["terms"] = self.point_loss(network, outputs["points"], batch["normals"], batch["distances"])
         return outputs["terms"]
 
     def get_loss_dict(

@@ -29,6 +29,7 @@ from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
 from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.launch import launch
@@ -123,6 +124,8 @@ class AdaptiveTrainer(Trainer):
     config: AdaptiveTrainerConfig
     # Of the process that writes the run's folder.
     _session: SessionLog | None = None
+    # Where steps are CUDA graphs.
+    _graphed: GraphedTraining | None = None
 
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
@@ -138,11 +141,16 @@ class AdaptiveTrainer(Trainer):
                 "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
             )
         model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
-        if isinstance(model, AdaptiveModelConfig) and model.cuda_graph and any(n > 1 for n in accumulated):
-            raise InputError(
-                "cuda_graph is True and --gradient-accumulation-steps above 1: a graph's gradients are written anew at "
-                "each replay and cannot be added up; leave one of them out"
-            )
+        if isinstance(model, AdaptiveModelConfig) and model.cuda_graph:
+            whys = {
+                "--gradient-accumulation-steps above 1: a graph's gradients are written anew at each replay and cannot "
+                "be added up": any(n > 1 for n in accumulated),
+                "--mixed-precision True: nerfstudio scales the loss between backward and update, which are one graph; "
+                "--matmul-precision medium has float16 products": config.mixed_precision,
+                "--log-gradients True: they are not seen between backward and update": config.log_gradients,
+            }
+            for why in (why for why, is_so in whys.items() if is_so):
+                raise InputError(f"cuda_graph is True and {why}; leave one of them out")
         for group in config.optimizers.values():
             if isinstance(group["optimizer"], FieldAdamConfig):
                 group["optimizer"].check()
@@ -197,6 +205,8 @@ class AdaptiveTrainer(Trainer):
             manager = self.pipeline.datamanager
             rays = manager.get_train_rays_per_batch() * self.config.steps_per_iteration
             manager.get_train_rays_per_batch = lambda: rays  # type: ignore[method-assign]
+        if self.pipeline.model.config.cuda_graph:  # type: ignore[attr-defined]
+            self._graphed = GraphedTraining(self)
         # They began with the same seed; this is for devices that draw or compute otherwise.
         distributed.take_from_first([*self.pipeline.model.parameters(), *self.pipeline.model.buffers()])
         set_rng_state(distributed.from_first(rng_state, self.device))
@@ -258,7 +268,7 @@ class AdaptiveTrainer(Trainer):
             written = len(writer.EVENT_STORAGE)
             is_saved = number == end - 1 and (is_last or step_check(step, self.config.steps_per_save))
             self._must_look = is_saved or model.is_about_to_change()
-            outputs = super().train_iteration(number)
+            outputs = self._train_step(number, is_told=number == end - 1)
             if not self._was_sound or number < end - 1:
                 # The learning rates that nerfstudio writes at each step: once an iteration, by its number.
                 del writer.EVENT_STORAGE[written:]
@@ -275,6 +285,23 @@ class AdaptiveTrainer(Trainer):
         if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
             model.write_sizes(step)
         return outputs
+
+    def _train_step(self, number: int, is_told: bool) -> Any:
+        """An optimizer step, as a CUDA graph where that is possible.
+
+        Args:
+            number: of the step.
+            is_told: whether what it gives is read after the next one has begun.
+        """
+        stepped = None if self._graphed is None else self._graphed.step(number)
+        if self._graphed is None or stepped is None:
+            return super().train_iteration(number)
+        if self._graphed.updates:
+            self._was_sound = self._guard.saw(stepped.finite, self._must_look)
+        else:
+            self.optimizers.optimizer_scaler_step_some(self.grad_scaler, list(self.optimizers.parameters))
+        self.optimizers.scheduler_step_all(number)
+        return outputs_of(stepped) if is_told else (stepped.total, stepped.losses, stepped.others)
 
     def follow_first(self) -> None:
         """Take the whole state of training over from the first process; of one process there is nothing to take."""

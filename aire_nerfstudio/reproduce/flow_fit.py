@@ -23,7 +23,6 @@ from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
-from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.arrays import load_arrays, save_arrays
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
@@ -132,18 +131,16 @@ class FlowFit:
         def terms_of(network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
             return flow_loss(network, points, normals, distances, self.alpha, FlowWeights())
 
-        graphed = as_graph(terms_of, store.cuda_graph)
-
-        def loss(step: int) -> tuple[Tensor, None]:
-            batch = samples.batch(step)
-            points = torch.cat([pad(torch.cat([batch.on, batch.off]), (0, 1)), anywhere.at(step)])
-            terms = graphed(network, points, batch.normals, batch.distances)
-            return torch.stack(list(terms.values())).sum(), None
+        def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+            drawn = samples.batch(step)
+            points = torch.cat([pad(torch.cat([drawn.on, drawn.off]), (0, 1)), anywhere.at(step)])
+            return points, drawn.normals, drawn.distances
 
         total = surface_steps(self.epochs, len(surface.points), self.on_surface)
         _, figures = train(
-            network, strategy, samples.steps_per_epoch, total, self.learning_rate, self.final_ratio, loss, probe,
-            lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress,
+            network, strategy, samples.steps_per_epoch, total, self.learning_rate, self.final_ratio, batch,
+            terms_of, None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress,
+            store.cuda_graph,
         )  # fmt: skip
         meshes = {moment: self._mesh(network, moment, device) for moment in MOMENTS}
         figures |= {

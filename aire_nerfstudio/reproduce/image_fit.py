@@ -19,7 +19,6 @@ from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.evaluate import decibel, inference_time, score_pixels, structural_similarity
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
@@ -149,7 +148,7 @@ def fit_image(
         device: where to train.
         progress: called with (step, steps) now and then.
         recorder: keeps what figures need.
-        cuda_graph: loss and gradients as a CUDA graph.
+        cuda_graph: each step is a CUDA graph.
 
     Returns:
         ``figures``: ``psnr_test``, ``psnr_train`` and ``ssim`` at the end; ``psnr_test_before_removal`` and
@@ -179,19 +178,14 @@ def fit_image(
 
         return Probe(outputs, residual)
 
-    error_of = as_graph(_error, cuda_graph)
-
-    def loss(step: int) -> tuple[Tensor, Tensor]:
-        error = error_of(network, *batches.batch(step))["error"]
-        return error, error / 4
-
     def score() -> float:
         return score_pixels(network, picture, test_pixels, device)
 
     watcher = _ImageWatcher(fit, network, score, recorder)
     state, figures = train(
         network, strategy, batches.steps_per_epoch, fit.epochs * batches.steps_per_epoch, fit.learning_rate,
-        fit.final_ratio, loss, probe, lambda value: decibel(value / 4), device, watcher, progress,
+        fit.final_ratio, batches.batch, _error, 0.25, probe, lambda value: decibel(value / 4), device, watcher,
+        progress, cuda_graph,
     )  # fmt: skip
     if recorder is not None:
         recorder.end(network)

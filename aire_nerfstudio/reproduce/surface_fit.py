@@ -24,7 +24,6 @@ from aire_nerfstudio.fields.differential import value_and_gradient
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, surface_loss
-from aire_nerfstudio.ops.graphed import as_graph
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
 from aire_nerfstudio.reproduce.surface_record import save_surface
@@ -130,7 +129,7 @@ def fit_surface(
         surface: the shape that ``fit`` names.
         device: where to train.
         progress: called with (step, steps) now and then.
-        cuda_graph: loss and gradients as a CUDA graph.
+        cuda_graph: each step is a CUDA graph.
 
     Returns:
         ``figures``: those of :func:`~aire_nerfstudio.reproduce.training.train` (the curve is log10 of the loss), and
@@ -152,17 +151,14 @@ def fit_surface(
 
         return Probe(outputs)
 
-    terms_of = as_graph(_terms, cuda_graph)
-
-    def loss(step: int) -> tuple[Tensor, None]:
-        batch = samples.batch(step)
-        terms = terms_of(network, torch.cat([batch.on, batch.off]), batch.normals, batch.distances)
-        return torch.stack(list(terms.values())).sum(), None
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        drawn = samples.batch(step)
+        return torch.cat([drawn.on, drawn.off]), drawn.normals, drawn.distances
 
     total = surface_steps(fit.epochs, len(surface.points), fit.on_surface)
     state, figures = train(
-        network, strategy, samples.steps_per_epoch, total, fit.learning_rate, fit.final_ratio, loss, probe,
-        lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress,
+        network, strategy, samples.steps_per_epoch, total, fit.learning_rate, fit.final_ratio, batch, _terms,
+        None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress, cuda_graph,
     )  # fmt: skip
     kept = network.num_parameters
     if isinstance(strategy, RigLStrategy):

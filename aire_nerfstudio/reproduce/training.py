@@ -14,6 +14,7 @@ from aire_nerfstudio.adaptation.aire import AireState
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
 from aire_nerfstudio.adaptation.rounds import RoundsState
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.graphed import GraphedStep, Terms
 from aire_nerfstudio.reproduce.evaluate import wait_for
 from aire_nerfstudio.reproduce.fit import Progress
 
@@ -32,8 +33,9 @@ class Watcher:
 
 def train(
     network: SineMLP, strategy: Strategy, steps_per_epoch: int, total: int, learning_rate: float, final_ratio: float,
-    loss: Callable[[int], tuple[Tensor, Tensor | None]], probe: Callable[[int], Probe], curve: Callable[[float], float],
-    device: str, watcher: Watcher | None = None, progress: Progress | None = None,
+    batch: Callable[[int], Sequence[Tensor]], loss: Callable[..., dict[str, Tensor]], error_share: float | None,
+    probe: Callable[[int], Probe], curve: Callable[[float], float], device: str, watcher: Watcher | None = None,
+    progress: Progress | None = None, cuda_graph: bool = False,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """Train with Adam, the rate decaying exponentially.
 
@@ -44,18 +46,21 @@ def train(
         total: steps.
         learning_rate: at the beginning.
         final_ratio: rate at the end over that at the beginning.
-        loss: of a step (0 or later): the data's ``[]``, and the mean squared error of values in [0, 1], or None.
+        batch: tensors of a step, 0 or later.
+        loss: ``loss(network, *tensors)``, terms that add up to the data's.
+        error_share: mean squared error of values in [0, 1] over the data's loss; None: there is no such thing.
         probe: what the strategy may ask at a step.
         curve: what is kept of the data's loss for the training curve.
         device: of the network.
         watcher: called around changes; the clock stands still then.
         progress: called now and then.
+        cuda_graph: each step is a CUDA graph.
 
     Returns:
         The strategy's state, and figures: ``steps``, ``seconds``, ``events`` as (step, name, widths after), ``curve``
         as (step, value), values not finite as None.
     """
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=device.startswith("cuda") or None)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
     state = strategy.init_state(network.neuron_groups(), steps_per_epoch, total)
     # Rounds have many removals.
     is_once = isinstance(state, AireState) and not isinstance(state, RoundsState)
@@ -63,6 +68,13 @@ def train(
     watch = watcher or Watcher()
     every = max(1, total // CURVE_POINTS)
     figures: dict[str, Any] = {"steps": total, "steps_per_epoch": steps_per_epoch, "events": [], "curve": []}
+    step, changes = 0, 0
+
+    def terms(network: SineMLP, weight: Tensor | None, *tensors: Tensor) -> Terms:
+        data = torch.stack(list(loss(network, *tensors).values())).sum()
+        return {"data": data, "penalty": strategy.penalty(network.neuron_groups(), state, step, weight)}, {}
+
+    graphed = GraphedStep(network, terms, optimizer) if cuda_graph else None
     clock = _Clock(device)
     for step in range(total):
         groups = network.neuron_groups()
@@ -71,18 +83,25 @@ def train(
                 watch.before(moments[step])
         reports = strategy.step(groups, [optimizer], state, step, (), probe(step))
         if reports:
+            changes += 1
             figures["events"] += [[report.step, report.event, list(report.after)] for report in reports]
             with clock.paused():
                 watch.after(reports)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * final_ratio ** (step / total)
-        optimizer.zero_grad()
-        data_loss, error = loss(step)
-        (data_loss + strategy.penalty(groups, state, step)).backward()
-        optimizer.step()
-        strategy.constrain(groups, [optimizer], state, step, None if error is None else error.detach())
+        tensors = batch(step)
+        if graphed is not None and graphed.can_step(*tensors):
+            losses = graphed(*tensors, weight=strategy.penalty_weight(state, step), stage=changes).losses
+        else:
+            optimizer.zero_grad()
+            losses, _ = terms(network, None, *tensors)
+            (losses["data"] + losses["penalty"]).backward()
+            optimizer.step()
+        data_loss = losses["data"].detach()
+        error = None if error_share is None else error_share * data_loss
+        strategy.constrain(groups, [optimizer], state, step, error)
         if step % every == 0 or step == total - 1:
-            value = curve(float(data_loss.detach()))
+            value = curve(float(data_loss))
             figures["curve"].append([step, round(value, 4) if math.isfinite(value) else None])
             if progress is not None:
                 progress(step + 1, total)

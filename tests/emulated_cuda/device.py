@@ -31,6 +31,8 @@ class Recording:
     def __init__(self) -> None:
         self.calls: list[Callable[[], object]] = []
         self.kept: list[Any] = []
+        # What was there before it was written over: a capture itself changes nothing.
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
 
 class State:
@@ -89,6 +91,7 @@ class Kernel:
         dynamic = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
         self.has_unknown_size = bool(dynamic & set(tags)) and name not in INDEXED
         self.generator_at = next((i for i, a in enumerate(self.arguments) if "Generator" in str(a.type)), None)
+        self.writes = {i for i, a in enumerate(self.arguments) if a.alias_info is not None and a.alias_info.is_write}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The operation on the device's tensors, ``args`` and ``kwargs`` as torch's dispatcher gives them."""
@@ -114,6 +117,8 @@ class Kernel:
         shapes = {key: (a.shape, a.stride()) for key, (a, _) in aliases.items()}
         given = {id(a): x for a, x in aliases.values()}
         STATE.launches += 1
+        if STATE.recording is not None:
+            self._remember(STATE.recording, positional, named)
         results = self.operation(*positional, **named)
         for key, (a, x) in aliases.items():
             if shapes[key] != (a.shape, a.stride()):
@@ -185,6 +190,12 @@ class Kernel:
             if not (len(args) > 2 and args[2] and host.is_pinned()):
                 wait(f"copy from {args[1].device} to {args[0].device}")
 
+    def _remember(self, recording: Recording, positional: list[Any], named: dict[str, Any]) -> None:
+        """Keep what this call is about to write over."""
+        values = (positional[i] if i < len(positional) else named.get(self.arguments[i].name) for i in self.writes)
+        written = [a for a in tree_leaves(list(values)) if isinstance(a, torch.Tensor) and a.numel()]
+        recording.before += [(a, a.clone()) for a in written]
+
     def _record(
         self, recording: Recording, positional: list[Any], named: dict[str, Any], made: list[torch.Tensor], kept: Any
     ) -> None:
@@ -215,6 +226,9 @@ class CUDAGraph:
     def capture_end(self) -> None:
         """See torch."""
         STATE.recording = None
+        for place, value in reversed(self._recording.before):
+            place.copy_(value)
+        self._recording.before.clear()
 
     def replay(self) -> None:
         """See torch."""

@@ -1,0 +1,70 @@
+"""Optimizer steps as CUDA graphs: what nerfstudio's trainer does in a step, without the time that it takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from aire_nerfstudio import distributed
+from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.ops.graphed import GraphedStep, Stepped, Terms
+
+if TYPE_CHECKING:
+    from nerfstudio.engine.trainer import Trainer
+
+# What a model keeps of a step's batch for its strategy, among what is measured.
+BATCH_ERROR = "batch error"
+
+
+class GraphedTraining:
+    """Takes a task's steps from a trainer.
+
+    Of several processes each computes gradients so; what follows them stays nerfstudio's.
+
+    Args:
+        trainer: set up; its model's loss is a function of parameters and batch, points first.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._pipeline, self._model = trainer.pipeline, cast(AdaptiveModel, trainer.pipeline.model)
+        (optimizer,) = trainer.optimizers.optimizers.values()
+        self._names: tuple[str, ...] = ()
+        self._step = GraphedStep(self._model.field, self._loss, optimizer if distributed.count() == 1 else None)
+
+    @property
+    def updates(self) -> bool:
+        """Whether a step changes the parameters; else it leaves their gradients to the optimizers."""
+        return self._step.updates
+
+    def step(self, number: int) -> Stepped | None:
+        """The optimizer step ``number``; None where it cannot be a graph, and nothing is done."""
+        model = self._model
+        points, batch = cast(tuple[Tensor, dict[str, Any]], self._pipeline.datamanager.next_train(number))
+        if not self._step.can_step(points, *batch.values()):
+            return None
+        self._names = tuple(batch)
+        stepped = self._step(points, *batch.values(), weight=model.penalty_weight, stage=(model.stage, self._names))
+        model.batch_loss, model.batch_error = stepped.total, stepped.others.get(BATCH_ERROR)
+        return stepped
+
+    def _loss(self, field: nn.Module, weight: Tensor | None, points: Tensor, *values: Tensor) -> Terms:
+        model, batch = self._model, dict(zip(self._names, values, strict=True))
+        model.penalty_weight_there = weight
+        try:
+            # As nerfstudio's pipeline does; the model finds its field's parameters replaced.
+            outputs = model(points)
+            metrics = model.get_metrics_dict(outputs, batch)
+            losses = model.get_loss_dict(outputs, batch, metrics)
+        finally:
+            model.penalty_weight_there = None
+        kept = {} if model.batch_error is None else {BATCH_ERROR: model.batch_error}
+        return losses, {**metrics, **kept}
+
+
+def outputs_of(stepped: Stepped) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Loss, its parts and metrics as nerfstudio's trainer gives them, to be kept."""
+    metrics = {name: value for name, value in stepped.others.items() if name != BATCH_ERROR}
+    values = iter(torch.stack([stepped.total, *stepped.losses.values(), *metrics.values()]).unbind())
+    return next(values), {name: next(values) for name in stepped.losses}, {name: next(values) for name in metrics}
