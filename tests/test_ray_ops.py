@@ -60,6 +60,15 @@ def _scene(size, share, rays, seed, device):
     return origins, directions, near, far, Occupancy(occupied.to(device))
 
 
+def _open_scene(size, share, rays, seed, device, nearest=0.05, farthest=300.0, contracted=True):
+    """Rays from the middle of all of space, or of a cube, outwards, some from far away."""
+    origins, directions, near, far, grid = _scene(size, share, rays, seed, device)
+    origins = origins / 6
+    origins[2::9] *= 20
+    near, far = torch.full_like(near, nearest), torch.full_like(far, farthest)
+    return origins, directions, near, far, Occupancy(grid.occupied, contracted)
+
+
 GRIDS = [
     *((1, 1.0, 0.1), (2, 0.5, 0.013), (5, 0.3, 0.05), (9, 0.02, 0.011), (16, 0.01, 0.4)),
     *((33, 0.001, 0.004), (96, 0.0005, 0.0108), (64, 0.2, 0.003)),
@@ -79,6 +88,59 @@ def test_samples_are_pytorchs_to_the_bit(device, by_torch, size, share, step, wi
     assert len(got.starts) > 0
 
 
+OPEN = [
+    # Voxels a side, share occupied, step, growth, near, far, whether all of space is in the grid.
+    (1, 1.0, 0.3, 0.1, 0.0, 20.0, True),
+    (2, 0.5, 0.02, 0.03, 0.05, 100.0, True),
+    (5, 0.3, 0.05, 0.0, 0.1, 30.0, True),
+    (9, 0.05, 0.011, 0.004, 0.05, 1000.0, True),
+    (33, 0.01, 0.004, 1 / 128, 0.05, 1000.0, True),
+    (64, 0.002, 0.0034, 1 / 128, 0.0, 1000.0, True),
+    (96, 0.3, 0.01, 0.3, 0.5, 50.0, True),
+    (12, 0.1, 0.01, 0.01, 0.2, 8.0, False),
+    (40, 0.01, 0.003, 0.002, 0.0, 5.0, False),
+]
+
+
+@pytest.mark.parametrize(("size", "share", "step", "growth", "nearest", "farthest", "contracted"), OPEN)
+@pytest.mark.parametrize("with_jitter", [True, False])
+def test_growing_samples_are_pytorchs_to_the_bit(
+    device, by_torch, size, share, step, growth, nearest, farthest, contracted, with_jitter
+):
+    scene = _open_scene(size, share, 207, size, device, nearest, farthest, contracted)
+    jitter = torch.rand(207, device=device) if with_jitter else None
+    got = march_rays_train(*scene, step, jitter, growth)
+    expected = by_torch(march_rays_train, *scene, step, jitter, growth)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+    assert len(got.starts) > 20
+
+
+def test_steps_that_grow_are_those_of_a_loop():
+    """In double precision, by hand: no look-up is left out and no step is of another length."""
+    origins, directions, near, far, grid = _open_scene(10, 0.2, 30, 1, torch.device("cpu"), 0.07, 60.0)
+    scene = (origins.double(), directions.double(), near.double(), far.double())
+    samples = march_rays_train(*scene, grid, 0.03, None, 0.02)
+    expected = []
+    for ray in range(30):
+        t = float(scene[2][ray])
+        while True:
+            beyond = max(1.0, float((scene[0][ray] + t * scene[1][ray]).abs().max()))
+            length = max(0.03 * beyond**2, 0.02 * t)
+            if t + 0.5 * length >= 60:
+                break
+            x, y, z = (scene[0][ray] + (t + 0.5 * length) * scene[1][ray]).tolist()
+            m = max(abs(x), abs(y), abs(z))
+            voxel = [int((v * (0.5 if m <= 1 else (1 - 0.5 / m) / m) + 1) * 5) for v in (x, y, z)]
+            if grid.occupied[tuple(voxel)]:
+                expected.append((ray, t, t + length))
+            t += length
+    assert len(expected) > 200
+    assert samples.ray_indices.tolist() == [ray for ray, _, _ in expected]
+    assert samples.starts.tolist() == pytest.approx([start for _, start, _ in expected])
+    assert samples.ends.tolist() == pytest.approx([end for _, _, end in expected])
+
+
 def test_near_and_far_are_pytorchs_to_the_bit(device, by_torch):
     origins, directions = _rays(500, 0, device)
     for least in (0.0, 2.5):
@@ -89,15 +151,17 @@ def test_near_and_far_are_pytorchs_to_the_bit(device, by_torch):
 
 @pytest.mark.parametrize("most", [1, 3, 16, 1000])
 @pytest.mark.parametrize("compiled", [True, False])
-def test_rounds_give_all_samples_once(device, by_torch, most, compiled):
-    scene = _scene(17, 0.05, 203, 4, device)
+@pytest.mark.parametrize("is_open", [False, True], ids=["cube", "open"])
+def test_rounds_give_all_samples_once(device, by_torch, most, compiled, is_open):
+    scene = _open_scene(17, 0.05, 203, 4, device) if is_open else _scene(17, 0.05, 203, 4, device)
+    growth = 0.015 if is_open else 0.0
     origins, _, near, far, _ = scene
-    expected = march_rays_train(*scene, 0.02)
-    following = torch.zeros(len(origins), dtype=torch.int32, device=device)
+    expected = march_rays_train(*scene, 0.02, dt_gamma=growth)
+    following = torch.zeros(len(origins), device=device)
     alive = (far > near).nonzero().squeeze(1)
     found, rounds = [], 0
     while len(alive):
-        arguments = (alive, following, *scene, 0.02, most)
+        arguments = (alive, following, *scene, 0.02, most, growth)
         samples = march_rays(*arguments) if compiled else by_torch(march_rays, *arguments)
         assert len(samples.starts) == 0 or int(torch.bincount(samples.ray_indices).max()) <= most
         found.append(samples)
@@ -109,6 +173,7 @@ def test_rounds_give_all_samples_once(device, by_torch, most, compiled):
     order = index.argsort(stable=True)
     assert torch.equal(index[order], expected.ray_indices)
     assert torch.equal(starts[order], expected.starts)
+    assert torch.equal(torch.cat([part.ends for part in found])[order], expected.ends)
     assert len(march_rays(alive, following, *scene, 0.02, most).starts) == 0
 
 
@@ -117,8 +182,10 @@ def test_no_rays_no_samples(device):
     assert len(march_rays_train(*scene, 0.1).starts) == 0
     with pytest.raises(ValueError, match="step is 0"):
         march_rays_train(*scene, 0.0)
+    with pytest.raises(ValueError, match=r"dt_gamma is -0\.1"):
+        march_rays_train(*scene, 0.1, dt_gamma=-0.1)
     with pytest.raises(ValueError, match="most is 0"):
-        march_rays(torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.int32), *scene, 0.1, 0)
+        march_rays(torch.zeros(0, dtype=torch.long), torch.zeros(0), *scene, 0.1, 0)
 
 
 def test_rays_that_are_not_finite_end(device):
@@ -269,7 +336,7 @@ def test_what_the_library_does_not_take_goes_to_pytorch(device, unchecked_shapes
         assert torch.allclose(a, b, atol=1e-6)
     scene = _scene(17, 0.05, 40, 4, device)
     alive = torch.arange(40, device=device)
-    ours, wide = (torch.zeros(40, dtype=kind, device=device) for kind in (torch.int32, torch.int64))
+    ours, wide = (torch.zeros(40, dtype=kind, device=device) for kind in (torch.float32, torch.float64))
     expected = march_rays(alive, ours, *scene, 0.02, 1000)
     found = march_rays(alive, wide, *scene, 0.02, 1000)
     assert torch.equal(found.starts, expected.starts)

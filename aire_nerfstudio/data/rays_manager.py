@@ -18,6 +18,10 @@ from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 SHARE_OF_MEMORY = 0.25
 
 
+# In a scene's metadata: whether most of the training cameras stand inside its box.
+CAMERAS_INSIDE = "cameras_inside"
+
+
 class ResidentPixelSampler(PixelSampler):
     """As nerfstudio's, whose indices go through the processor even where the pictures are on the device.
 
@@ -75,6 +79,8 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         """See nerfstudio, which takes entries out of a list that is the class's."""
         dataset = super().create_train_dataset()
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
+        places = dataset.cameras.camera_to_worlds[..., :3, 3]
+        dataset.metadata[CAMERAS_INSIDE] = bool(dataset.scene_box.within(places).float().mean() > 0.5)
         return dataset
 
     def setup_train(self) -> None:

@@ -20,12 +20,13 @@ class OccupancyGrid(nn.Module):
         resolution: voxels a side, ``G``.
         threshold: density above which a voxel counts, in the units of the density function.
         decay: factor of the stored value at each update.
+        is_contracted: whether the cube holds all of space (:func:`~aire_nerfstudio.ops.contraction.contract`).
     """
 
     density: Tensor
     occupied: Tensor
 
-    def __init__(self, resolution: int, threshold: float, decay: float = 0.95) -> None:
+    def __init__(self, resolution: int, threshold: float, decay: float = 0.95, is_contracted: bool = False) -> None:
         super().__init__()
         if not 2 <= resolution <= LARGEST_RESOLUTION:
             raise ValueError(f"grid resolution {resolution} must lie in [2, {LARGEST_RESOLUTION}]")
@@ -36,6 +37,7 @@ class OccupancyGrid(nn.Module):
         self.resolution = resolution
         self.threshold = threshold
         self.decay = decay
+        self.is_contracted = is_contracted
         shape = (resolution,) * 3
         self.register_buffer("density", torch.zeros(shape))
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
@@ -45,9 +47,10 @@ class OccupancyGrid(nn.Module):
     def occupancy(self) -> Occupancy:
         """The occupied voxels, for the marchers."""
         # Another tensor after an update, and after a move to another device.
-        if self._occupancy is None or self._occupancy.occupied is not self.occupied:
-            self._occupancy = Occupancy(self.occupied)
-        return self._occupancy
+        made = self._occupancy
+        if made is None or made.occupied is not self.occupied or made.is_contracted != self.is_contracted:
+            made = self._occupancy = Occupancy(self.occupied, self.is_contracted)
+        return made
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], everywhere: bool, chunk: int = 1 << 18) -> None:

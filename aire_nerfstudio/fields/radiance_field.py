@@ -12,6 +12,7 @@ from torch import Tensor
 
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.contraction import contract, pull_back, radial_scale
 from aire_nerfstudio.ops.value_gradient import value_and_gradient
 from aire_nerfstudio.shapes import AnyPoints3, Channels, PerRow, Points3
 
@@ -38,7 +39,7 @@ def truncated_exp(x: Tensor) -> Tensor:
 
 
 class SineRadianceField(Field):
-    """``(position, direction) -> (density, colour)``; positions in ``[-1, 1]^3``, raw unit directions.
+    """``(position, direction) -> (density, colour)``; positions in ``[-1, 1]^3`` or anywhere, raw unit directions.
 
     ``h = density_net(x)``, ``1 + n_features`` wide; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``.
 
@@ -53,6 +54,7 @@ class SineRadianceField(Field):
         hidden_omega: ``w0`` of the others.
         first_bias_scale: FINER's ``k``; None: ``torch.nn.Linear``'s biases.
         detach_finer_scale: FINER's published backward.
+        is_contracted: whether the networks know all of space, contracted, or the cube alone.
     """
 
     centre: Tensor
@@ -70,8 +72,10 @@ class SineRadianceField(Field):
         hidden_omega: float = 1.0,
         first_bias_scale: float | None = None,
         detach_finer_scale: bool = True,
+        is_contracted: bool = False,
     ) -> None:
         super().__init__()
+        self.is_contracted = is_contracted
         self.register_buffer("centre", centre.float())
         self.register_buffer("half_side", torch.tensor(float(half_side)))
 
@@ -91,14 +95,29 @@ class SineRadianceField(Field):
         """World positions ``[..., 3]`` to the cube ``[-1, 1]^3``."""
         return (positions - self.centre) / self.half_side
 
+    def inputs(self, x: AnyPoints3) -> AnyPoints3:
+        """Inputs of the density network, in ``[-1, 1]^3``, at normalised positions ``[..., 3]``."""
+        return contract(x) if self.is_contracted else x
+
     def features(self, x: Points3) -> tuple[PerRow, Channels]:
         """Density ``[...]`` per normalised unit and features ``[..., n_features]`` at normalised ``x [..., 3]``."""
-        h = self.density_net(x)
-        return truncated_exp(h[..., 0].float()), h[..., 1:]
+        h = self.density_net(self.inputs(x))
+        return self._spread(truncated_exp(h[..., 0].float()), x), h[..., 1:]
 
     def density(self, x: Points3) -> PerRow:
         """Density ``[...]`` per normalised unit at normalised positions ``[..., 3]``, without the features."""
-        return truncated_exp(self.density_net.first_output(x).float())
+        return self._spread(self.density_of(self.inputs(x)), x)
+
+    def density_of(self, inputs: Points3) -> PerRow:
+        """What the density network gives for :meth:`inputs` ``[..., 3]``, ``[...]``: density in the cube's middle."""
+        return truncated_exp(self.density_net.first_output(inputs).float())
+
+    def _spread(self, density: PerRow, x: Points3) -> PerRow:
+        """Density where space is contracted: spread over what a radial step there stands for.
+
+        Else the nearly endless space outside is opaque from the start, and training puts everything there.
+        """
+        return density * radial_scale(x) if self.is_contracted else density
 
     def colour(self, directions: Points3, features: Channels) -> Points3:
         """RGB in [0, 1], ``[..., 3]``, for unit directions ``[..., 3]``."""
@@ -113,7 +132,9 @@ class SineRadianceField(Field):
         weights, biases, activation, omegas, _ = self.density_net.for_ops(1)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             points = x.detach().float().reshape(-1, x.shape[-1])
-            _, gradient = value_and_gradient(points, weights, biases, activation, omegas)
+            _, gradient = value_and_gradient(self.inputs(points), weights, biases, activation, omegas)
+            if self.is_contracted:
+                gradient = pull_back(points, gradient)
         return -torch.nn.functional.normalize(gradient.view(x.shape), dim=-1)
 
     # nerfstudio's own interface, used by its samplers, exporters and anything written against ``Field``.
@@ -130,7 +151,7 @@ class SineRadianceField(Field):
         return {FieldHeadNames.RGB: self.colour(ray_samples.frustums.directions, density_embedding)}
 
     def density_fn(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Density per world unit ``[..., 1]`` at world positions ``[..., 3]``; zero outside the cube."""
+        """Density per world unit ``[..., 1]`` at world positions ``[..., 3]``; zero outside what the networks know."""
         x = self.normalise(positions)
-        inside = (x.abs() <= 1).all(-1)
+        inside = (self.inputs(x).abs() <= 1).all(-1)
         return (torch.where(inside, self.density(x), 0.0) / self.half_side)[..., None]

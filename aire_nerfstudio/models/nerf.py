@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
+from aire_nerfstudio.data.rays_manager import CAMERAS_INSIDE
 from aire_nerfstudio.distributed import shared_rand
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
@@ -69,6 +70,15 @@ class NerfModelConfig(AdaptiveModelConfig):
     """Steps during which each update evaluates every voxel."""
     max_steps_per_ray: int = 1024
     """Samples that the cube's diagonal would hold."""
+    scene_contraction: bool | None = None
+    """Whether the networks know all of space, contracted into their cube, or the scene's box alone; None: all of space
+    where most training cameras stand inside the box, as in pictures of a real place."""
+    cone_angle: float = 0.0
+    """Samples are at least this share of their distance long, in [0, 1); torch-ngp's dt_gamma."""
+    near_plane: float = 0.05
+    """Of a contracted scene: distance from the camera, in the scene's units, where samples begin."""
+    far_plane: float = 1000.0
+    """Of a contracted scene: distance where they end."""
     marcher: Literal["aire", "nerfacc"] = "aire"
     """What finds the samples of training rays: this package's marcher, or nerfacc's (CUDA only)."""
     early_stop_epsilon: float = 1e-4
@@ -87,6 +97,17 @@ class NerfModelConfig(AdaptiveModelConfig):
             raise InputError("cuda_graph is True, but rays meet another number of samples each step; leave it out")
         if not 0 < self.early_stop_epsilon < 1:
             raise InputError(f"early_stop_epsilon is {self.early_stop_epsilon}; it must lie in (0, 1)")
+        if not 0 <= self.cone_angle < 1:
+            raise InputError(f"cone_angle is {self.cone_angle}; it must lie in [0, 1)")
+        if not 0 <= self.near_plane < self.far_plane:
+            raise InputError(
+                f"near_plane is {self.near_plane} and far_plane {self.far_plane}; they must be 0 or more and rise"
+            )
+        if self.marcher == "nerfacc" and (self.scene_contraction or self.cone_angle):
+            raise InputError(
+                "marcher is nerfacc, which is used for the scene's box and even steps alone; use aire for a contracted "
+                "scene or a cone_angle"
+            )
         if self.marcher == "nerfacc" and not torch.cuda.is_available():
             raise InputError("marcher is nerfacc, which marches on CUDA only, and there is no CUDA device; use aire")
 
@@ -124,6 +145,36 @@ class NerfModel(AdaptiveModel):
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
+        self._set_contraction(self._is_wanted_contracted())
+
+    def _is_wanted_contracted(self) -> bool:
+        """What the configuration says, or the cameras."""
+        wanted = self.config.scene_contraction
+        if wanted is None:
+            # nerfacc has no such march, and of a scene without cameras nothing is known.
+            wanted = bool(self.kwargs["metadata"].get(CAMERAS_INSIDE)) and self.config.marcher == "aire"
+        return wanted
+
+    def _set_contraction(self, is_contracted: bool) -> None:
+        for part in (self.field, self.field_average, self.grid):
+            if part is not None:
+                part.is_contracted = is_contracted  # type: ignore[assignment]
+
+    @property
+    def is_contracted(self) -> bool:
+        """Whether the scene is all of space."""
+        return self.field.is_contracted
+
+    def fixed_settings(self) -> dict[str, Any]:
+        """As every adaptive model's; contraction where there is any, of which earlier releases had none."""
+        return super().fixed_settings() | ({"scene_contraction": True} if self.is_contracted else {})
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """As every adaptive model's; where the configuration leaves contraction open, the checkpoint decides."""
+        settings = state.get("settings") if isinstance(state, dict) else None
+        if self.config.scene_contraction is None and isinstance(settings, dict):
+            self._set_contraction(settings.get("scene_contraction") is True)
+        super().set_extra_state(state)
 
     network_name = "density"
 
@@ -137,7 +188,7 @@ class NerfModel(AdaptiveModel):
 
     def adaptive_inputs(self, points: Tensor) -> Tensor:
         """Coordinates of the scene's cube, [-1, 1]^3."""
-        return self.field.normalise(points)
+        return self.field.inputs(self.field.normalise(points))
 
     def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Normals and depth."""
@@ -151,13 +202,22 @@ class NerfModel(AdaptiveModel):
     def on_change(self, report: Report) -> None:
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":
-            self.grid.update(self.field.density, everywhere=True)
+            self.grid.update(self.field.density_of, everywhere=True)
 
     def before_step(self, step: int) -> None:
         """As every adaptive model's; the grid follows the density."""
         super().before_step(step)
         if step % self.config.grid_every == 0:
-            self.grid.update(self.field.density, everywhere=step < self.config.grid_warmup)
+            # Contracted, what a voxel holds is spread over as much more as samples there are longer.
+            self.grid.update(self.field.density_of, everywhere=step < self.config.grid_warmup)
+
+    def _limits(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the scene begins and ends on normalised rays, ``[N]`` each."""
+        if not self.is_contracted:
+            return near_far_from_aabb(origins, directions, self.aabb)
+        config, unit = self.config, self.field.half_side
+        near, far = (origins.new_full((len(origins),), plane) for plane in (config.near_plane, config.far_plane))
+        return near / unit, far / unit
 
     # --- rendering -------------------------------------------------------------------------------------------------
 
@@ -172,7 +232,7 @@ class NerfModel(AdaptiveModel):
         field = cast(SineRadianceField, self.evaluated_field)
         origins = field.normalise(ray_bundle.origins).reshape(-1, 3)
         directions = ray_bundle.directions.reshape(-1, 3)
-        near, far = near_far_from_aabb(origins, directions, self.aabb)
+        near, far = self._limits(origins, directions)
         if ray_bundle.nears is not None and ray_bundle.fars is not None:
             # The viewer's crop box arrives as near and far distances, in world units.
             near = torch.maximum(near, ray_bundle.nears.reshape(-1) / field.half_side)
@@ -187,9 +247,12 @@ class NerfModel(AdaptiveModel):
     ) -> dict[str, Tensor]:
         """Colour without the background, which the loss adds and may draw at random."""
         n_rays = len(origins)
-        march = march_rays_train_by_nerfacc if self.config.marcher == "nerfacc" else march_rays_train
         jitter = shared_rand(n_rays, device=origins.device)
-        samples = march(origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
+        scene = (origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
+        if self.config.marcher == "nerfacc":
+            samples = march_rays_train_by_nerfacc(*scene)
+        else:
+            samples = march_rays_train(*scene, self.config.cone_angle)
 
         def density(part: Samples) -> Tensor:
             return field.density(part.positions(origins, directions))
@@ -212,7 +275,7 @@ class NerfModel(AdaptiveModel):
         """Colour over the background, and normals."""
         rendered, normals = render_rays(
             field, origins, directions, near, far, self.grid.occupancy, self._step_length,
-            self.config.early_stop_epsilon,
+            self.config.early_stop_epsilon, self.config.cone_angle,
         )  # fmt: skip
         colour, accumulation = rendered.colour, rendered.accumulation
         rgb = colour + self._background(colour) * (1 - accumulation[:, None])

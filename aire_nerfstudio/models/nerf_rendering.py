@@ -22,7 +22,7 @@ FIRST_ROUND, LARGEST_ROUND = 16, 128
 @torch.no_grad()
 def render_rays(
     field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy,
-    step: float, epsilon: float,
+    step: float, epsilon: float, dt_gamma: float = 0.0,
 ) -> tuple[Rendered, Tensor]:  # fmt: skip
     """Each sample that light reaches is evaluated once; colours of those behind are not.
 
@@ -33,8 +33,9 @@ def render_rays(
         near: ``[N]``.
         far: ``[N]``.
         occupancy: the grid.
-        step: length of a sample.
+        step: least length of a sample.
         epsilon: samples behind this transmittance are left out, in (0, 1).
+        dt_gamma: growth of the samples with the distance, 0 or more.
 
     Returns:
         What was rendered, and the weighted mean of the samples' normals, made unit again, ``[N, 3]``, zero where a ray
@@ -45,11 +46,11 @@ def render_rays(
     n_rays = len(origins)
     rendered = Rendered.nothing(n_rays, 3, origins)
     normals = origins.new_zeros(n_rays, 3)
-    following = torch.zeros(n_rays, dtype=torch.int32, device=origins.device)
+    following = torch.zeros(n_rays, device=origins.device)
     alive = (far > near).nonzero().squeeze(1)
     most = FIRST_ROUND
     while len(alive):
-        samples = march_rays(alive, following, origins, directions, near, far, occupancy, step, most)
+        samples = march_rays(alive, following, origins, directions, near, far, occupancy, step, most, dt_gamma)
         if len(samples.starts):
             positions = samples.positions(origins, directions)
             sigmas, features = field.features(positions)

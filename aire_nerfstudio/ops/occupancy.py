@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops.contraction import contract
 from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
 
 # Ten bits a coordinate are what 32 bits hold of three.
@@ -113,15 +114,21 @@ class Occupancy:
 
     Args:
         occupied: bool ``[G, G, G]``, indexed x, y, z; not to be changed afterwards.
+        is_contracted: whether the grid's cube holds all of space (:func:`~aire_nerfstudio.ops.contraction.contract`).
     """
 
-    def __init__(self, occupied: Tensor) -> None:
-        self.occupied = occupied
+    def __init__(self, occupied: Tensor, is_contracted: bool = False) -> None:
+        self.occupied, self.is_contracted = occupied, is_contracted
 
     @property
     def resolution(self) -> int:
         """Voxels a side, ``G``."""
         return self.occupied.shape[0]
+
+    def at(self, points: Tensor) -> Tensor:
+        """Whether ``points [..., 3]`` lie in occupied voxels, bool ``[...]``."""
+        places = contract(points) if self.is_contracted else points
+        return self.occupied.view(-1)[voxel_indices(places, self.resolution)]
 
     @cached_property
     def dilated(self) -> Tensor:

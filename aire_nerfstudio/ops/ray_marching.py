@@ -1,7 +1,8 @@
 """Ray marching through an occupancy grid: compiled on processors and CUDA, in PyTorch elsewhere, with the same samples.
 
 Names follow torch-ngp's ``raymarching``; the layout is packed: samples of ray 0, then ray 1, ..., in order of distance.
-A sample is an interval ``[t_start, t_end)`` of constant length; its colour and density are taken at the middle.
+A sample is an interval ``[t_start, t_end)``, of constant length or growing with the distance; its colour and density
+are taken at the middle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from aire_nerfstudio.ops.occupancy import Occupancy, voxel_indices
 from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
 from aire_nerfstudio.shapes import Box, PerRay, Rays3
 
-# What march_rays writes as a ray's next sample once it has left the box.
+# What march_rays writes as a ray's next sample, or as its distance, once it has ended.
 ENDED = 1 << 24
 # Candidates that march_rays looks at for each sample it may return, in PyTorch.
 WINDOW = 8
@@ -83,48 +84,60 @@ def march_rays_train(
     occupancy: Occupancy,
     step: float,
     jitter: PerRay | None = None,
+    dt_gamma: float = 0.0,
 ) -> Samples:
-    """Samples of constant length in the occupied voxels of a grid over ``[-1, 1]^3``.
+    """Samples in the occupied voxels of a grid, ``max(step, dt_gamma t)`` long at the distance ``t``.
+
+    Of a contracted grid, ``max(step m^2, dt_gamma t)`` outside ``[-1, 1]^3``, ``m`` being the largest component of the
+    point where the sample begins: along a ray from the middle they are equally long in the contracted space.
 
     Args:
-        origins: ``[N, 3]``, in the grid's frame.
+        origins: ``[N, 3]``, in the frame of the grid, or of the space that it contracts.
         directions: unit vectors, ``[N, 3]``.
-        near: ``[N]``.
+        near: 0 or more, ``[N]``.
         far: finite, ``[N]``; no samples where ``far <= near``.
         occupancy: the grid.
-        step: length of a sample, positive.
-        jitter: shift of each ray's samples in steps, ``[N]`` in ``[0, 1)``; None: no shift.
+        step: least length of a sample, positive.
+        jitter: shift of each ray's samples in first steps, ``[N]`` in ``[0, 1)``; None: no shift.
+        dt_gamma: growth of the steps, 0 or more; 0: all are ``step`` long.
 
     Returns:
         Packed samples; those whose middle lies at or behind ``far`` are left out.
     """
-    _check(step)
+    _check(step, dt_gamma)
     if len(near) == 0:
         return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
     extra = [] if jitter is None else [jitter]
     library = ray_library(origins, directions, near, far, occupancy.occupied, *extra)
     if library is None or not _fit(origins, directions, near, far, *extra):
-        return march_by_torch(origins, directions, near, far, occupancy, step, jitter)
+        return march_by_torch(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
     shift = None if jitter is None else jitter.contiguous()
-    grid = (occupancy.bits, occupancy.resolution, float(step))
+    grid = (occupancy.bits, occupancy.resolution, int(occupancy.is_contracted), float(step), float(dt_gamma))
     counts = torch.empty(len(near), dtype=torch.long, device=near.device)
     library.call("aire_march_count", len(near), *rays, shift, *grid, counts)
     offsets = counts.cumsum(0)
     total = int(offsets[-1])
-    starts, ray_indices = near.new_empty(total), counts.new_empty(total)
-    library.call("aire_march_fill", len(near), *rays, shift, *grid, offsets - counts, starts, ray_indices)
-    return Samples(starts, starts + step, ray_indices)
+    starts, ends, ray_indices = near.new_empty(total), near.new_empty(total), counts.new_empty(total)
+    library.call("aire_march_fill", len(near), *rays, shift, *grid, offsets - counts, starts, ends, ray_indices)
+    return Samples(starts, ends, ray_indices)
 
 
 def march_by_torch(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+    jitter: Tensor | None, dt_gamma: float = 0.0,
+) -> Samples:  # fmt: skip
+    """The specification of :func:`march_rays_train`."""
+    if dt_gamma > 0 or occupancy.is_contracted:
+        return _march_growing(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
+    return _march_evenly(origins, directions, near, far, occupancy, step, jitter)
+
+
+def _march_evenly(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
     jitter: Tensor | None,
 ) -> Samples:  # fmt: skip
-    """The specification of :func:`march_rays_train`.
-
-    Stretches of several steps are tested first against the dilated grid: empty space costs one look-up a stretch.
-    """
+    """Stretches of several steps are tested first against the dilated grid: empty space costs one look-up a stretch."""
     resolution = occupancy.resolution
     # A stretch's points are at most one voxel away from its middle: the dilated grid then misses none of them.
     per_stretch = max(1, math.floor(2 * (2.0 / resolution) / step))
@@ -153,8 +166,45 @@ def _is_sample(
     t = first[rays, None] + number.to(first) * step
     middle = t + 0.5 * step
     points = origins[rays, None] + middle[..., None] * directions[rays, None]
-    keep = occupancy.occupied.view(-1)[voxel_indices(points, occupancy.resolution)]
-    return t, keep & (middle < far[rays, None]) & (middle >= near[rays, None])
+    return t, occupancy.at(points) & (middle < far[rays, None]) & (middle >= near[rays, None])
+
+
+def _march_growing(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+    jitter: Tensor | None, dt_gamma: float,
+) -> Samples:  # fmt: skip
+    """Step by step, since each step depends on the one before."""
+    t = near if jitter is None else near + (jitter - 1) * (dt_gamma * near).clamp_min(step)
+    starts, ends, kept = [], [], []
+    while True:
+        start, end, keep, goes_on = _candidate(t, origins, directions, near, far, occupancy, step, dt_gamma)
+        if not bool(goes_on.any()):
+            break
+        starts.append(start)
+        ends.append(end)
+        kept.append(keep)
+        t = torch.where(goes_on, end, torch.full_like(end, torch.inf))
+    if not kept:
+        return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
+    keep = torch.stack(kept, 1)
+    rays = torch.arange(len(near), device=near.device)[:, None].expand_as(keep)
+    return Samples(torch.stack(starts, 1)[keep], torch.stack(ends, 1)[keep], rays[keep])
+
+
+def _candidate(
+    t: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+    dt_gamma: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Of each ray's candidate that begins at ``t [N]``: start, end, whether it is a sample, whether the ray goes on."""
+    length = torch.full_like(t, step)
+    if occupancy.is_contracted:
+        beyond = (origins + t[:, None] * directions).abs().amax(-1).clamp_min(1)
+        length = step * (beyond * beyond)
+    length = torch.maximum(length, dt_gamma * t)
+    middle, end = t + 0.5 * length, t + length
+    goes_on = (middle < far) & (end > t)
+    points = origins + torch.where(goes_on, middle, near)[:, None] * directions
+    return t, end, goes_on & (middle >= near) & occupancy.at(points), goes_on
 
 
 @torch.no_grad()
@@ -168,45 +218,46 @@ def march_rays(
     occupancy: Occupancy,
     step: float,
     most: int,
+    dt_gamma: float = 0.0,
 ) -> Samples:
     """The next samples of some rays: what rendering front to back asks for, round by round.
 
     Args:
         alive: the rays to go on with, ascending, int64 ``[A]``.
-        following: the candidate each ray goes on from, int32 ``[N]``, zero at first; changed in place, :data:`ENDED`
-            where a ray has left the box.
-        origins: ``[N, 3]``, in the grid's frame.
+        following: where each ray goes on, float32 ``[N]``, zero at first; changed in place, :data:`ENDED` where a ray
+            has ended.
+        origins: ``[N, 3]``, in the frame of the grid, or of the space that it contracts.
         directions: unit vectors, ``[N, 3]``.
-        near: ``[N]``.
-        far: finite, ``[N]``.
+        near: 0 or more, ``[N]``.
+        far: finite and below :data:`ENDED`, ``[N]``.
         occupancy: the grid.
-        step: length of a sample, positive.
+        step: least length of a sample, positive.
         most: samples a ray at most, at least 1. A ray may give fewer, or none, and not have ended.
+        dt_gamma: growth of the steps, 0 or more.
 
     Returns:
         Packed samples, as :func:`march_rays_train` gives them without jitter.
     """
-    _check(step)
+    _check(step, dt_gamma)
     if most < 1:
         raise ValueError(f"most is {most}; it must be at least 1")
     library = ray_library(origins, directions, near, far, occupancy.occupied, following, alive)
     fits = _fit(origins, directions, near, far, following) and has_shapes((alive, (len(alive),)))
-    types = (alive.dtype, following.dtype) == (torch.long, torch.int32)
+    types = (alive.dtype, following.dtype) == (torch.long, torch.float32)
     if library is None or not (fits and types and following.is_contiguous()):
-        return _march_some_by_torch(alive, following, origins, directions, near, far, occupancy, step, most)
-    starts = near.new_empty(len(alive), most)
+        scene = (alive, following, origins, directions, near, far, occupancy, step, most)
+        grows = dt_gamma > 0 or occupancy.is_contracted
+        return _march_some_growing(*scene, dt_gamma) if grows else _march_some_evenly(*scene)
+    starts, ends = (near.new_empty(len(alive), most) for _ in range(2))
     counts = torch.empty(len(alive), dtype=torch.long, device=near.device)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
-    library.call(
-        "aire_march_some", len(alive), alive.contiguous(), *rays, occupancy.bits, occupancy.resolution, float(step),
-        most, following, starts, counts,
-    )  # fmt: skip
+    grid = (occupancy.bits, occupancy.resolution, int(occupancy.is_contracted), float(step), float(dt_gamma))
+    library.call("aire_march_some", len(alive), alive.contiguous(), *rays, *grid, most, following, starts, ends, counts)
     is_there = torch.arange(most, device=near.device) < counts[:, None]
-    found = starts[is_there]
-    return Samples(found, found + step, alive.repeat_interleave(counts))
+    return Samples(starts[is_there], ends[is_there], alive.repeat_interleave(counts))
 
 
-def _march_some_by_torch(
+def _march_some_evenly(
     alive: Tensor, following: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor,
     occupancy: Occupancy, step: float, most: int,
 ) -> Samples:  # fmt: skip
@@ -222,6 +273,28 @@ def _march_some_by_torch(
     keep &= rank <= most
     found = t[keep]
     return Samples(found, found + step, alive[:, None].expand_as(keep)[keep])
+
+
+def _march_some_growing(
+    alive: Tensor, following: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor,
+    occupancy: Occupancy, step: float, most: int, dt_gamma: float,
+) -> Samples:  # fmt: skip
+    rays = origins[alive], directions[alive], near[alive], far[alive]
+    t = torch.where(following[alive] == 0, near[alive], following[alive].to(near))
+    left = torch.full_like(alive, most)
+    starts, ends, kept = [], [], []
+    for _ in range(WINDOW * most):
+        start, end, keep, goes_on = _candidate(t, *rays, occupancy, step, dt_gamma)
+        keep &= left > 0
+        starts.append(start)
+        ends.append(end)
+        kept.append(keep)
+        left -= keep.long()
+        # A ray that has all it may have stays where it is.
+        t = torch.where(goes_on, torch.where((left > 0) | keep, end, t), torch.full_like(t, ENDED))
+    following[alive] = t.to(following.dtype)
+    keep = torch.stack(kept, 1)
+    return Samples(torch.stack(starts, 1)[keep], torch.stack(ends, 1)[keep], alive[:, None].expand_as(keep)[keep])
 
 
 def march_rays_train_by_nerfacc(
@@ -259,6 +332,8 @@ def _fit(origins: Tensor, directions: Tensor, *of_rays: Tensor) -> bool:
     return has_shapes((origins, (count, 3)), (directions, (count, 3)), *((t, (count,)) for t in of_rays))
 
 
-def _check(step: float) -> None:
+def _check(step: float, dt_gamma: float) -> None:
     if not step > 0:
         raise ValueError(f"step is {step}; it must be positive")
+    if not dt_gamma >= 0:
+        raise ValueError(f"dt_gamma is {dt_gamma}; it must be 0 or more")

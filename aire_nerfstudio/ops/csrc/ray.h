@@ -31,11 +31,22 @@ AIRE_BOTH uint32_t morton(uint32_t x, uint32_t y, uint32_t z) { return spread(x)
 
 AIRE_BOTH int64_t between(int64_t v, int64_t low, int64_t high) { return v < low ? low : v > high ? high : v; }
 
-// Occupancy of [-1, 1]^3: one bit a voxel in Morton order, so that 64 bits are a block of 4 x 4 x 4.
+// Occupancy of [-1, 1]^3: one bit a voxel in Morton order, so that 64 bits are a block of 4 x 4 x 4. Where contracted, that
+// cube holds all of space.
 struct Bits {
     const uint64_t* words;
     int32_t resolution;
+    bool contracted;
 };
+
+// Largest component of a point, whose place in the cube that holds all of space it is scaled to: [-1, 1]^3 takes the middle
+// half of each side, what lies outside the rest.
+AIRE_BOTH float contract(float (&p)[3]) {
+    float size = fmaxf(fmaxf(fabsf(p[0]), fabsf(p[1])), fabsf(p[2]));
+    float scale = 0.5f * (size > 1.0f ? (2.0f - 1.0f / size) / size : 1.0f);
+    for (int k = 0; k < 3; k++) p[k] *= scale;
+    return size;
+}
 
 // Whether the voxel at v (in voxels) is occupied; if not, level says that the whole block of 2^level voxels a side is empty.
 AIRE_BOTH bool is_occupied(const Bits& grid, const int32_t (&voxel)[3], int& level) {
@@ -50,11 +61,11 @@ AIRE_BOTH bool is_occupied(const Bits& grid, const int32_t (&voxel)[3], int& lev
 }
 
 struct Ray {
-    float o[3], d[3], near, far, first;  // sample i begins at first + i step
+    float o[3], d[3], near, far, first;  // the first sample begins at first; where steps do not grow, sample i at first + i step
 };
 
 AIRE_BOTH Ray ray_at(const float* origins, const float* directions, const float* near, const float* far,
-                     const float* jitter, float step, int64_t n) {
+                     const float* jitter, float step, float growth, int64_t n) {
     Ray ray;
     for (int k = 0; k < 3; k++) {
         ray.o[k] = origins[3 * n + k];
@@ -62,14 +73,14 @@ AIRE_BOTH Ray ray_at(const float* origins, const float* directions, const float*
     }
     ray.near = near[n];
     ray.far = far[n];
-    ray.first = jitter ? near[n] + (jitter[n] - 1.0f) * step : near[n];
+    ray.first = jitter ? near[n] + (jitter[n] - 1.0f) * fmaxf(step, growth * near[n]) : near[n];
     return ray;
 }
 
 // A float holds integers up to here; a ray has fewer samples, or never ends.
 constexpr int32_t MOST_STEPS = 1 << 24;
 
-// take(start) for each sample in an occupied voxel, from index `begin` on and at most `most` of them. Returns the index to
+// take(start, end) for each sample in an occupied voxel, from index `begin` on and at most `most` of them. Returns the index to
 // go on from, MOST_STEPS once the ray has ended.
 template <class Take>
 AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t begin, int64_t most, Take take) {
@@ -94,7 +105,7 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
         }
         int level;
         if (is_occupied(grid, voxel, level)) {
-            take(start);
+            take(start, start + step);
             found++;
             i++;
             continue;
@@ -111,6 +122,71 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
         i += steps > 0.0f ? 1 + int32_t(steps) : 1;
     }
     return MOST_STEPS;
+}
+
+// Largest component of the ray's point at t.
+AIRE_BOTH float size_at(const Ray& ray, float t) {
+    float size = 0.0f;
+    for (int k = 0; k < 3; k++) size = fmaxf(size, fabsf(ray.o[k] + t * ray.d[k]));
+    return size;
+}
+
+// As march, but a sample that begins at t is max(step, growth t) long, and where the grid is contracted longer by the square
+// of its point's largest component, outside [-1, 1]^3. Begins and goes on from a distance; MOST_STEPS once the ray has
+// ended, 0 is its beginning.
+template <class Take>
+AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most,
+                              Take take) {
+    const float half = 0.5f * float(grid.resolution), rate = grid.contracted ? 0.5f * half : half;
+    int64_t found = 0;
+    float t = begin == 0.0f ? ray.first : begin, until = -INFINITY;
+    while (true) {
+        if (found == most) return t;
+        float length = step;
+        if (grid.contracted) {
+            float beyond = fmaxf(1.0f, size_at(ray, t));
+            length = step * (beyond * beyond);
+        }
+        length = fmaxf(length, growth * t);
+        float middle = t + 0.5f * length, next = t + length;
+        if (!(middle < ray.far) || !(next > t)) return float(MOST_STEPS);
+        if (middle < ray.near || middle < until) {
+            t = next;
+            continue;
+        }
+        float point[3], place[3], size = 0.0f;
+        for (int k = 0; k < 3; k++) place[k] = point[k] = ray.o[k] + middle * ray.d[k];
+        if (grid.contracted) size = contract(place);
+        int32_t voxel[3];
+        for (int k = 0; k < 3; k++) {
+            place[k] = (place[k] + 1.0f) * half;
+            voxel[k] = int32_t(fminf(fmaxf(place[k], 0.0f), float(grid.resolution - 1)));
+        }
+        int level;
+        if (is_occupied(grid, voxel, level)) {
+            take(t, next);
+            found++;
+        } else if (size <= 1.0f) {
+            // To the end of the empty block, and where space is contracted no further than that begins.
+            float left = INFINITY;
+            for (int k = 0; k < 3; k++) {
+                if (fabsf(ray.d[k]) < 1e-12f) continue;
+                int32_t block = voxel[k] >> level;
+                float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
+                left = fminf(left, (edge - place[k]) / (ray.d[k] * rate));
+                if (grid.contracted) left = fminf(left, ((ray.d[k] > 0 ? 1.0f : -1.0f) - point[k]) / ray.d[k]);
+            }
+            until = middle + left - fmaxf(fmaxf(0.01f * step, 1e-5f), 1e-6f * middle);
+        }
+        t = next;
+    }
+}
+
+// The samples of a ray from `begin` on, which is 0 at first, by whichever march it takes; where to go on.
+template <class Take>
+AIRE_BOTH float march_on(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most, Take take) {
+    if (growth > 0.0f || grid.contracted) return march_growing(ray, grid, step, growth, begin, most, take);
+    return float(march(ray, grid, step, int32_t(begin), most, take));
 }
 
 // First of the samples, sorted by ray, that belongs to ray n or a later one.

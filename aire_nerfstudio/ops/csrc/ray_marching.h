@@ -28,39 +28,45 @@ int aire_near_far(int64_t rays, const float* origins, const float* directions, c
 
 // counts [N]: samples of each ray.
 int aire_march_count(int64_t rays, const float* origins, const float* directions, const float* near, const float* far,
-                     const float* jitter, const uint64_t* words, int64_t resolution, float step, int64_t* counts,
-                     int64_t queue) {
-    Bits grid{words, int32_t(resolution)};
+                     const float* jitter, const uint64_t* words, int64_t resolution, int64_t contracted, float step,
+                     float growth, int64_t* counts, int64_t queue) {
+    Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t found = 0;
-        march(ray_at(origins, directions, near, far, jitter, step, n), grid, step, 0, INT64_MAX, [&](float) { found++; });
+        march_on(ray_at(origins, directions, near, far, jitter, step, growth, n), grid, step, growth, 0.0f, INT64_MAX,
+                 [&](float, float) { found++; });
         counts[n] = found;
     });
 }
 
 // offsets [N]: where each ray's samples begin.
 int aire_march_fill(int64_t rays, const float* origins, const float* directions, const float* near, const float* far,
-                    const float* jitter, const uint64_t* words, int64_t resolution, float step, const int64_t* offsets,
-                    float* starts, int64_t* ray_indices, int64_t queue) {
-    Bits grid{words, int32_t(resolution)};
+                    const float* jitter, const uint64_t* words, int64_t resolution, int64_t contracted, float step,
+                    float growth, const int64_t* offsets, float* starts, float* ends, int64_t* ray_indices, int64_t queue) {
+    Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t at = offsets[n];
-        march(ray_at(origins, directions, near, far, jitter, step, n), grid, step, 0, INT64_MAX, [&](float start) {
-            starts[at] = start;
-            ray_indices[at++] = n;
-        });
+        march_on(ray_at(origins, directions, near, far, jitter, step, growth, n), grid, step, growth, 0.0f, INT64_MAX,
+                 [&](float start, float end) {
+                     starts[at] = start;
+                     ends[at] = end;
+                     ray_indices[at++] = n;
+                 });
     });
 }
 
-// The next samples of the rays alive [A], at most `most` each: starts [A][most], counts [A]; next [N] goes on.
+// The next samples of the rays alive [A], at most `most` each: starts and ends [A][most], counts [A]; next [N] goes on.
 int aire_march_some(int64_t count, const int64_t* alive, const float* origins, const float* directions, const float* near,
-                    const float* far, const uint64_t* words, int64_t resolution, float step, int64_t most, int32_t* next,
-                    float* starts, int64_t* counts, int64_t queue) {
-    Bits grid{words, int32_t(resolution)};
+                    const float* far, const uint64_t* words, int64_t resolution, int64_t contracted, float step,
+                    float growth, int64_t most, float* next, float* starts, float* ends, int64_t* counts, int64_t queue) {
+    Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, count, [=] AIRE_LAMBDA(int64_t a) {
         int64_t n = alive[a], found = 0;
-        next[n] = march(ray_at(origins, directions, near, far, nullptr, step, n), grid, step, next[n], most,
-                        [&](float start) { starts[a * most + found++] = start; });
+        next[n] = march_on(ray_at(origins, directions, near, far, nullptr, step, growth, n), grid, step, growth, next[n],
+                           most, [&](float start, float end) {
+                               starts[a * most + found] = start;
+                               ends[a * most + found++] = end;
+                           });
         counts[a] = found;
     });
 }
