@@ -46,6 +46,7 @@ first)
         "$source_folder"/tests/test_rays_manager.py "$source_folder"/tests/test_ray_ops.py -k "not sources and not compile and not interpreter"
     export SUITE_LIMIT=200
     TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --repeats 5 --out "$out/first"
+    run "Steps of ns-train" python "$source_folder"/scripts/time_steps.py --precisions highest high medium
     TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/first-rays"
     unset SUITE_LIMIT
     ;;
@@ -76,6 +77,9 @@ ops)
     ;;
 bench)
     TAIL=400 run "aire-bench" aire-bench --widths 64 128 256 512 --batches 65536 --out "$out/bench"
+    for task in image surface; do
+        run "Steps of ns-train, $task" python "$source_folder"/scripts/time_steps.py --task "$task" --precisions highest high medium
+    done
     run "Overhead of nerfstudio's trainer" python "$source_folder"/scripts/bench_overhead.py --rays 4096 --width 182
     ;;
 images)

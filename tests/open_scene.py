@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,9 @@ def _trace(origins, directions):
         shade = 0.45 + 0.55 * np.clip((normal * light).sum(-1, keepdims=True), 0, 1)
         colours[is_met], nearest[is_met] = np.array(colour) * stripes * shade, distance[is_met]
     return colours
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: give the folder to write the scene into: python tests/open_scene.py FOLDER")
+    write_open_scene(sys.argv[1], side=96, train=56)

@@ -152,7 +152,7 @@ class NerfModel(AdaptiveModel):
         wanted = self.config.scene_contraction
         if wanted is None:
             # nerfacc has no such march, and of a scene without cameras nothing is known.
-            wanted = bool(self.kwargs["metadata"].get(CAMERAS_INSIDE)) and self.config.marcher == "aire"
+            wanted = bool(self.kwargs.get("metadata", {}).get(CAMERAS_INSIDE)) and self.config.marcher == "aire"
         return wanted
 
     def _set_contraction(self, is_contracted: bool) -> None:

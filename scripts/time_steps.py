@@ -1,0 +1,122 @@
+"""Milliseconds of a step through ns-train's trainer, with and without graphs, in one process and in turn.
+
+    python scripts/time_steps.py [--task image] [--width 256] [--batch 65536] [--device cuda]
+
+Image: the astronaut; surface: pymeshlab's bunny, with half the batch on it. Each way trains a run of its own; blocks of
+steps alternate, so that a machine's noise meets all alike. Printed are medians over blocks, and the first way's over
+each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
+from nerfstudio.utils import writer
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from aire_nerfstudio.machine import machine
+from aire_nerfstudio.method_configs.image import aire_image_siren
+from aire_nerfstudio.method_configs.sdf import aire_sdf_siren
+
+PRECISIONS = ("highest", "high", "medium")
+
+
+def main() -> None:
+    """Train a little in each way, print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["image", "surface"], default="image")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=65_536)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["high", "medium"])
+    parser.add_argument("--block", type=int, default=200, help="steps timed at once, a multiple of 50")
+    parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    given = parser.parse_args()
+    if given.block < 50 or given.block % 50 or given.blocks < 1:
+        parser.error(
+            f"--block is {given.block} and --blocks {given.blocks}; they must be a multiple of 50, and 1 or more"
+        )
+    print(" | ".join(f"{name} {value}" for name, value in machine(given.device).items()))
+    print(f"{given.task}, [{given.width}]^3, {given.batch:,} points a step")
+    CONSOLE.quiet = True
+    with tempfile.TemporaryDirectory() as folder:
+        _compare(given, Path(folder))
+
+
+def _compare(given: argparse.Namespace, folder: Path) -> None:
+    graphs = (False, True) if given.device == "cuda" else (False,)
+    ways = {}
+    for precision, graph, each in itertools.product(given.precisions, graphs, (1, 50)):
+        name = f"{precision}{', graph' if graph else ''}, {each} steps an iteration"
+        ways[name] = _trainer(given, folder, precision, graph, each)
+    for trainer, _ in ways.values():
+        _steps(trainer, 50)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(given.blocks):
+        for name, (trainer, precision) in ways.items():
+            torch.set_float32_matmul_precision(precision)
+            times[name].append(1e3 * _steps(trainer, given.block) / given.block)
+    first = statistics.median(next(iter(times.values())))
+    for name, found in times.items():
+        median = statistics.median(found)
+        print(f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x", flush=True)
+
+
+def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: bool, each: int) -> tuple[Any, str]:
+    """A run that has begun, and its precision."""
+    config = copy.deepcopy((aire_image_siren if given.task == "image" else aire_sdf_siren).config)
+    manager = config.pipeline.datamanager
+    if given.task == "image":
+        manager.train_num_rays_per_batch = given.batch
+    else:
+        manager.on_surface = manager.off_surface = given.batch // 2
+        manager.pool = max(given.batch, 100_000)
+    config.pipeline.model.widths, config.pipeline.model.cuda_graph = (given.width,) * 3, graph
+    config.matmul_precision, config.machine.device_type, config.steps_per_iteration = precision, given.device, each
+    config.vis, config.quiet, config.report = "tensorboard", True, False
+    config.output_dir, config.timestamp = folder / f"{precision} {graph} {each}", "run"
+    config.logging.local_writer.enable, config.logging.profiler = False, "none"
+    # No event of the schedule falls into the measurement.
+    config.max_num_iterations = 10**6
+    config.steps_per_save = config.steps_per_eval_batch = config.steps_per_eval_image = 10**9
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.pipeline.train()
+    trainer.iteration = 0  # type: ignore[attr-defined]
+    return trainer, precision
+
+
+def _steps(trainer: Any, count: int) -> float:
+    """Seconds of as many steps, as nerfstudio's loop makes them."""
+    each = trainer.config.steps_per_iteration
+    _wait(trainer.device)
+    begin = time.perf_counter()
+    for _ in range(count // each):
+        step = trainer.iteration
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+        trainer.train_iteration(step)
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        writer.EVENT_STORAGE.clear()
+        trainer.iteration += 1
+    _wait(trainer.device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: str) -> None:
+    if "cuda" in device:
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
