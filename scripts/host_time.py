@@ -36,8 +36,8 @@ STEPS = 4000
 class Standing(graphed._Graph):
     """A captured step that does nothing but look after its inputs."""
 
-    def __init__(self, network: Any, loss: Any, batch: Any, optimizer: Any, weight: float) -> None:
-        losses, others = loss(network, torch.tensor(weight) if weight else None, *batch)
+    def __init__(self, network: Any, loss: Any, batch: Any, optimizer: Any, has_penalty: bool) -> None:
+        losses, others = loss(network, torch.zeros(()) if has_penalty else None, *batch)
         losses = {name: term.detach() for name, term in losses.items()}
         total = torch.stack(list(losses.values())).sum()
         self.stepped = graphed.Stepped(losses, others, total, torch.tensor(True))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,14 @@ from tiny import tiny_config, train
 from torch import nn
 
 from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.control import Refused, Request
 from aire_nerfstudio.data.image_manager import ImageDataManager
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.method_configs.image import aire_image_siren
+from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
 from aire_nerfstudio.ops import graphed
 from aire_nerfstudio.ops.graphed import GraphedStep
@@ -74,31 +79,48 @@ def test_a_graph_is_captured_for_whatever_it_depends_on(captures):
         step(*_batch(count))
     assert captures == [((32, 2), (32, 3)), ((20, 2), (20, 3))]
     # A penalty or none, and what it is on; not how much it weighs, nor the learning rate.
-    for weight, stage, so_many in ((0.1, 0, 3), (0.2, 0, 3), (0.2, 1, 4), (0.0, 1, 5)):
+    for weight, revision, so_many in ((0.1, 0, 3), (0.2, 0, 3), (0.2, 1, 4), (0.0, 1, 5)):
         optimizer.param_groups[0]["lr"] *= 0.9
-        step(*_batch(32), weight=weight, stage=stage)
+        step(*_batch(32), weight=weight, revision=revision)
         assert len(captures) == so_many
     optimizer.param_groups[0]["eps"] = 1e-6
-    step(*_batch(32), stage=1)
+    step(*_batch(32), revision=1)
     assert len(captures) == 6
     # Nothing may hold on to the parameters: what is exchanged must be nobody's.
     surgery.prune(network.neuron_groups("image")[0], torch.tensor([1, 5], device="cuda"), [optimizer])
     for _ in range(2):
-        step(*_batch(32), stage=1)
+        step(*_batch(32), revision=1)
     assert len(captures) == 7
     before = torch.get_float32_matmul_precision()
     for precision in ("high", before):
         torch.set_float32_matmul_precision(precision)
-        step(*_batch(32), stage=1)
+        step(*_batch(32), revision=1)
     assert len(captures) == 8
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    step(*_batch(32), stage=1)
+    step(*_batch(32), revision=1)
     assert len(captures) == 9
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("precision", ["highest", "medium"])
-def test_training_by_graphs_and_a_surgery_is_training_without(precision):
+def test_a_graph_keeps_what_its_penalty_reads(captures):
+    network = _network()
+    step, reads = GraphedStep(network, _loss), torch.tensor([1, 2], device="cuda")
+    for weight in (0.0, 0.3):
+        step(*_batch(32), weight=weight, reads=[reads])
+    assert len(captures) == 1
+    # A copy elsewhere, then other numbers in the same place.
+    other = reads.clone()
+    step(*_batch(32), weight=0.3, reads=[other])
+    assert len(captures) == 2
+    assert step._reads[0] is other
+    other.add_(1)
+    step(*_batch(32), weight=0.3, reads=[other])
+    assert len(captures) == 3
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize(("precision", "steps"), [("highest", 16), ("medium", 8)])
+def test_training_by_graphs_and_a_surgery_is_training_without(precision, steps):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -107,15 +129,15 @@ def test_training_by_graphs_and_a_surgery_is_training_without(precision):
             network = _network(widths=(40, 24))
             optimizer = _adam(network, weight_decay=1e-3)
             graph, told = GraphedStep(network, _loss, optimizer), []
-            for number in range(16):
+            for number in range(steps):
                 generator = torch.Generator("cuda").manual_seed(number)
                 count = 1024 if number % 5 else 1100
                 x = 2 * torch.rand(count, 2, device="cuda", generator=generator) - 1
                 batch = (x, torch.rand(count, 3, device="cuda", generator=generator))
-                weight = 1e-3 * max(0, number - 10)
+                weight = 1e-3 * max(0, number - 4)
                 optimizer.param_groups[0]["lr"] = 1e-3 * 0.9**number
                 if is_graphed and graph.can_step(*batch):
-                    stepped = graph(*batch, weight=weight, stage=number > 6)
+                    stepped = graph(*batch, weight=weight, revision=number > 3)
                     losses, others = stepped.losses, stepped.others
                     assert torch.allclose(stepped.total, losses["error"] + losses["penalty"])
                     assert bool(stepped.finite)
@@ -123,14 +145,14 @@ def test_training_by_graphs_and_a_surgery_is_training_without(precision):
                     assert not is_graphed or number == 0
                     losses, others = _plain_step(network, optimizer, weight, *batch)
                 told.append([float(v) for v in (*losses.values(), *others.values())])
-                if number == 6:
+                if number == 3:
                     surgery.prune(network.neuron_groups("image")[0], torch.arange(9, device="cuda"), [optimizer])
             ends.append(([p.detach().clone() for p in network.parameters()], torch.tensor(told)))
         for a, b in zip(ends[0][0], ends[1][0], strict=True):
             assert torch.allclose(a, b, rtol=1e-3, atol=1e-4)
         assert torch.allclose(ends[0][1], ends[1][1], rtol=1e-3, atol=1e-5)
         counts = {float(optimizer.state[p]["step"]) for p in network.parameters()}
-        assert counts == {16.0}
+        assert counts == {float(steps)}
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -262,13 +284,15 @@ def test_a_flow_through_a_graph():
         ({"gradient_accumulation_steps": {"fields": 2}}, "--gradient-accumulation-steps above 1"),
         ({"mixed_precision": True}, "--mixed-precision True"),
         ({"log_gradients": True}, "--log-gradients True"),
+        ({"use_grad_scaler": True}, "--use-grad-scaler True"),
+        ({"max_norm": 1.0}, "an optimizer's max-norm"),
     ],
 )
 def test_graphs_refuse_what_comes_between_backward_and_update(setting, said):
     specification = copy.deepcopy(aire_image_siren).config
     specification.pipeline.model.cuda_graph = True
     for name, value in setting.items():
-        setattr(specification, name, value)
+        setattr(specification.optimizers["fields"]["optimizer"] if name == "max_norm" else specification, name, value)
     with pytest.raises(SystemExit, match=f"cuda_graph is True and {said}.*leave one of them out"):
         AdaptiveTrainer(specification)
 
@@ -294,9 +318,10 @@ def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path):
     for a, b, c in zip(plain[0], graphed_run[0], fourfold[0], strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
         assert torch.allclose(c, b, rtol=1e-3, atol=1e-5)
-    assert set(plain[1]) == set(graphed_run[1])
-    for name, column in plain[1].items():
-        assert torch.allclose(column, graphed_run[1][name], rtol=1e-2, atol=1e-5, equal_nan=True), name
+    for _, record in (graphed_run, fourfold):
+        assert set(plain[1]) == set(record)
+        for name, column in plain[1].items():
+            assert torch.allclose(column, record[name], rtol=1e-2, atol=1e-5, equal_nan=True), name
 
 
 @NEEDS_CUDA
@@ -318,3 +343,71 @@ def test_a_run_by_graphs_returns_from_a_fault(monkeypatch, tmp_path):
     assert seen == [70]
     assert (model.history[-1]["event"], model.history[-1]["step"]) == ("return", 50)
     assert all(bool(p.isfinite().all()) for p in model.field.parameters())
+
+
+@NEEDS_CUDA
+def test_a_request_that_is_refused_leaves_what_the_graph_reads(monkeypatch, tmp_path):
+    """In a decay, of which a captured step reads the chosen neurons: they stay, or it is captured anew."""
+    after_step, told = AdaptiveModel.after_step, []
+
+    def pressing(self, step):
+        if step == 22:
+            self.ask_for(Request("densify", 10_000), told.append)
+        after_step(self, step)
+
+    runs = {}
+    for asks in (False, True):
+        monkeypatch.setattr(AdaptiveModel, "after_step", pressing if asks else after_step)
+        config = tiny_config("image", tmp_path / str(asks), {"cuda_graph": True})
+        config.machine.device_type = "cuda"
+        trainer = train(config)
+        step = trainer._graphed._step
+        runs[asks] = [p.detach().cpu() for p in trainer.pipeline.model.field.parameters()]
+        assert step._reads == tuple(trainer.pipeline.model.penalty_reads()) == ()
+    assert len(told) == 1
+    assert told[0].startswith("refused")
+    assert all(torch.equal(a, b) for a, b in zip(*runs.values(), strict=True))
+
+
+def test_a_refused_request_keeps_the_chosen_neurons_where_they_are():
+    network = SineMLP(2, (12, 10), 3)
+    groups = network.neuron_groups()
+    config = AireConfig(unit="steps", densify_at=None, decay_start=2, prune_at=9, prune_layers=(0,), prune_fraction=0.5)
+    strategy = AireStrategy(config)
+    state = strategy.init_state(groups, 1, 20)
+    strategy.step(groups, [], state, 2)
+    before = strategy.penalty_reads(state, torch.device("cpu"))
+    assert len(before) == 1
+    with pytest.raises(Refused):
+        strategy.control(groups, [], state, 3, Request("densify", 10_000))
+    assert all(a is b for a, b in zip(before, strategy.penalty_reads(state, torch.device("cpu")), strict=True))
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("variant", ["aire_rounds", "rigl", "target_psnr", "weight_decay"])
+def test_variants_by_graphs_are_the_variants_without(variant, monkeypatch, tmp_path):
+    """They ask for gradients, batch errors and masks after a step; the last batch of an epoch is smaller."""
+    after_step, ends, errors = AdaptiveModel.after_step, [], []
+
+    def noting(self, step):
+        errors.append(float(self.batch_error))
+        after_step(self, step)
+
+    monkeypatch.setattr(AdaptiveModel, "after_step", noting)
+    for is_graphed in (False, True):
+        model = {"cuda_graph": is_graphed, "variant": "aire" if variant == "target_psnr" else variant}
+        config = tiny_config("image", tmp_path / str(is_graphed), model, max_num_iterations=60)
+        config.pipeline.datamanager.test_fraction = 0.998  # 524 pixels train: batches of 240, 240 and 44
+        changes = {"unit": "percent", "densify_at": 5, "decay_start": 15, "prune_at": 60, "prune_layers": (0,)}
+        if variant == "target_psnr":
+            changes = {"unit": "percent", "target_psnr": 9.0, "densify_at": 5, "decay_start": 15, "prune_at": 90}
+        config.pipeline.model.adaptation = replace(config.pipeline.model.adaptation, **changes)
+        config.machine.device_type = "cuda"
+        trainer = train(config)
+        model = trainer.pipeline.model
+        events = [{k: v for k, v in e.items() if k not in ("effect", "bound")} for e in model.history]
+        ends.append((events, [p.detach().cpu() for p in model.field.parameters()]))
+    assert ends[0][0] == ends[1][0]
+    assert errors[:60] == pytest.approx(errors[60:], rel=1e-3)
+    for a, b in zip(ends[0][1], ends[1][1], strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from aire_nerfstudio.data import pixels
 from aire_nerfstudio.data.picture import Picture, pixel_centres
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.errors import InputError
@@ -65,6 +66,21 @@ def test_a_batch_is_a_function_of_the_step():
         assert torch.equal(_batches(10)[0].batch(step)[1], expected[step])
     assert not torch.equal(expected[0], _batches(10, seed=2)[0].batch(0)[1])
     assert not torch.equal(expected[0], expected[9])
+
+
+@pytest.mark.parametrize("batch_size", [7, 44, 89, 90])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_batches_are_the_same_gathered_or_not(batch_size, kind, monkeypatch):
+    """An epoch at once, single ones, and of a picture that is too large for it."""
+    picture = Picture(torch.from_numpy(np.arange(99, dtype=kind).reshape(9, 11, 1)), 99.0)
+    train, _ = split_pixels(99, 0.1, 0)
+    ways = [PixelBatches(picture, train, batch_size, 3, "cpu", gathers=gathers) for gathers in (True, False)]
+    monkeypatch.setattr(pixels, "GATHERED_AT_ONCE", 50)
+    ways.append(PixelBatches(picture, train, batch_size, 3, "cpu"))
+    for step in (0, 1, 5, 4, 30):
+        expected, *others = (way.batch(step) for way in ways)
+        for batch in others:
+            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
 
 
 def test_refusals():

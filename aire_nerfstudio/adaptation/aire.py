@@ -233,6 +233,12 @@ class AireStrategy:
             return self.config.plain_weight_decay
         return self.config.decay_weight * self._progress(state, step) if self.config.decay == "targeted" else 0.0
 
+    def penalty_reads(self, state: AireState, device: torch.device) -> Sequence[Tensor]:
+        """The chosen neurons, in a targeted decay."""
+        if not state.is_decaying or state.is_pruned or self.config.decay != "targeted":
+            return ()
+        return tuple(state.targets_on(device).values())
+
     def penalty(
         self, groups: Sequence[NeuronGroup], state: AireState, step: int, weight: Tensor | None = None
     ) -> Tensor:
@@ -498,11 +504,13 @@ class AireStrategy:
 
         What the schedule had planned of the same kind counts as done; what has been done already is done once more.
         """
-        before = copy.deepcopy(vars(state))
+        # Not the copies on the device: a captured step reads them where they are.
+        before = copy.deepcopy({name: value for name, value in vars(state).items() if name != "_on_device"})
+        targets = state.targets
         try:
             return self._controlled(groups, optimizers, state, step, request, shadows, probe)
         except InputError as error:
-            vars(state).update(before)
+            vars(state).update(before, targets=targets)
             raise error if isinstance(error, Refused) else Refused(str(error)) from error
 
     def _controlled(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -89,6 +90,10 @@ class Strategy(Protocol):
 
     def penalty_weight(self, state: Any, step: int) -> float:
         """Factor of the regulariser at ``step``; 0 outside its stage, where there is none."""
+        ...
+
+    def penalty_reads(self, state: Any, device: torch.device) -> Sequence[Tensor]:
+        """Tensors on ``device`` that :meth:`penalty` reads besides weights, the same ones as long as they hold."""
         ...
 
     def penalty(self, groups: Sequence[NeuronGroup], state: Any, step: int, weight: Tensor | None = None) -> Tensor:

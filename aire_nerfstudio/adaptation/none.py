@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -44,6 +45,10 @@ class FixedStrategy:
     def penalty_weight(self, state: EmptyState, step: int) -> float:
         """0."""
         return 0.0
+
+    def penalty_reads(self, state: EmptyState, device: torch.device) -> Sequence[Tensor]:
+        """Nothing."""
+        return ()
 
     def penalty(
         self, groups: Sequence[NeuronGroup], state: EmptyState, step: int, weight: Tensor | None = None

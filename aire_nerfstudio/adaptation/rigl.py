@@ -93,6 +93,10 @@ class RigLStrategy:
         """0."""
         return 0.0
 
+    def penalty_reads(self, state: RigLState, device: torch.device) -> Sequence[Tensor]:
+        """Nothing."""
+        return ()
+
     def penalty(
         self, groups: Sequence[NeuronGroup], state: RigLState, step: int, weight: Tensor | None = None
     ) -> Tensor:

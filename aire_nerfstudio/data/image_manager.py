@@ -56,7 +56,7 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
         seed = torch.initial_seed()
         self._train = PixelBatches(picture, train, config.train_num_rays_per_batch, seed, device)
         scored = test if len(test) else train
-        self._test = PixelBatches(picture, scored, config.eval_num_rays_per_batch, seed, device)
+        self._test = PixelBatches(picture, scored, config.eval_num_rays_per_batch, seed, device, gathers=False)
         # What the model may ask for beyond the pictures themselves.
         self.train_dataset.metadata["steps_per_epoch"] = self._train.steps_per_epoch
         self.train_dataset.metadata["training_batch"] = self._train.batch

@@ -45,18 +45,21 @@ class PixelBatches:
         batch_size: pixels a step, at least 1; the last batch of an epoch may hold fewer.
         seed: of the order.
         device: where everything lives.
+        gathers: whether an epoch's batches are wanted one after the other; single ones are then dear.
 
     Raises:
         InputError: no pixels or a batch size below 1.
     """
 
     def __init__(
-        self, picture: Picture, indices: Tensor, batch_size: int, seed: int, device: torch.device | str
-    ) -> None:
+        self, picture: Picture, indices: Tensor, batch_size: int, seed: int, device: torch.device | str,
+        gathers: bool = True,
+    ) -> None:  # fmt: skip
         if batch_size < 1:
             raise InputError(f"the batch size is {batch_size} pixels; it must be at least 1")
         if len(indices) == 0:
             raise InputError("no pixels to draw from; lower test_fraction")
+        self._gathers = gathers and len(indices) <= GATHERED_AT_ONCE
         self._size = (picture.height, picture.width)
         self._peak = picture.peak
         self._indices = indices.to(device)
@@ -82,7 +85,7 @@ class PixelBatches:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step (0 or later): coordinates ``[B, 2]`` and values in [0, 1] ``[B, C]``."""
         each, count = self.batch_size, len(self._indices)
-        if each < count and count > GATHERED_AT_ONCE:
+        if each < count and not self._gathers:
             return self._at(self._order.at(step))
         # A batch that is the whole needs no order, and is the same in all epochs.
         epoch, position = divmod(step, self.steps_per_epoch) if each < count else (0, 0)

@@ -188,7 +188,7 @@ class AdaptiveModel(PartViews):
         self._held, self._is_frozen = 0, False
         # In a captured step: the penalty's weight, where the step finds it.
         self.penalty_weight_there: Tensor | None = None
-        self.stage = 0
+        self.revision = 0
         """Counts what may change the loss besides batch, parameters and the penalty's weight."""
         self._record = RunRecord()
         self._requests = RequestQueue()
@@ -331,7 +331,7 @@ class AdaptiveModel(PartViews):
 
     def _changed(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes of the architecture just made before ``step``; theirs are the schedule's."""
-        self.stage += bool(reports)
+        self.revision += bool(reports)
         for report in reports:
             report = replace(report, step=step)
             self._log(report)
@@ -350,6 +350,8 @@ class AdaptiveModel(PartViews):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """What follows an optimizer step: what the strategy allows, and the weight average."""
+        # Neither Adam's fused form nor a graph tells that weights have changed, and evaluations look there.
+        torch.autograd.graph.increment_version(list(self.field.parameters()))
         groups, error = self.adaptive_groups(self.field), self.batch_error
         self._strategy.constrain(groups, self._optimizers, self._adaptation_state, self._clock, error)
         self._average(step)
@@ -394,7 +396,7 @@ class AdaptiveModel(PartViews):
         """Go on, in the midst of training, from the state that was just loaded."""
         saved = self._saved_state
         assert saved is not None
-        self.stage += 1
+        self.revision += 1
         self._adaptation_state = self._restored(saved["strategy"])
         self._extend_schedule()
         set_rng_state(saved["rng"])
@@ -448,6 +450,11 @@ class AdaptiveModel(PartViews):
             return torch.zeros((), device=self.device)
         weight = self.penalty_weight_there
         return self._strategy.penalty(self.adaptive_groups(self.field), self._adaptation_state, self._clock, weight)
+
+    def penalty_reads(self) -> Sequence[Tensor]:
+        """What the strategy's regulariser reads besides the weights."""
+        state = self._adaptation_state
+        return () if state is None else self._strategy.penalty_reads(state, torch.device(self.device))
 
     @property
     def penalty_weight(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from aire_nerfstudio import distributed
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.ops.graphed import GraphedStep, Stepped, Terms
 
@@ -29,9 +31,13 @@ class GraphedTraining:
 
     def __init__(self, trainer: Trainer) -> None:
         self._pipeline, self._model = trainer.pipeline, cast(AdaptiveModel, trainer.pipeline.model)
-        (optimizer,) = trainer.optimizers.optimizers.values()
+        optimizers = list(trainer.optimizers.optimizers.values())
+        if len(optimizers) != 1:
+            raise InputError(
+                f"cuda_graph is True, and {len(optimizers)} groups of parameters are trained, not one; leave it out"
+            )
         self._names: tuple[str, ...] = ()
-        self._step = GraphedStep(self._model.field, self._loss, optimizer if distributed.count() == 1 else None)
+        self._step = GraphedStep(self._model.field, self._loss, optimizers[0] if distributed.count() == 1 else None)
 
     @property
     def updates(self) -> bool:
@@ -45,9 +51,13 @@ class GraphedTraining:
         if not self._step.can_step(points, *batch.values()):
             return None
         self._names = tuple(batch)
-        stepped = self._step(points, *batch.values(), weight=model.penalty_weight, stage=(model.stage, self._names))
-        model.batch_loss, model.batch_error = stepped.total, stepped.others.get(BATCH_ERROR)
-        return stepped
+        stepped = self._step(
+            points, *batch.values(), weight=model.penalty_weight, reads=model.penalty_reads(),
+            revision=(model.revision, self._names),
+        )  # fmt: skip
+        metrics = dict(stepped.others)
+        model.batch_loss, model.batch_error = stepped.total, metrics.pop(BATCH_ERROR, None)
+        return replace(stepped, others=metrics)
 
     def _loss(self, field: nn.Module, weight: Tensor | None, points: Tensor, *values: Tensor) -> Terms:
         model, batch = self._model, dict(zip(self._names, values, strict=True))
@@ -65,6 +75,6 @@ class GraphedTraining:
 
 def outputs_of(stepped: Stepped) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Loss, its parts and metrics as nerfstudio's trainer gives them, to be kept."""
-    metrics = {name: value for name, value in stepped.others.items() if name != BATCH_ERROR}
+    metrics = stepped.others
     values = iter(torch.stack([stepped.total, *stepped.losses.values(), *metrics.values()]).unbind())
     return next(values), {name: next(values) for name in stepped.losses}, {name: next(values) for name in metrics}

@@ -77,7 +77,8 @@ class FaultGuard:
 
     def saw(self, finite: Tensor, must_look: bool = False) -> bool:
         """As :meth:`is_sound`, of a step of which ``finite []`` says whether loss and gradients are."""
-        self._is_finite = finite if self._is_finite is None else self._is_finite & finite
+        # A copy: a graph's next replay writes over its own.
+        self._is_finite = finite.clone() if self._is_finite is None else self._is_finite & finite
         self._steps += 1
         looks = must_look or finite.device.type == "cpu" or self._steps % STEPS_BETWEEN_LOOKS == 0
         return not looks or self._seen()

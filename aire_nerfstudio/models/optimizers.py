@@ -67,6 +67,23 @@ class AskingOptimizers(Optimizers):
         super().__init__(config, param_groups)
         self._is_sound = is_sound
 
+    def load_optimizers(self, loaded_state: dict[str, Any]) -> None:
+        """See nerfstudio; Adam stays fused where it is, whatever the checkpoint's was."""
+        was_fused = {
+            name: [group.get("fused") for group in optimizer.param_groups]
+            for name, optimizer in self.optimizers.items()
+        }
+        super().load_optimizers(loaded_state)
+        for name, optimizer in self.optimizers.items():
+            for group, is_fused in zip(optimizer.param_groups, was_fused[name], strict=True):
+                if not is_fused or group.get("fused"):
+                    continue
+                group["fused"] = True
+                for parameter in group["params"]:
+                    state = optimizer.state.get(parameter)
+                    if state:
+                        state["step"] = state["step"].to(parameter.device, torch.float32)
+
     def optimizer_scaler_step_some(self, grad_scaler: Any, param_groups: list[str]) -> None:
         """See nerfstudio. A gradient scaler leaves steps out by itself, and must be asked."""
         is_sound = self._is_sound([p for name in param_groups for p in self.parameters[name]])

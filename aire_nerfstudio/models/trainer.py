@@ -147,6 +147,10 @@ class AdaptiveTrainer(Trainer):
                 "be added up": any(n > 1 for n in accumulated),
                 "--mixed-precision True: nerfstudio scales the loss between backward and update, which are one graph; "
                 "--matmul-precision medium has float16 products": config.mixed_precision,
+                "--use-grad-scaler True: it scales the loss between backward and update": config.use_grad_scaler,
+                "an optimizer's max-norm: gradients are clipped between backward and update": any(
+                    group["optimizer"].max_norm is not None for group in config.optimizers.values()
+                ),
                 "--log-gradients True: they are not seen between backward and update": config.log_gradients,
             }
             for why in (why for why, is_so in whys.items() if is_so):

@@ -3,8 +3,8 @@
 Of small networks and of losses with derivatives the launches take longer than the work, and what Python does around
 them longer still. What changes from step to step lies in memory that the graph reads: the batch, the learning rate and
 the weight of the adaptation's penalty. A change of the architecture gives the parameters other tensors, and the step is
-captured anew, which takes as long as some steps and happens a few times in a run: padding all layers to a capacity, so
-that shapes stay, would cost every step instead.
+captured anew, which takes as long as some steps (before torch 2.9 also a collection of Python's garbage) and happens a
+few times in a run, or twice a round: padding all layers to a capacity, so that shapes stay, would cost every step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GraphedStep:
 
     Args:
         network: its parameters are what is trained; a surgery may change their tensors, not which they are.
-        loss: ``loss(network, weight, *batch)``. What else it depends on must not change, but for what ``stage`` tells.
+        loss: ``loss(network, weight, *batch)``. What else it depends on must not change, but with ``revision``.
         optimizer: Adam on the network's parameters, fused, whose update is part of the graph; others follow outside.
             None: the gradients are all that is wanted.
     """
@@ -62,6 +62,7 @@ class GraphedStep:
         self._updates = _is_capturable(optimizer)
         self._key: tuple[Any, ...] = ()
         self._captured: dict[tuple[Any, ...], _Graph] = {}
+        self._reads: tuple[Tensor, ...] = ()
 
     @property
     def updates(self) -> bool:
@@ -77,7 +78,9 @@ class GraphedStep:
             return False
         return not self._updates or all(self._optimizer.state.get(p) for p in parameters)  # type: ignore[union-attr]
 
-    def __call__(self, *batch: Tensor, weight: float = 0.0, stage: Hashable = None) -> Stepped:
+    def __call__(
+        self, *batch: Tensor, weight: float = 0.0, reads: Sequence[Tensor] = (), revision: Hashable = None
+    ) -> Stepped:
         """A step at a batch, of which :meth:`can_step` holds.
 
         The parameters' ``grad`` are the step's, in the graph's memory. A tensor that was given in the last call and was
@@ -85,20 +88,22 @@ class GraphedStep:
 
         Args:
             *batch: what the loss gets, on CUDA.
-            weight: of the penalty; at 0 the loss gets None.
-            stage: whatever the loss depends on besides, such as which neurons the penalty is on.
+            weight: of the penalty; at 0, and with nothing in ``reads``, the loss gets None.
+            reads: what the penalty reads besides the network; kept as long as a graph reads it.
+            revision: of whatever else the loss depends on.
         """
         # What a captured graph has in it besides the batch: these tensors and numbers.
-        key = (stage, weight != 0, *self._held())
+        has_penalty = weight != 0 or bool(reads)
+        key = (revision, has_penalty, *((t.data_ptr(), t._version) for t in reads), *self._held())
         if key != self._key:
-            self._key, self._captured = key, {}
+            self._key, self._captured, self._reads = key, {}, tuple(reads)
         shapes = (matmul_precision(), *((tuple(t.shape), t.dtype) for t in batch))
         graph = self._captured.get(shapes)
         if graph is None:
             # Streams and captures are the current device's.
             with torch.cuda.device(batch[0].device):
                 optimizer = self._optimizer if self._updates else None
-                graph = self._captured[shapes] = _Graph(self._network, self._loss, batch, optimizer, weight)
+                graph = self._captured[shapes] = _Graph(self._network, self._loss, batch, optimizer, has_penalty)
         rate = self._optimizer.param_groups[0]["lr"] if self._optimizer is not None and self._updates else 0.0
         graph.replay(batch, weight, rate)
         for parameter, gradient in zip(self._parameters(), graph.gradients, strict=True):
@@ -137,7 +142,7 @@ class _Graph:
     """
 
     def __init__(
-        self, network: nn.Module, loss: Loss, batch: Sequence[Tensor], optimizer: Optimizer | None, weight: float
+        self, network: nn.Module, loss: Loss, batch: Sequence[Tensor], optimizer: Optimizer | None, has_penalty: bool
     ) -> None:
         device = batch[0].device
         self._given: list[tuple[Tensor, int] | None] = [None] * len(batch)
@@ -149,7 +154,7 @@ class _Graph:
         }
         leaves = [alias for alias in aliases.values() if alias.requires_grad]
         call = _Call(network, loss)
-        arguments = (self._weight if weight else None, *self._places)
+        arguments = (self._weight if has_penalty else None, *self._places)
 
         def compute() -> tuple[Stepped, list[Tensor]]:
             losses, others = torch.func.functional_call(call, aliases, arguments)

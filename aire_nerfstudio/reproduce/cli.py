@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--cuda-graph", action="store_true",
-        help="loss and gradients as CUDA graphs: sooner where a step is small, the same but for rounding",
+        help="steps as CUDA graphs: sooner where a step is small, the same but for rounding",
     )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--jobs", type=int, help="fits at a time; default: one a core, on a GPU 4")

@@ -24,7 +24,7 @@ class Store:
         sources: folder of the pictures or shapes.
         device: where fits run: ``cpu``, ``cuda``, ``cuda:1``...
         precision: of products, as ``torch.set_float32_matmul_precision`` has it.
-        cuda_graph: losses are CUDA graphs; what a fit gives is the same but for rounding.
+        cuda_graph: steps are CUDA graphs; what a fit gives is the same but for rounding.
     """
 
     def __init__(

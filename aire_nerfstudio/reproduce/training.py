@@ -91,7 +91,10 @@ def train(
             group["lr"] = learning_rate * final_ratio ** (step / total)
         tensors = batch(step)
         if graphed is not None and graphed.can_step(*tensors):
-            losses = graphed(*tensors, weight=strategy.penalty_weight(state, step), stage=changes).losses
+            losses = graphed(
+                *tensors, weight=strategy.penalty_weight(state, step),
+                reads=strategy.penalty_reads(state, tensors[0].device), revision=changes,
+            ).losses  # fmt: skip
         else:
             optimizer.zero_grad()
             losses, _ = terms(network, None, *tensors)
