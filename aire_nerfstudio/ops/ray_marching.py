@@ -291,7 +291,10 @@ def _march_some_growing(
         kept.append(keep)
         left -= keep.long()
         # A ray that has all it may have stays where it is.
-        t = torch.where(goes_on, torch.where((left > 0) | keep, end, t), torch.full_like(t, ENDED))
+        moves = (left > 0) | keep
+        t = torch.where(goes_on, torch.where(moves, end, t), torch.full_like(t, ENDED))
+        if not bool((goes_on & moves).any()):
+            break
     following[alive] = t.to(following.dtype)
     keep = torch.stack(kept, 1)
     return Samples(torch.stack(starts, 1)[keep], torch.stack(ends, 1)[keep], alive[:, None].expand_as(keep)[keep])
