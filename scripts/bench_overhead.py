@@ -106,7 +106,7 @@ def main() -> None:
             sync()
             begin = time.perf_counter()
             if at % model.grid_every == 0:
-                pipeline.model.grid.update(pipeline.model.field.density, everywhere=at < model.grid_warmup)
+                pipeline.model.grid.update(pipeline.model.field.density_of, everywhere=at < model.grid_warmup)
             rays, batch = pipeline.datamanager.next_train(at)
             optimizer.zero_grad()
             losses = pipeline.model.get_loss_dict(pipeline.model(rays), batch)

@@ -116,6 +116,75 @@ def test_growing_samples_are_pytorchs_to_the_bit(
     assert len(got.starts) > 20
 
 
+@pytest.mark.parametrize("contracted", [False, True])
+@pytest.mark.parametrize("block", [2, 4, 8])
+@pytest.mark.parametrize("size", [24, 30, 64])
+def test_blocks_are_left_without_losing_a_sample(device, by_torch, contracted, block, size):
+    """Most of space is empty by blocks, which the compiled march leaves in one go, from wherever a ray enters them."""
+    g = torch.Generator().manual_seed(size + block)
+    coarse = torch.rand(-(-size // block), -(-size // block), -(-size // block), generator=g) < 0.06
+    occupied = coarse.repeat_interleave(block, 0).repeat_interleave(block, 1).repeat_interleave(block, 2)
+    grid = Occupancy(occupied[:size, :size, :size].contiguous().to(device), contracted)
+    origins, directions = _rays(4000, size, device)
+    if contracted:
+        origins[::2] /= 5
+    near, far = torch.zeros(4000, device=device), torch.full((4000,), 8.0, device=device)
+    growth = 0.004 if block == 4 else 0.0
+    got = march_rays_train(origins, directions, near, far, grid, 0.02, None, growth)
+    expected = by_torch(march_rays_train, origins, directions, near, far, grid, 0.02, None, growth)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+    assert len(got.starts) > 2000
+
+
+@pytest.mark.parametrize("contracted", [False, True])
+@pytest.mark.parametrize("slope", [1e-2, 1e-3, 1e-4, 1e-6])
+def test_rays_that_graze_a_face_lose_no_sample(device, by_torch, contracted, slope):
+    """Where rounding decides on which side of a face a point lies, it decides far along the ray."""
+    occupied = torch.zeros(64, 64, 64, dtype=torch.bool)
+    occupied[:, 28:32] = occupied[:, 36:40] = True
+    grid = Occupancy(occupied.to(device), contracted)
+    g = torch.Generator().manual_seed(0)
+    along = 2 * torch.rand(2000, generator=g) - 1
+    face = torch.tensor([28, 32, 36, 40])[torch.arange(2000) % 4] / 32 - 1.0
+    face = face * (2 if contracted else 1)
+    sign = torch.randint(2, (2000,), generator=g) * 2.0 - 1
+    directions = torch.nn.functional.normalize(torch.stack([torch.ones(2000), slope * sign, 0.1 * along], -1), dim=-1)
+    origins = torch.stack([-1 + 0.3 * along, face - slope * sign * (1 - along), 0.4 * along], -1)
+    near, far = torch.zeros(2000), torch.full((2000,), 2.2)
+    scene = [t.to(device) for t in (origins, directions, near, far)]
+    got = march_rays_train(*scene, grid, 0.0034)
+    expected = by_torch(march_rays_train, *scene, grid, 0.0034)
+    assert torch.equal(got.ray_indices, expected.ray_indices)
+    assert torch.equal(got.starts, expected.starts)
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.5, 4.0, 30.0])
+def test_jitter_moves_samples_by_up_to_their_length_wherever_the_camera_stands(device, distance):
+    grid = Occupancy(torch.ones(8, 8, 8, dtype=torch.bool, device=device), True)
+    jitter = torch.linspace(0, 1, 101, device=device)[:100]
+    origins = torch.tensor([[-distance, 0.1, 0.2]], device=device).expand(100, 3)
+    directions = torch.tensor([[1.0, 0.0, 0.0]], device=device).expand(100, 3)
+    near, far = torch.zeros(100, device=device), torch.full((100,), 100.0, device=device)
+    samples = march_rays_train(origins, directions, near, far, grid, 0.0135, jitter)
+    # Starts of the samples that reach over the point nearest to the middle, in their own length.
+    over = (samples.starts <= distance) & (samples.ends > distance)
+    assert int(over.sum()) == 100
+    shift = (distance - samples.starts[over]) / (samples.ends - samples.starts)[over]
+    assert float(shift.max() - shift.min()) > 0.9
+
+
+def test_a_camera_far_away_samples_the_middle(device):
+    grid = Occupancy(torch.ones(8, 8, 8, dtype=torch.bool, device=device), True)
+    for distance in (10.0, 300.0, 2000.0):
+        ray = torch.tensor([[-distance, 0.0, 0.0]], device=device), torch.tensor([[1.0, 0.0, 0.0]], device=device)
+        limits = torch.zeros(1, device=device), torch.full((1,), 2 * distance, device=device)
+        samples = march_rays_train(*ray, *limits, grid, 0.02)
+        x = samples.positions(*ray)[:, 0]
+        assert int((x.abs() < 1).sum()) >= 99
+        assert float((samples.ends - samples.starts).max()) <= distance
+
+
 def test_steps_that_grow_are_those_of_a_loop():
     """In double precision, by hand: no look-up is left out and no step is of another length."""
     origins, directions, near, far, grid = _open_scene(10, 0.2, 30, 1, torch.device("cpu"), 0.07, 60.0)
@@ -126,7 +195,7 @@ def test_steps_that_grow_are_those_of_a_loop():
         t = float(scene[2][ray])
         while True:
             beyond = max(1.0, float((scene[0][ray] + t * scene[1][ray]).abs().max()))
-            length = max(0.03 * beyond**2, 0.02 * t)
+            length = max(0.03, 0.03 * beyond**2 / (1 + 0.03 * beyond), 0.02 * t)
             if t + 0.5 * length >= 60:
                 break
             x, y, z = (scene[0][ray] + (t + 0.5 * length) * scene[1][ray]).tolist()
@@ -188,13 +257,18 @@ def test_no_rays_no_samples(device):
         march_rays(torch.zeros(0, dtype=torch.long), torch.zeros(0), *scene, 0.1, 0)
 
 
-def test_rays_that_are_not_finite_end(device):
-    scene = list(_scene(8, 0.5, 9, 0, device))
+@pytest.mark.parametrize("is_open", [False, True], ids=["cube", "open"])
+def test_rays_that_are_not_finite_end(device, by_torch, is_open):
+    scene = list(_open_scene(8, 0.5, 9, 0, device) if is_open else _scene(8, 0.5, 9, 0, device))
     for ray, value in enumerate([float("nan"), float("inf"), -float("inf")]):
         scene[1][ray, ray] = value
     scene[2][4], scene[3][5] = float("nan"), float("nan")
+    scene[0][6, 1] = float("nan")
     samples = march_rays_train(*scene, 0.05)
-    assert not ((samples.ray_indices == 4) | (samples.ray_indices == 5)).any()
+    assert set(samples.ray_indices.tolist()) <= {3, 7, 8}
+    assert len(samples.starts) > 0
+    for a, b in zip(samples, by_torch(march_rays_train, *scene, 0.05), strict=True):
+        assert torch.equal(a, b)
 
 
 def _interleaved(x, y, z):
@@ -340,7 +414,9 @@ def test_what_the_library_does_not_take_goes_to_pytorch(device, unchecked_shapes
     expected = march_rays(alive, ours, *scene, 0.02, 1000)
     found = march_rays(alive, wide, *scene, 0.02, 1000)
     assert torch.equal(found.starts, expected.starts)
-    assert torch.equal(wide.int(), ours)
+    assert torch.equal(wide.float(), ours)
+    with pytest.raises(ValueError, match=r"following is torch.int32; it must be float32"):
+        march_rays(alive, torch.zeros(40, dtype=torch.int32, device=device), *scene, 0.02, 10)
 
 
 def test_voxels_that_do_not_exist_are_refused():

@@ -18,8 +18,8 @@ from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 SHARE_OF_MEMORY = 0.25
 
 
-# In a scene's metadata: whether most of the training cameras stand inside its box.
-CAMERAS_INSIDE = "cameras_inside"
+# In a scene's metadata: whether most of the training cameras stand inside its box, and the pictures have no alpha.
+IS_OPEN = "is_open"
 
 
 class ResidentPixelSampler(PixelSampler):
@@ -79,8 +79,7 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         """See nerfstudio, which takes entries out of a list that is the class's."""
         dataset = super().create_train_dataset()
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
-        places = dataset.cameras.camera_to_worlds[..., :3, 3]
-        dataset.metadata[CAMERAS_INSIDE] = bool(dataset.scene_box.within(places).float().mean() > 0.5)
+        dataset.metadata[IS_OPEN] = _is_open(dataset)
         return dataset
 
     def setup_train(self) -> None:
@@ -115,6 +114,18 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
             count = len(dataset) if limit < 0 else min(limit, len(dataset))
             total += 4 * 4 * count * int((cameras.height * cameras.width).max())
         return total < SHARE_OF_MEMORY * torch.cuda.mem_get_info(self.device)[0]
+
+
+def _is_open(dataset: InputDataset) -> bool:
+    """Whether a scene goes on behind its box."""
+    low, high = dataset.scene_box.aabb
+    places = dataset.cameras.camera_to_worlds[..., :3, 3]
+    # nerfstudio scales poses so that the outermost camera is on the box's face.
+    slack = 1e-3 * (high - low).max()
+    is_inside = ((places >= low - slack) & (places <= high + slack)).all(-1)
+    if not bool(is_inside.float().mean() > 0.5):
+        return False
+    return dataset.get_image_float32(0).shape[-1] == 3
 
 
 def _quick(generator: RayGenerator) -> Any:

@@ -41,7 +41,8 @@ def truncated_exp(x: Tensor) -> Tensor:
 class SineRadianceField(Field):
     """``(position, direction) -> (density, colour)``; positions in ``[-1, 1]^3`` or anywhere, raw unit directions.
 
-    ``h = density_net(x)``, ``1 + n_features`` wide; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``.
+    ``h = density_net(u)``, ``1 + n_features`` wide; ``sigma = exp(h_0)``; ``rgb = sigmoid(colour_net([d, h_1..]))``;
+    ``u = x``, or where space is contracted ``contract(x)``, with ``sigma = exp(h_0) / max(1, m^2)``, ``m = max |x_i|``.
 
     Args:
         centre: world position of the cube's centre, ``[3]``.
@@ -92,7 +93,7 @@ class SineRadianceField(Field):
         return {"density": self.density_net.widths, "colour": self.colour_net.widths}
 
     def normalise(self, positions: AnyPoints3) -> AnyPoints3:
-        """World positions ``[..., 3]`` to the cube ``[-1, 1]^3``."""
+        """World positions ``[..., 3]`` to where the scene's cube is ``[-1, 1]^3``."""
         return (positions - self.centre) / self.half_side
 
     def inputs(self, x: AnyPoints3) -> AnyPoints3:

@@ -10,11 +10,12 @@ import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import RGBRenderer
 from nerfstudio.utils import colormaps
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
-from aire_nerfstudio.data.rays_manager import CAMERAS_INSIDE
+from aire_nerfstudio.data.rays_manager import IS_OPEN
 from aire_nerfstudio.distributed import shared_rand
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
@@ -61,7 +62,8 @@ class NerfModelConfig(AdaptiveModelConfig):
     grid_resolution: int = 128
     """Voxels a side of the occupancy grid."""
     density_threshold: float = 10.0
-    """Density, per half side of the scene's cube, above which a voxel is occupied."""
+    """Density, per half side of the scene's cube, above which a voxel is occupied; of a contracted scene per half side
+    of its middle."""
     grid_every: int = 16
     """Optimizer steps between two updates of the grid."""
     grid_decay: float = 0.95
@@ -72,7 +74,7 @@ class NerfModelConfig(AdaptiveModelConfig):
     """Samples that the cube's diagonal would hold."""
     scene_contraction: bool | None = None
     """Whether the networks know all of space, contracted into their cube, or the scene's box alone; None: all of space
-    where most training cameras stand inside the box, as in pictures of a real place."""
+    where most training cameras stand inside the box and their pictures have no alpha, as of a real place."""
     cone_angle: float = 0.0
     """Samples are at least this share of their distance long, in [0, 1); torch-ngp's dt_gamma."""
     near_plane: float = 0.05
@@ -152,10 +154,12 @@ class NerfModel(AdaptiveModel):
         wanted = self.config.scene_contraction
         if wanted is None:
             # nerfacc has no such march, and of a scene without cameras nothing is known.
-            wanted = bool(self.kwargs.get("metadata", {}).get(CAMERAS_INSIDE)) and self.config.marcher == "aire"
+            wanted = bool(self.kwargs.get("metadata", {}).get(IS_OPEN)) and self.config.marcher == "aire"
         return wanted
 
     def _set_contraction(self, is_contracted: bool) -> None:
+        if is_contracted and self.config.marcher == "nerfacc":
+            raise InputError("the scene is contracted and marcher is nerfacc, which knows the box alone; use aire")
         for part in (self.field, self.field_average, self.grid):
             if part is not None:
                 part.is_contracted = is_contracted  # type: ignore[assignment]
@@ -172,9 +176,23 @@ class NerfModel(AdaptiveModel):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """As every adaptive model's; where the configuration leaves contraction open, the checkpoint decides."""
         settings = state.get("settings") if isinstance(state, dict) else None
-        if self.config.scene_contraction is None and isinstance(settings, dict):
-            self._set_contraction(settings.get("scene_contraction") is True)
+        if isinstance(settings, dict):
+            was_contracted, wanted = settings.get("scene_contraction") is True, self.config.scene_contraction
+            if wanted is not None and wanted != was_contracted:
+                raise InputError(
+                    f"the checkpoint's scene_contraction is {was_contracted} and this run's {wanted}; give "
+                    f"--pipeline.model.scene-contraction {was_contracted}, or leave it out"
+                )
+            self._set_contraction(was_contracted)
         super().set_extra_state(state)
+
+    def _print_plan(self, total_steps: int) -> None:
+        if self.is_contracted and self.config.scene_contraction is None:
+            CONSOLE.log(
+                "The cameras stand inside the scene's box: space around it is contracted (the box alone: "
+                "--pipeline.model.scene-contraction False)"
+            )
+        super()._print_plan(total_steps)
 
     network_name = "density"
 
@@ -192,8 +210,7 @@ class NerfModel(AdaptiveModel):
 
     def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Normals and depth."""
-        depth = colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"])
-        return {"normals": outputs["normals"], "depth": depth}
+        return {"normals": outputs["normals"], "depth": _depth_picture(outputs)}
 
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""
@@ -347,10 +364,18 @@ class NerfModel(AdaptiveModel):
         images = {
             "img": torch.cat([truth, rgb], dim=1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
-            "depth": colormaps.apply_depth_colormap(outputs["depth"], accumulation=outputs["accumulation"]),
+            "depth": _depth_picture(outputs),
             "normals": outputs["normals"],
         }
         return image_metrics(rgb, truth), images
+
+
+def _depth_picture(outputs: dict[str, Tensor]) -> Tensor:
+    """Distances as colours ``[H, W, 3]``, scaled by where something is met: elsewhere they end at the far plane."""
+    depth, accumulation = outputs["depth"], outputs["accumulation"]
+    is_met = accumulation > 0.5
+    farthest = float(depth[is_met].max()) if bool(is_met.any()) else None
+    return colormaps.apply_depth_colormap(depth, accumulation=accumulation, far_plane=farthest)
 
 
 def _expected_depth(accumulation: Tensor, depth: Tensor, far: Tensor) -> Tensor:

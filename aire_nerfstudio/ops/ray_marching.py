@@ -21,6 +21,8 @@ from aire_nerfstudio.shapes import Box, PerRay, Rays3
 ENDED = 1 << 24
 # Candidates that march_rays looks at for each sample it may return, in PyTorch.
 WINDOW = 8
+# Candidates of each ray that PyTorch looks at in one go, where steps grow.
+AT_ONCE = 64
 
 
 class Samples(NamedTuple):
@@ -88,8 +90,9 @@ def march_rays_train(
 ) -> Samples:
     """Samples in the occupied voxels of a grid, ``max(step, dt_gamma t)`` long at the distance ``t``.
 
-    Of a contracted grid, ``max(step m^2, dt_gamma t)`` outside ``[-1, 1]^3``, ``m`` being the largest component of the
-    point where the sample begins: along a ray from the middle they are equally long in the contracted space.
+    Of a contracted grid, at least ``step m^2 / (1 + step m)`` outside ``[-1, 1]^3``, ``m`` being the largest component
+    of the point where the sample begins: towards the middle they are equally long in the contracted space, and none is
+    longer than ``m``.
 
     Args:
         origins: ``[N, 3]``, in the frame of the grid, or of the space that it contracts.
@@ -98,7 +101,8 @@ def march_rays_train(
         far: finite, ``[N]``; no samples where ``far <= near``.
         occupancy: the grid.
         step: least length of a sample, positive.
-        jitter: shift of each ray's samples in first steps, ``[N]`` in ``[0, 1)``; None: no shift.
+        jitter: shift of each ray's samples, in lengths of a sample that begins at ``near``, ``[N]`` in ``[0, 1)``;
+            None: no shift.
         dt_gamma: growth of the steps, 0 or more; 0: all are ``step`` long.
 
     Returns:
@@ -128,6 +132,7 @@ def march_by_torch(
     jitter: Tensor | None, dt_gamma: float = 0.0,
 ) -> Samples:  # fmt: skip
     """The specification of :func:`march_rays_train`."""
+    far = _far(origins, directions, far)
     if dt_gamma > 0 or occupancy.is_contracted:
         return _march_growing(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
     return _march_evenly(origins, directions, near, far, occupancy, step, jitter)
@@ -173,38 +178,50 @@ def _march_growing(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
     jitter: Tensor | None, dt_gamma: float,
 ) -> Samples:  # fmt: skip
-    """Step by step, since each step depends on the one before."""
-    t = near if jitter is None else near + (jitter - 1) * (dt_gamma * near).clamp_min(step)
-    starts, ends, kept = [], [], []
-    while True:
-        start, end, keep, goes_on = _candidate(t, origins, directions, near, far, occupancy, step, dt_gamma)
-        if not bool(goes_on.any()):
-            break
-        starts.append(start)
-        ends.append(end)
-        kept.append(keep)
-        t = torch.where(goes_on, end, torch.full_like(end, torch.inf))
-    if not kept:
-        return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
-    keep = torch.stack(kept, 1)
+    """Where steps begin depends on those before, but not on the grid, which is asked for many at once."""
+    t = near
+    if jitter is not None:
+        t = near + (jitter - 1) * _lengths(near, origins, directions, occupancy, step, dt_gamma)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    goes_on = True
+    while goes_on:
+        starts, ends, keep, there = _candidates(t, origins, directions, near, far, occupancy, step, dt_gamma, AT_ONCE)
+        parts.append((starts, ends, keep))
+        t, goes_on = ends[:, -1], bool(there[:, -1].any())
+    starts, ends, keep = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rays = torch.arange(len(near), device=near.device)[:, None].expand_as(keep)
-    return Samples(torch.stack(starts, 1)[keep], torch.stack(ends, 1)[keep], rays[keep])
+    return Samples(starts[keep], ends[keep], rays[keep])
 
 
-def _candidate(
-    t: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
-    dt_gamma: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Of each ray's candidate that begins at ``t [N]``: start, end, whether it is a sample, whether the ray goes on."""
-    length = torch.full_like(t, step)
+def _lengths(
+    t: Tensor, origins: Tensor, directions: Tensor, occupancy: Occupancy, step: float, dt_gamma: float
+) -> Tensor:
+    """Lengths of the samples that begin at ``t [N]``, ``[N]``."""
+    lengths = torch.full_like(t, step)
     if occupancy.is_contracted:
         beyond = (origins + t[:, None] * directions).abs().amax(-1).clamp_min(1)
-        length = step * (beyond * beyond)
-    length = torch.maximum(length, dt_gamma * t)
-    middle, end = t + 0.5 * length, t + length
-    goes_on = (middle < far) & (end > t)
-    points = origins + torch.where(goes_on, middle, near)[:, None] * directions
-    return t, end, goes_on & (middle >= near) & occupancy.at(points), goes_on
+        lengths = torch.maximum(lengths, step * (beyond * beyond) / (1 + step * beyond))
+    return torch.maximum(lengths, dt_gamma * t)
+
+
+def _candidates(
+    t: Tensor, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+    dt_gamma: float, count: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The next candidates of each ray, of which the first begins at ``t [N]``.
+
+    Returns:
+        Starts and ends ``[N, count]``, whether each is a sample, and whether it lies on the ray.
+    """
+    edges, lengths = [t], []
+    for _ in range(count):
+        lengths.append(_lengths(edges[-1], origins, directions, occupancy, step, dt_gamma))
+        edges.append(edges[-1] + lengths[-1])
+    starts, ends = torch.stack(edges[:-1], 1), torch.stack(edges[1:], 1)
+    middle = starts + 0.5 * torch.stack(lengths, 1)
+    there = (middle < far[:, None]) & (ends > starts)
+    points = origins[:, None] + torch.where(there, middle, near[:, None])[..., None] * directions[:, None]
+    return starts, ends, there & (middle >= near[:, None]) & occupancy.at(points), there
 
 
 @torch.no_grad()
@@ -245,7 +262,9 @@ def march_rays(
     fits = _fit(origins, directions, near, far, following) and has_shapes((alive, (len(alive),)))
     types = (alive.dtype, following.dtype) == (torch.long, torch.float32)
     if library is None or not (fits and types and following.is_contiguous()):
-        scene = (alive, following, origins, directions, near, far, occupancy, step, most)
+        if not following.is_floating_point():
+            raise ValueError(f"following is {following.dtype}; it must be float32")
+        scene = (alive, following, origins, directions, near, _far(origins, directions, far), occupancy, step, most)
         grows = dt_gamma > 0 or occupancy.is_contracted
         return _march_some_growing(*scene, dt_gamma) if grows else _march_some_evenly(*scene)
     starts, ends = (near.new_empty(len(alive), most) for _ in range(2))
@@ -281,23 +300,16 @@ def _march_some_growing(
 ) -> Samples:  # fmt: skip
     rays = origins[alive], directions[alive], near[alive], far[alive]
     t = torch.where(following[alive] == 0, near[alive], following[alive].to(near))
-    left = torch.full_like(alive, most)
-    starts, ends, kept = [], [], []
-    for _ in range(WINDOW * most):
-        start, end, keep, goes_on = _candidate(t, *rays, occupancy, step, dt_gamma)
-        keep &= left > 0
-        starts.append(start)
-        ends.append(end)
-        kept.append(keep)
-        left -= keep.long()
-        # A ray that has all it may have stays where it is.
-        moves = (left > 0) | keep
-        t = torch.where(goes_on, torch.where(moves, end, t), torch.full_like(t, ENDED))
-        if not bool((goes_on & moves).any()):
-            break
+    count = min(WINDOW * most, AT_ONCE)
+    starts, ends, keep, there = _candidates(t, *rays, occupancy, step, dt_gamma, count)
+    rank = keep.cumsum(1)
+    is_full = rank[:, -1] > most
+    # Where there were more than asked for, the next one is the first of those.
+    after = starts.gather(1, (rank <= most).sum(1, keepdim=True).clamp_max(count - 1)).squeeze(1)
+    t = torch.where(is_full, after, torch.where(there[:, -1], ends[:, -1], torch.full_like(t, ENDED)))
     following[alive] = t.to(following.dtype)
-    keep = torch.stack(kept, 1)
-    return Samples(torch.stack(starts, 1)[keep], torch.stack(ends, 1)[keep], alive[:, None].expand_as(keep)[keep])
+    keep &= rank <= most
+    return Samples(starts[keep], ends[keep], alive[:, None].expand_as(keep)[keep])
 
 
 def march_rays_train_by_nerfacc(
@@ -327,6 +339,12 @@ def march_rays_train_by_nerfacc(
         origins, directions, occupancy.occupied[None], cube, near_planes=begin, far_planes=far, step_size=step
     )[:2]
     return Samples(intervals.vals[intervals.is_left], intervals.vals[intervals.is_right], samples.ray_indices)
+
+
+def _far(origins: Tensor, directions: Tensor, far: Tensor) -> Tensor:
+    """``far [N]``, and before everything of rays that are not finite: of these there are no samples."""
+    is_ray = torch.isfinite(origins + directions).all(-1)
+    return torch.where(is_ray, far, torch.full_like(far, -torch.inf))
 
 
 def _fit(origins: Tensor, directions: Tensor, *of_rays: Tensor) -> bool:

@@ -64,17 +64,43 @@ struct Ray {
     float o[3], d[3], near, far, first;  // the first sample begins at first; where steps do not grow, sample i at first + i step
 };
 
+// Largest component of the ray's point at t.
+AIRE_BOTH float size_at(const Ray& ray, float t) {
+    float size = 0.0f;
+    for (int k = 0; k < 3; k++) size = fmaxf(size, fabsf(ray.o[k] + t * ray.d[k]));
+    return size;
+}
+
+// Length of the sample that begins at t: max(step, growth t), and where the grid is contracted what makes samples on a ray
+// towards the middle equally long there; outwards, where that would have no bound, as much.
+AIRE_BOTH float length_at(const Ray& ray, bool contracted, float step, float growth, float t) {
+    float length = step;
+    if (contracted) {
+        float beyond = fmaxf(1.0f, size_at(ray, t));
+        length = fmaxf(step, step * (beyond * beyond) / (1.0f + step * beyond));
+    }
+    return fmaxf(length, growth * t);
+}
+
 AIRE_BOTH Ray ray_at(const float* origins, const float* directions, const float* near, const float* far,
-                     const float* jitter, float step, float growth, int64_t n) {
+                     const float* jitter, bool contracted, float step, float growth, int64_t n) {
     Ray ray;
+    float sum = 0.0f;
     for (int k = 0; k < 3; k++) {
         ray.o[k] = origins[3 * n + k];
         ray.d[k] = directions[3 * n + k];
+        sum += ray.o[k] + ray.d[k];
     }
     ray.near = near[n];
-    ray.far = far[n];
-    ray.first = jitter ? near[n] + (jitter[n] - 1.0f) * fmaxf(step, growth * near[n]) : near[n];
+    ray.far = fabsf(sum) < INFINITY ? far[n] : -INFINITY;  // of a ray that is none there are no samples
+    ray.first = near[n];
+    if (jitter) ray.first += (jitter[n] - 1.0f) * length_at(ray, contracted, step, growth, near[n]);
     return ray;
+}
+
+// What rounding of a point's place may amount to, as a distance along the ray: on a face that a ray grazes a great deal.
+AIRE_BOTH float doubt(const Ray& ray, float t, int k) {
+    return 5e-7f * fmaxf(1.0f, fabsf(ray.o[k]) + fabsf(t * ray.d[k])) / fabsf(ray.d[k]);
 }
 
 // A float holds integers up to here; a ray has fewer samples, or never ends.
@@ -116,7 +142,7 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
             if (fabsf(ray.d[k]) < 1e-12f) continue;
             int32_t block = voxel[k] >> level;
             float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
-            left = fminf(left, (edge - place[k]) / (ray.d[k] * half));
+            left = fminf(left, (edge - place[k]) / (ray.d[k] * half) - doubt(ray, middle, k));
         }
         float steps = (left - margin) / step;
         i += steps > 0.0f ? 1 + int32_t(steps) : 1;
@@ -124,16 +150,8 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
     return MOST_STEPS;
 }
 
-// Largest component of the ray's point at t.
-AIRE_BOTH float size_at(const Ray& ray, float t) {
-    float size = 0.0f;
-    for (int k = 0; k < 3; k++) size = fmaxf(size, fabsf(ray.o[k] + t * ray.d[k]));
-    return size;
-}
-
-// As march, but a sample that begins at t is max(step, growth t) long, and where the grid is contracted longer by the square
-// of its point's largest component, outside [-1, 1]^3. Begins and goes on from a distance; MOST_STEPS once the ray has
-// ended, 0 is its beginning.
+// As march, but samples have length_at, and the grid may be contracted. Begins and goes on from a distance; MOST_STEPS once
+// the ray has ended, 0 is its beginning.
 template <class Take>
 AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most,
                               Take take) {
@@ -142,12 +160,7 @@ AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, floa
     float t = begin == 0.0f ? ray.first : begin, until = -INFINITY;
     while (true) {
         if (found == most) return t;
-        float length = step;
-        if (grid.contracted) {
-            float beyond = fmaxf(1.0f, size_at(ray, t));
-            length = step * (beyond * beyond);
-        }
-        length = fmaxf(length, growth * t);
+        float length = length_at(ray, grid.contracted, step, growth, t);
         float middle = t + 0.5f * length, next = t + length;
         if (!(middle < ray.far) || !(next > t)) return float(MOST_STEPS);
         if (middle < ray.near || middle < until) {
@@ -173,8 +186,9 @@ AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, floa
                 if (fabsf(ray.d[k]) < 1e-12f) continue;
                 int32_t block = voxel[k] >> level;
                 float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
-                left = fminf(left, (edge - place[k]) / (ray.d[k] * rate));
-                if (grid.contracted) left = fminf(left, ((ray.d[k] > 0 ? 1.0f : -1.0f) - point[k]) / ray.d[k]);
+                float here = (edge - place[k]) / (ray.d[k] * rate);
+                if (grid.contracted) here = fminf(here, ((ray.d[k] > 0 ? 1.0f : -1.0f) - point[k]) / ray.d[k]);
+                left = fminf(left, here - doubt(ray, middle, k));
             }
             until = middle + left - fmaxf(fmaxf(0.01f * step, 1e-5f), 1e-6f * middle);
         }

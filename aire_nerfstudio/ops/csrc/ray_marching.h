@@ -33,7 +33,8 @@ int aire_march_count(int64_t rays, const float* origins, const float* directions
     Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t found = 0;
-        march_on(ray_at(origins, directions, near, far, jitter, step, growth, n), grid, step, growth, 0.0f, INT64_MAX,
+        Ray ray = ray_at(origins, directions, near, far, jitter, grid.contracted, step, growth, n);
+        march_on(ray, grid, step, growth, 0.0f, INT64_MAX,
                  [&](float, float) { found++; });
         counts[n] = found;
     });
@@ -46,7 +47,8 @@ int aire_march_fill(int64_t rays, const float* origins, const float* directions,
     Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t at = offsets[n];
-        march_on(ray_at(origins, directions, near, far, jitter, step, growth, n), grid, step, growth, 0.0f, INT64_MAX,
+        Ray ray = ray_at(origins, directions, near, far, jitter, grid.contracted, step, growth, n);
+        march_on(ray, grid, step, growth, 0.0f, INT64_MAX,
                  [&](float start, float end) {
                      starts[at] = start;
                      ends[at] = end;
@@ -62,8 +64,8 @@ int aire_march_some(int64_t count, const int64_t* alive, const float* origins, c
     Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, count, [=] AIRE_LAMBDA(int64_t a) {
         int64_t n = alive[a], found = 0;
-        next[n] = march_on(ray_at(origins, directions, near, far, nullptr, step, growth, n), grid, step, growth, next[n],
-                           most, [&](float start, float end) {
+        Ray ray = ray_at(origins, directions, near, far, nullptr, grid.contracted, step, growth, n);
+        next[n] = march_on(ray, grid, step, growth, next[n], most, [&](float start, float end) {
                                starts[a * most + found] = start;
                                ends[a * most + found++] = end;
                            });
