@@ -3,8 +3,8 @@
     python scripts/time_steps.py [--task image] [--width 256] [--batch 65536] [--device cuda]
 
 Image: the astronaut; surface: pymeshlab's bunny, with half the batch on it. Each way trains a run of its own; blocks of
-steps alternate, so that a machine's noise meets all alike. Printed are medians over blocks, and the first way's over
-each.
+steps alternate, so that a machine's noise meets all alike. Printed are medians over blocks, the first way's over each,
+and what the first 50 steps took, in which kernels are compiled and a graph is captured.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
     for precision, graph, each in itertools.product(given.precisions, graphs, (1, 50)):
         name = f"{precision}{', graph' if graph else ''}, {each} steps an iteration"
         ways[name] = _trainer(given, folder, precision, graph, each)
-    for trainer, _ in ways.values():
-        _steps(trainer, 50)
+    begun = {}
+    for name, (trainer, precision) in ways.items():
+        torch.set_float32_matmul_precision(precision)
+        begun[name] = _steps(trainer, 50)
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.blocks):
         for name, (trainer, precision) in ways.items():
@@ -68,7 +70,10 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
     first = statistics.median(next(iter(times.values())))
     for name, found in times.items():
         median = statistics.median(found)
-        print(f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x", flush=True)
+        print(
+            f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x; first 50 steps {begun[name]:.2f} s",
+            flush=True,
+        )
 
 
 def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: bool, each: int) -> tuple[Any, str]:

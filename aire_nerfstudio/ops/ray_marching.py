@@ -146,8 +146,9 @@ def _march_evenly(
     resolution = occupancy.resolution
     # A stretch's points are at most one voxel away from its middle: the dilated grid then misses none of them.
     per_stretch = max(1, math.floor(2 * (2.0 / resolution) / step))
-    longest = float((far - near).amax())
-    n_stretches = math.ceil(longest / (per_stretch * step)) if longest > 0 else 0
+    reach = far - near
+    longest = float(torch.where(reach > 0, reach, 0.0).amax())  # a ray whose limits are no numbers has none
+    n_stretches = math.ceil(longest / (per_stretch * step))
     first = near if jitter is None else near + (jitter - 1) * step
     device = near.device
     stretch = torch.arange(n_stretches + 1, device=device) * per_stretch
