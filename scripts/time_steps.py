@@ -71,7 +71,8 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
     for name, found in times.items():
         median = statistics.median(found)
         print(
-            f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x; first 50 steps {begun[name]:.2f} s",
+            f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x; the first 50 "
+            f"steps took {begun[name]:.2f} s",
             flush=True,
         )
 
