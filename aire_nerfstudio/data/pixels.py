@@ -84,16 +84,15 @@ class PixelBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step (0 or later): coordinates ``[B, 2]`` and values in [0, 1] ``[B, C]``."""
-        each, count = self.batch_size, len(self._indices)
-        if each < count and not self._gathers:
+        each, is_whole = self.batch_size, self.steps_per_epoch == 1
+        if not (is_whole or self._gathers):
             return self._at(self._order.at(step))
         # A batch that is the whole needs no order, and is the same in all epochs.
-        epoch, position = divmod(step, self.steps_per_epoch) if each < count else (0, 0)
+        epoch, position = (0, 0) if is_whole else divmod(step, self.steps_per_epoch)
         if self._gathered is None or self._gathered[0] != epoch:
-            which = self._order.whole(epoch) if each < count else slice(None)
-            self._gathered = (epoch, *self._at(which))
+            self._gathered = (epoch, *self._at(slice(None) if is_whole else self._order.whole(epoch)))
         _, coordinates, values = self._gathered
-        if each == count:
+        if is_whole:
             return coordinates, values
         return coordinates[position * each : (position + 1) * each], values[position * each : (position + 1) * each]
 

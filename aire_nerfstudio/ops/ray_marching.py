@@ -117,7 +117,7 @@ def march_rays_train(
         return march_by_torch(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
     shift = None if jitter is None else jitter.contiguous()
-    grid = (occupancy.bits, occupancy.resolution, int(occupancy.is_contracted), float(step), float(dt_gamma))
+    grid = _for_library(occupancy, step, dt_gamma)
     counts = torch.empty(len(near), dtype=torch.long, device=near.device)
     library.call("aire_march_count", len(near), *rays, shift, *grid, counts)
     offsets = counts.cumsum(0)
@@ -133,7 +133,7 @@ def march_by_torch(
 ) -> Samples:  # fmt: skip
     """The specification of :func:`march_rays_train`."""
     far = _far(origins, directions, far)
-    if dt_gamma > 0 or occupancy.is_contracted:
+    if _grows(occupancy, dt_gamma):
         return _march_growing(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
     return _march_evenly(origins, directions, near, far, occupancy, step, jitter)
 
@@ -266,12 +266,11 @@ def march_rays(
         if not following.is_floating_point():
             raise ValueError(f"following is {following.dtype}; it must be float32")
         scene = (alive, following, origins, directions, near, _far(origins, directions, far), occupancy, step, most)
-        grows = dt_gamma > 0 or occupancy.is_contracted
-        return _march_some_growing(*scene, dt_gamma) if grows else _march_some_evenly(*scene)
+        return _march_some_growing(*scene, dt_gamma) if _grows(occupancy, dt_gamma) else _march_some_evenly(*scene)
     starts, ends = (near.new_empty(len(alive), most) for _ in range(2))
     counts = torch.empty(len(alive), dtype=torch.long, device=near.device)
     rays = [t.contiguous() for t in (origins, directions, near, far)]
-    grid = (occupancy.bits, occupancy.resolution, int(occupancy.is_contracted), float(step), float(dt_gamma))
+    grid = _for_library(occupancy, step, dt_gamma)
     library.call("aire_march_some", len(alive), alive.contiguous(), *rays, *grid, most, following, starts, ends, counts)
     is_there = torch.arange(most, device=near.device) < counts[:, None]
     return Samples(starts[is_there], ends[is_there], alive.repeat_interleave(counts))
@@ -346,6 +345,16 @@ def _far(origins: Tensor, directions: Tensor, far: Tensor) -> Tensor:
     """``far [N]``, and before everything of rays that are not finite: of these there are no samples."""
     is_ray = torch.isfinite(origins + directions).all(-1)
     return torch.where(is_ray, far, torch.full_like(far, -torch.inf))
+
+
+def _grows(occupancy: Occupancy, dt_gamma: float) -> bool:
+    """Whether samples differ in length."""
+    return dt_gamma > 0 or occupancy.is_contracted
+
+
+def _for_library(occupancy: Occupancy, step: float, dt_gamma: float) -> tuple[Tensor, int, int, float, float]:
+    """A grid and the samples' lengths as the compiled marches take them."""
+    return occupancy.bits, occupancy.resolution, int(occupancy.is_contracted), float(step), float(dt_gamma)
 
 
 def _fit(origins: Tensor, directions: Tensor, *of_rays: Tensor) -> bool:

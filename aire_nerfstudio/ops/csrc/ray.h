@@ -103,6 +103,28 @@ AIRE_BOTH float doubt(const Ray& ray, float t, int k) {
     return 5e-7f * fmaxf(1.0f, fabsf(ray.o[k]) + fabsf(t * ray.d[k])) / fabsf(ray.d[k]);
 }
 
+// The voxel of a place in [-1, 1]^3, which becomes one in voxels.
+AIRE_BOTH void to_voxel(const Bits& grid, float (&place)[3], int32_t (&voxel)[3]) {
+    const float half = 0.5f * float(grid.resolution);
+    for (int k = 0; k < 3; k++) {
+        place[k] = (place[k] + 1.0f) * half;
+        voxel[k] = int32_t(fminf(fmaxf(place[k], 0.0f), float(grid.resolution - 1)));
+    }
+}
+
+// How far it is from the ray's point at t, at `place` in voxels, to the end of its block of 2^level voxels a side, along
+// whichever axis that comes first; rate is voxels a unit.
+AIRE_BOTH float left_of_block(const Ray& ray, float t, const float (&place)[3], const int32_t (&voxel)[3], int level, float rate) {
+    float left = INFINITY;
+    for (int k = 0; k < 3; k++) {
+        if (fabsf(ray.d[k]) < 1e-12f) continue;
+        int32_t block = voxel[k] >> level;
+        float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
+        left = fminf(left, (edge - place[k]) / (ray.d[k] * rate) - doubt(ray, t, k));
+    }
+    return left;
+}
+
 // A float holds integers up to here; a ray has fewer samples, or never ends.
 constexpr int32_t MOST_STEPS = 1 << 24;
 
@@ -124,11 +146,8 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
         }
         float place[3];
         int32_t voxel[3];
-        for (int k = 0; k < 3; k++) {
-            float p = ray.o[k] + middle * ray.d[k];
-            place[k] = (p + 1.0f) * half;
-            voxel[k] = int32_t(fminf(fmaxf(place[k], 0.0f), float(grid.resolution - 1)));
-        }
+        for (int k = 0; k < 3; k++) place[k] = ray.o[k] + middle * ray.d[k];
+        to_voxel(grid, place, voxel);
         int level;
         if (is_occupied(grid, voxel, level)) {
             take(start, start + step);
@@ -136,14 +155,7 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
             i++;
             continue;
         }
-        // To the end of the empty block, along whichever axis it comes first.
-        float left = 4.0f;
-        for (int k = 0; k < 3; k++) {
-            if (fabsf(ray.d[k]) < 1e-12f) continue;
-            int32_t block = voxel[k] >> level;
-            float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
-            left = fminf(left, (edge - place[k]) / (ray.d[k] * half) - doubt(ray, middle, k));
-        }
+        float left = fminf(4.0f, left_of_block(ray, middle, place, voxel, level, half));
         float steps = (left - margin) / step;
         i += steps > 0.0f ? 1 + int32_t(steps) : 1;
     }
@@ -155,7 +167,7 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
 template <class Take>
 AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most,
                               Take take) {
-    const float half = 0.5f * float(grid.resolution), rate = grid.contracted ? 0.5f * half : half;
+    const float rate = (grid.contracted ? 0.25f : 0.5f) * float(grid.resolution);
     int64_t found = 0;
     float t = begin == 0.0f ? ray.first : begin, until = -INFINITY;
     while (true) {
@@ -171,24 +183,17 @@ AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, floa
         for (int k = 0; k < 3; k++) place[k] = point[k] = ray.o[k] + middle * ray.d[k];
         if (grid.contracted) size = contract(place);
         int32_t voxel[3];
-        for (int k = 0; k < 3; k++) {
-            place[k] = (place[k] + 1.0f) * half;
-            voxel[k] = int32_t(fminf(fmaxf(place[k], 0.0f), float(grid.resolution - 1)));
-        }
+        to_voxel(grid, place, voxel);
         int level;
         if (is_occupied(grid, voxel, level)) {
             take(t, next);
             found++;
         } else if (size <= 1.0f) {
             // To the end of the empty block, and where space is contracted no further than that begins.
-            float left = INFINITY;
-            for (int k = 0; k < 3; k++) {
+            float left = left_of_block(ray, middle, place, voxel, level, rate);
+            for (int k = 0; k < 3 && grid.contracted; k++) {
                 if (fabsf(ray.d[k]) < 1e-12f) continue;
-                int32_t block = voxel[k] >> level;
-                float edge = float((ray.d[k] > 0 ? block + 1 : block) << level);
-                float here = (edge - place[k]) / (ray.d[k] * rate);
-                if (grid.contracted) here = fminf(here, ((ray.d[k] > 0 ? 1.0f : -1.0f) - point[k]) / ray.d[k]);
-                left = fminf(left, here - doubt(ray, middle, k));
+                left = fminf(left, ((ray.d[k] > 0 ? 1.0f : -1.0f) - point[k]) / ray.d[k] - doubt(ray, middle, k));
             }
             until = middle + left - fmaxf(fmaxf(0.01f * step, 1e-5f), 1e-6f * middle);
         }

@@ -34,8 +34,7 @@ int aire_march_count(int64_t rays, const float* origins, const float* directions
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t found = 0;
         Ray ray = ray_at(origins, directions, near, far, jitter, grid.contracted, step, growth, n);
-        march_on(ray, grid, step, growth, 0.0f, INT64_MAX,
-                 [&](float, float) { found++; });
+        march_on(ray, grid, step, growth, 0.0f, INT64_MAX, [&](float, float) { found++; });
         counts[n] = found;
     });
 }
@@ -48,12 +47,11 @@ int aire_march_fill(int64_t rays, const float* origins, const float* directions,
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
         int64_t at = offsets[n];
         Ray ray = ray_at(origins, directions, near, far, jitter, grid.contracted, step, growth, n);
-        march_on(ray, grid, step, growth, 0.0f, INT64_MAX,
-                 [&](float start, float end) {
-                     starts[at] = start;
-                     ends[at] = end;
-                     ray_indices[at++] = n;
-                 });
+        march_on(ray, grid, step, growth, 0.0f, INT64_MAX, [&](float start, float end) {
+            starts[at] = start;
+            ends[at] = end;
+            ray_indices[at++] = n;
+        });
     });
 }
 
@@ -66,9 +64,9 @@ int aire_march_some(int64_t count, const int64_t* alive, const float* origins, c
         int64_t n = alive[a], found = 0;
         Ray ray = ray_at(origins, directions, near, far, nullptr, grid.contracted, step, growth, n);
         next[n] = march_on(ray, grid, step, growth, next[n], most, [&](float start, float end) {
-                               starts[a * most + found] = start;
-                               ends[a * most + found++] = end;
-                           });
+            starts[a * most + found] = start;
+            ends[a * most + found++] = end;
+        });
         counts[a] = found;
     });
 }
