@@ -21,6 +21,12 @@ export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
     || { echo "error: no CUDA device; this suite measures one (CPU: aire-bench, scripts/lego_cpu.sh)" >&2; exit 1; }
 mkdir -p "$out"
+# All is run away from the clone, whose folders would be taken for the installed package.
+out="$(cd "$out" && pwd)" || exit 1
+for name in PICTURES MESHES SCENE; do
+    [ -z "${!name:-}" ] || declare "$name=$(realpath "${!name}")"
+done
+cd "$out" || exit 1
 report="$out/report.md" failed=0
 { echo "# GPU suite, $(date -u +%F)"; echo; nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
   python -c 'import torch; print("torch", torch.__version__)'; echo; } | tee -a "$report"

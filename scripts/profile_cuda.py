@@ -1,0 +1,109 @@
+"""Which kernels a CUDA step of a sine network consists of and what each takes, beside the machine's own ceilings.
+
+    python scripts/profile_cuda.py [--widths 256 512] [--rows 65536] [--precisions medium high]
+
+The step is mean squared error, gradients and Adam as one CUDA graph, as `ns-train --pipeline.model.cuda-graph True`
+makes it. Ceilings: a large copy's bytes read and written, products of large float16 and TF32 matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.graphed import GraphedStep
+
+STEPS = 5
+
+
+def main() -> None:
+    """Profile, print a table for each size and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[256, 512], help="of three sine layers")
+    parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--precisions", nargs="+", default=["medium", "high"], choices=["highest", "high", "medium"])
+    parser.add_argument("--activation", default="siren", choices=["siren", "finer", "spder"])
+    parser.add_argument("--kernels", type=int, default=14, help="lines a table")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device")
+    print(torch.cuda.get_device_name(), "| torch", torch.__version__)
+    _ceilings()
+    for precision in given.precisions:
+        torch.set_float32_matmul_precision(precision)
+        for width in given.widths:
+            _profile(width, given.rows, precision, given.activation, given.kernels)
+
+
+def _ceilings() -> None:
+    source, target = torch.randn(1 << 28, device="cuda"), torch.empty(1 << 28, device="cuda")
+    print(f"copy: {2 * source.nbytes / _seconds(lambda: target.copy_(source)) / 1e12:.2f} TB/s")
+    for name, dtype, precision in (
+        ("float16", torch.float16, "highest"),
+        ("TF32", torch.float32, "high"),
+        ("float32", torch.float32, "highest"),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+        print(f"product of 8192^3, {name}: {2 * 8192**3 / _seconds(lambda a=a, b=b: a @ b) / 1e12:.0f} TFLOP/s")
+
+
+def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return statistics.median(times[2:])
+
+
+def _profile(width: int, rows: int, precision: str, activation: Activation, lines: int) -> None:
+    torch.manual_seed(0)
+    network = SineMLP(2, [width] * 3, 3, activation, detach_finer_scale=True).cuda()
+    x, target = 2 * torch.rand(rows, 2, device="cuda") - 1, torch.rand(rows, 3, device="cuda")
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
+
+    def loss(
+        network: SineMLP, _: Tensor | None, x: Tensor, target: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {"error": network.mean_square_step(x, target)}, {}
+
+    for _ in range(2):  # Adam's moments are there before anything is captured
+        optimizer.zero_grad()
+        loss(network, None, x, target)[0]["error"].backward()
+        optimizer.step()
+    step = GraphedStep(network, loss, optimizer)
+    for _ in range(4):
+        step(x, target)
+    whole = _seconds(lambda: [step(x, target) for _ in range(STEPS)]) / STEPS
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(STEPS):
+            step(x, target)
+        torch.cuda.synchronize()
+    times, counts = defaultdict(float), defaultdict(int)
+    for event in found.events():
+        if event.device_type == DeviceType.CUDA:
+            times[event.name] += event.device_time
+            counts[event.name] += 1
+    busy = sum(times.values()) / STEPS
+    launches = sum(counts.values()) / STEPS
+    head = f"{activation} [{width}]^3, {rows:,} points, {precision}"
+    print(f"\n{head}: {1e6 * whole:.0f} us a step, {busy:.0f} us in {launches:g} kernels")
+    for name in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
+        print(f"{times[name] / STEPS:8.1f} us {counts[name] / STEPS:5g} x  {name[:90]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
