@@ -63,107 +63,98 @@ def _half(*shape: int) -> Tensor:
     return torch.randn(*shape, device="cuda").half()
 
 
-def forward(width: int, rows: int, kind: int, narrow: int) -> Kernel:
-    """A hidden layer's values and phases; the first layer's where ``narrow``."""
+def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> Kernel:
+    """A layer's values and phases; the first one's, of points, where ``entry``; the last one's where ``out``."""
     columns = triton_network._up(width, kernels.PAD)
-    depth = narrow or columns
-    x = torch.randn(rows, depth, device="cuda") if narrow else _half(rows, depth)
-    weight = torch.randn(width, depth, device="cuda") if narrow else _half(columns, depth) * depth**-0.5
-    bias = torch.randn(width, device="cuda")
-    value = torch.empty(rows, columns, dtype=torch.float16, device="cuda")
-    kept = torch.empty_like(value, dtype=torch.int16 if kind == 0 else torch.float32)
+    depth = entry or columns
+    x = torch.rand(rows, entry, device="cuda") if entry else _half(rows, columns)
+    weight = torch.randn(width, entry, device="cuda") if entry else _half(columns, columns) * columns**-0.5
+    bias, last = torch.randn(width, device="cuda"), torch.randn(max(out, 1), width, device="cuda")
+    value = torch.empty(0 if out else rows, columns, dtype=torch.float16, device="cuda")
+    kept = torch.zeros(0 if entry else rows, columns, dtype=torch.int16 if kind == 0 else torch.float32, device="cuda")
     sizes = torch.empty(max(1, rows // 16 * columns // 32), device="cuda")
+    y, norms = torch.zeros(columns // 32, rows, max(out, 1), device="cuda"), torch.empty(columns // 32, device="cuda")
 
     def launch(config: Config) -> None:
-        tile = {**config}
-        grid = (-(-rows // tile["ROWS"]), columns // tile["COLUMNS"])
+        grid = (-(-rows // config["ROWS"]), columns // config["COLUMNS"])
         kernels.layer_forward[grid](
-            x, weight, bias, value, kept, sizes, rows, depth, columns, width, 30.0,
-            KIND=kind, NARROW=narrow, KEEP=True, **tile,
+            x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, 30.0,
+            KIND=kind, ENTRY=entry, OUT=out, KEEP=True, **config,
         )  # fmt: skip
 
+    def read() -> list[Tensor]:
+        found = [y.sum(0) if out else value.float(), kept.float()]
+        y.zero_()
+        return found
+
     moved = x.nbytes + value.nbytes + kept.nbytes
-    name = f"forward{', narrow' if narrow else ''}"
-    return Kernel(
-        name,
-        launch,
-        lambda: [value.float(), kept.float()],
-        _usual(columns, narrow, kind),
-        _tiles(columns, not narrow),
-        moved / 1e6,
-    )
+    name = f"forward{', entry' if entry else ''}{', last' if out else ''}"
+    usual = kernels.forward_tile(columns, kind, bool(entry), bool(out))
+    return Kernel(name, launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
-def backward(width: int, rows: int, kind: int, narrow: int, first: int = 0) -> Kernel:
-    """A hidden layer's gradient; the last one's where ``narrow``; the first one's where ``first``."""
+def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) -> Kernel:
+    """A hidden layer's gradient; the last one's where ``narrow``; the first one's where ``entry``."""
     columns = triton_network._up(width, kernels.PAD)
     depth = narrow or columns
     grad = torch.randn(rows, depth, device="cuda") if narrow else _half(rows, depth)
     weight = torch.randn(depth, width, device="cuda") if narrow else _half(depth, columns) * depth**-0.5
     kept = (
-        torch.randint(-32768, 32767, (rows, columns), device="cuda", dtype=torch.int16)
+        torch.randint(-32768, 32767, (0 if entry else rows, columns), device="cuda", dtype=torch.int16)
         if kind == 0
-        else torch.randn(rows, columns, device="cuda")
+        else torch.randn(0 if entry else rows, columns, device="cuda")
     )
-    x = torch.randn(rows, first or 1, device="cuda")
-    out = torch.empty(rows, columns, dtype=torch.float16, device="cuda")
+    x = torch.rand(rows, entry or 1, device="cuda")
+    first, first_bias = torch.randn(width, max(entry, 1), device="cuda"), torch.randn(width, device="cuda")
+    out = torch.empty(0 if entry else rows, columns, dtype=torch.float16, device="cuda")
     factor = torch.full((1,), 1 / 30, device="cuda")
-    blocks = -(-rows // 32)
-    sums = torch.zeros(blocks, 1, columns, device="cuda")
-    following = torch.zeros(blocks, max(narrow, 1), columns, device="cuda")
-    of_first = torch.zeros(blocks, max(first, 1), columns, device="cuda")
-    largest = torch.empty(blocks * columns // 16, device="cuda")
+    parts = torch.zeros(-(-rows // 32) * (1 + narrow + entry) * columns, device="cuda")
+    largest = torch.empty(-(-rows // 32) * columns // 16, device="cuda")
 
     def launch(config: Config) -> None:
         grid = (-(-rows // config["ROWS"]), columns // config["COLUMNS"])
         kernels.layer_backward[grid](
-            grad, weight, kept, x, factor, out, sums, following, of_first, largest,
+            grad, weight, kept, x, first, first_bias, factor, out, parts, largest,
             rows, depth, columns, width, 30.0,
-            KIND=kind, NARROW=narrow, FIRST=first, STORE=not first, **config,
+            KIND=kind, NARROW=narrow, ENTRY=entry, STORE=not entry, **config,
         )  # fmt: skip
 
-    moved = grad.nbytes + kept.nbytes + (0 if first else out.nbytes)
-    name = f"backward{', narrow' if narrow else ''}{', first' if first else ''}"
-
     def read() -> list[Tensor]:
-        found = [of_first.sum(0), sums.sum(0)] if first else [out.float(), sums.sum(0), following.sum(0)]
-        for t in (sums, following, of_first, out):
-            t.zero_()
+        found = [out.float(), parts.view(-1, 1 + narrow + entry, columns).sum(0)]
+        parts.zero_()
         return found
 
-    return Kernel(name, launch, read, _usual(columns, narrow, kind), _tiles(columns, not narrow), moved / 1e6)
+    moved = grad.nbytes + kept.nbytes + out.nbytes
+    name = f"backward{', last' if narrow else ''}{', entry' if entry else ''}"
+    usual = kernels.backward_tile(columns, kind, bool(narrow), bool(entry))
+    return Kernel(name, launch, read, usual, _tiles(columns, not narrow), moved / 1e6)
 
 
 def outer(width: int, rows: int, *_: int) -> Kernel:
-    """The weight gradient of a hidden layer, without the sum over its shares."""
+    """The weight gradient of a hidden layer, before its shares are added up."""
     columns = triton_network._up(width, kernels.PAD)
     grad, x = _half(rows, columns), _half(rows, columns)
     partial = torch.zeros(64, columns, columns, device="cuda")
-    wide, warps = kernels.columns_and_warps(columns)
 
     def launch(config: Config) -> None:
-        share = triton_network._up(-(-rows // config["shares"]), config["DEPTH"])
-        shares = -(-rows // share)
-        grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], shares)
-        tile = {name: value for name, value in config.items() if name != "shares"}
+        share = triton_network._up(-(-rows // config["SHARES"]), config["DEPTH"])
+        grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], -(-rows // share))
+        tile = {name: value for name, value in config.items() if name != "SHARES"}
         kernels.outer_product[grid](grad, x, partial, rows, columns, columns, share, **tile)
 
     others = [
-        {"BLOCK_N": c["ROWS"], "BLOCK_K": c["COLUMNS"], "DEPTH": c["DEPTH"], "shares": shares,
+        {"BLOCK_N": c["ROWS"], "BLOCK_K": c["COLUMNS"], "DEPTH": c["DEPTH"], "SHARES": shares,
          "num_warps": c["num_warps"], "num_stages": c["num_stages"]}
         for c in _tiles(columns)
         for shares in (16, 32, 64)
     ]  # fmt: skip
-    usual = {
-        "BLOCK_N": wide, "BLOCK_K": wide, "DEPTH": kernels.DEPTH, "shares": triton_network.SHARES, "num_warps": warps,
-        "num_stages": 3,
-    }  # fmt: skip
 
     def read() -> list[Tensor]:
         found = partial.sum(0)
         partial.zero_()
         return [found]
 
+    usual = kernels.outer_tile(columns, columns)
     return Kernel("outer", launch, read, usual, others, (grad.nbytes + x.nbytes) / 1e6)
 
 
@@ -182,23 +173,16 @@ def affine(width: int, rows: int, *_: int) -> Kernel:
         {"ROWS": high, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
         for high, warps, (depth, stages) in itertools.product((64, 128, 256), (4, 8), PIPELINES)
     ]
-    usual = {"ROWS": kernels.ROWS, "DEPTH": kernels.DEPTH, "num_warps": 4, "num_stages": 3}
-    return Kernel("affine", launch, lambda: [y.clone()], usual, found, x.nbytes / 1e6)
-
-
-def _usual(columns: int, narrow: int, kind: int) -> Config:
-    wide, warps = kernels.columns_and_warps(columns, bool(narrow), kind)
-    return {
-        "ROWS": kernels.ROWS, "COLUMNS": wide, "DEPTH": kernels.DEPTH, "num_warps": warps, "num_stages": 3
-    }  # fmt: skip
+    return Kernel("affine", launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, x.nbytes / 1e6)
 
 
 MAKERS: dict[str, Callable[[int, int, int], Kernel]] = {
-    "forward": lambda width, rows, kind: forward(width, rows, kind, 0),
-    "forward-first": lambda width, rows, kind: forward(width, rows, kind, 2),
-    "backward": lambda width, rows, kind: backward(width, rows, kind, 0),
-    "backward-first": lambda width, rows, kind: backward(width, rows, kind, 0, 2),
+    "forward-entry": lambda width, rows, kind: forward(width, rows, kind, 2),
+    "forward": forward,
+    "forward-last": lambda width, rows, kind: forward(width, rows, kind, 0, 3),
     "backward-last": lambda width, rows, kind: backward(width, rows, kind, 3),
+    "backward": backward,
+    "backward-entry": lambda width, rows, kind: backward(width, rows, kind, 0, 2),
     "outer": outer,
     "affine": affine,
 }
@@ -274,7 +258,7 @@ def main() -> None:
     for name, width in itertools.product(given.kernels, given.widths):
         made = MAKERS[name](width, 4096, given.kind)
         kept[name, width] = [made.usual, *(c for c in made.others if c != made.usual)]
-        share = 4 * (3 if name == "outer" else 1)
+        share = 4 * (3 if name.startswith("outer") else 1)
         tasks += [
             (name, width, given.kind, kept[name, width][i : i + share]) for i in range(0, len(kept[name, width]), share)
         ]

@@ -2,6 +2,8 @@
 
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import jaxtyping
@@ -15,6 +17,10 @@ CHECKED = [
     *("adaptation.surgery", "adaptation.importance", "adaptation.decay", "adaptation.compensation"),
     "adaptation.frequencies",
 ]
+# The demo scene and the built-in picture are made anew for the tests, not taken from, or left in, the user's cache; and
+# methods say where they lie once they are imported.
+CACHE = Path(tempfile.mkdtemp(prefix="aire-cache-"))
+os.environ["AIRE_CACHE"] = str(CACHE)
 jaxtyping.install_import_hook([f"aire_nerfstudio.{room}" for room in CHECKED], "typechecking.check")
 
 
@@ -22,6 +28,11 @@ jaxtyping.install_import_hook([f"aire_nerfstudio.{room}" for room in CHECKED], "
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def pytest_unconfigure():
+    """The processes that only share tests out have made a cache, too."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -47,18 +58,8 @@ def unchecked_shapes():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory):
-    """The demo scene is made anew for the tests, not taken from, or left in, the user's cache."""
-    folder = tmp_path_factory.mktemp("cache")
-    before = os.environ.get("AIRE_CACHE")
-    os.environ["AIRE_CACHE"] = str(folder)
-    yield folder
-    os.environ.pop("AIRE_CACHE") if before is None else os.environ.update(AIRE_CACHE=before)
-
-
 @pytest.fixture(scope="session")
-def demo(_cache):
+def demo():
     """The demo scene's folder."""
     from aire_nerfstudio.data.demo_scene import ensure_demo_scene
 

@@ -27,7 +27,7 @@ CHECK = """
     import copy, os, torch
     from aire_nerfstudio.fields.sine_mlp import SineMLP
     from aire_nerfstudio.ops.sine_network import reference
-    from aire_nerfstudio.ops.triton_network import can_fuse, triton_network
+    from aire_nerfstudio.ops.triton_network import can_fuse, triton_mean_square, triton_network
 
     def relative(got, expected):
         return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
@@ -61,6 +61,15 @@ CHECK = """
         zero = triton_network(x, *network.for_ops())
         for gradient in torch.autograd.grad((0 * zero).sum(), list(network.parameters())):
             assert not gradient.any()
+        if out <= 4:
+            target = torch.rand(rows, out, device=DEVICE)
+            error = triton_mean_square(x.detach(), target, *network.for_ops())
+            theirs = (reference(points.detach(), *exact.for_ops()) - target).square().mean()
+            assert relative(error, theirs) < 4e-3, relative(error, theirs)
+            found = torch.autograd.grad(3 * error, list(network.parameters()))
+            expected = torch.autograd.grad(3 * theirs, list(exact.parameters()))
+            for a, b in zip(found, expected, strict=True):
+                assert a.shape == b.shape and relative(a, b) < 6e-3, (widths, relative(a, b))
         with torch.no_grad():
             evaluated = triton_network(x, *network.for_ops())
         assert evaluated.dtype == torch.float32 and evaluated.shape == y.shape
@@ -137,20 +146,21 @@ COMPILE = """
     import triton, triton.backends.nvidia as nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from aire_nerfstudio.ops import triton_adam as adam
     from aire_nerfstudio.ops import triton_kernels as kernels
     from aire_nerfstudio.ops import triton_sums as sums
     from aire_nerfstudio.ops.triton_network import NARROW
 
     ptxas = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
 
-    def check(function, types, constants, aligned, warps, is_product=True):
+    def check(function, types, constants, aligned, options, is_product=True):
         at = function.arg_names.index
         signature = {**types, **{name: "constexpr" for name in constants}}
         source = ASTSource(
             fn=function, signature=signature, constexprs={(at(n),): v for n, v in constants.items()},
             attrs={(at(n),): [["tt.divisibility", 16]] for n in aligned},
         )
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
             file.write(made.asm["ptx"])
             file.flush()
@@ -158,40 +168,45 @@ COMPILE = """
             said = subprocess.run(command, capture_output=True, text=True).stderr
         spilled = [int(n) for n in re.findall(r"(\\d+) bytes spill", said)]
         assert spilled and not any(spilled), (function, constants, said)
-        assert not is_product or constants.get("NARROW") or "wgmma" in made.asm["ptx"], (function, constants)
+        assert not is_product or "wgmma" in made.asm["ptx"], (function, constants)
 
     # Numbers that are 1 are constants to Triton, and what it then does with them has to compile as well.
-    for columns in (64, 128):
+    def split(tile):
+        options = {name: value for name, value in tile.items() if name.startswith("num_")}
+        return {name: value for name, value in tile.items() if name.isupper() and name != "SHARES"}, options
+
+    for columns in (64, 128, 256):
         for kind in range(4 if columns == 64 else 1):  # the others have the same tiles
             kept = "*i16" if kind == 0 else "*fp32"
-            for narrow in (0, 1, NARROW):
-                wide, warps = kernels.columns_and_warps(columns, narrow, kind)
-                share = {"ROWS": kernels.ROWS, "COLUMNS": wide, "DEPTH": kernels.DEPTH}
-                kind_of = "*fp32" if narrow else "*fp16"
-                sizes = {"rows": "i32", "depth": "i32", "columns": "i32", "width": "i32", "omega": "fp32"}
-                whole = ["columns"] if narrow else ["columns", "depth"]
+            sizes = {n: "i32" for n in ("rows", "depth", "columns", "width")}
+            for entry, end in ((0, 0), (0, 1), (0, NARROW), (2, 0), (3, 3)):
+                share, options = split(kernels.forward_tile(columns, kind, bool(entry), bool(end)))
+                of_weight = "*fp32" if entry else "*fp16"
                 check(
                     kernels.layer_forward,
-                    {"x": kind_of, "weight": kind_of, "bias": "*fp32", "value": "*fp16", "kept": kept,
-                     "largest": "*fp32", **sizes},
-                    {"KIND": kind, "NARROW": narrow, "KEEP": True, **share},
-                    ["x", "weight", "bias", "value", "kept", *whole], warps,
+                    {"x": of_weight, "weight": of_weight, "value": "*fp16", "kept": kept,
+                     **{n: "*fp32" for n in ("bias", "last", "sizes", "y", "norms")}, **sizes, "omega": "fp32"},
+                    {"KIND": kind, "ENTRY": entry, "OUT": end, "KEEP": True, **share},
+                    ["x", "weight", "bias", "value", "kept", "last", "columns", *([] if entry else ["depth"])], options,
+                    not entry,
                 )
-                for first, store in ((0, True), (2, False), (NARROW, True)):
-                    parts = {n: "*fp32" for n in ("factor", "sums", "of_following", "of_first", "largest")}
-                    check(
-                        kernels.layer_backward,
-                        {"grad": kind_of, "weight": kind_of, "kept": kept, "out": "*fp16",
-                         "x": "*fp32" if first else "*fp16", **parts, **sizes},
-                        {"KIND": kind, "NARROW": narrow, "FIRST": first, "STORE": store, **share},
-                        ["grad", "weight", "kept", "out", *whole], warps,
-                    )
-        wide, warps = kernels.columns_and_warps(columns)
+            plain = ((0, 0, True), (1, 0, True), (NARROW, 0, True))
+            for narrow, entry, store in (*plain, (0, 2, False), (3, NARROW, True)):
+                share, options = split(kernels.backward_tile(columns, kind, bool(narrow), bool(entry)))
+                names = ("x", "entry_weight", "entry_bias", "factor", "parts", "largest")
+                kind_of = "*fp32" if narrow else "*fp16"
+                check(
+                    kernels.layer_backward,
+                    {"grad": kind_of, "weight": kind_of, "kept": kept, "out": "*fp16", **{n: "*fp32" for n in names},
+                     **sizes, "omega": "fp32"},
+                    {"KIND": kind, "NARROW": narrow, "ENTRY": entry, "STORE": store, **share},
+                    ["grad", "weight", "kept", "out", "columns", *([] if narrow else ["depth"])], options, not narrow,
+                )
+        share, options = split(kernels.outer_tile(columns, columns))
         check(
             kernels.outer_product,
-            {"grad": "*fp16", "x": "*fp16", "partial": "*fp32", "rows": "i32", "n": "i32", "k": "i32", "share": "i32"},
-            {"BLOCK_N": wide, "BLOCK_K": wide, "DEPTH": kernels.DEPTH},
-            ["grad", "x", "partial", "n", "k", "share"], warps,
+            {"grad": "*fp16", "x": "*fp16", "partial": "*fp32", **{n: "i32" for n in ("rows", "n", "k", "share")}},
+            share, ["grad", "x", "partial", "n", "k"], options,
         )
     for few in (kernels.FEW_OUT, kernels.MANY_OUT):
         for along in ({"along_depth": 1}, {"along_output": 1}):
@@ -199,8 +214,9 @@ COMPILE = """
                 kernels.affine,
                 {"x": "*fp16", "high": "*fp16", "low": "*fp16", "bias": "*fp32", "y": "*fp32", "rows": "i32",
                  "depth": "i32", "outputs": "i32", "along_output": "i32", "along_depth": "i32"},
-                {"BIAS": True, "LOW": True, "ROWS": kernels.ROWS, "OUT": few, "DEPTH": kernels.DEPTH, **along},
-                ["x", "high", "low", "depth", "along_output" if "along_depth" in along else "along_depth"], 4,
+                {"BIAS": True, "LOW": True, "OUT": few, **split(kernels.AFFINE_TILE)[0], **along},
+                ["x", "high", "low", "depth", "along_output" if "along_depth" in along else "along_depth"],
+                split(kernels.AFFINE_TILE)[1],
             )
     for one in ({}, {"n": 1}, {"k": 1}):
         check(
@@ -208,24 +224,53 @@ COMPILE = """
             {"weight": "*fp32", "high": "*fp16", "low": "*fp16", "norms": "*fp32", "n": "i32", "k": "i32",
              "columns": "i32", "padded_n": "i32"},
             {"LOW": True, "NORMS": True, "ROWS": sums.PACK_ROWS, "COLUMNS": sums.PACK_COLUMNS, **one},
-            ["high", "low", "columns", "padded_n"], 4, is_product=False,
+            ["high", "low", "columns", "padded_n"], {}, is_product=False,
         )
-    for one in ({}, {"down": 1, "padded_down": 1}, {"across": 1, "shares": 1}):
-        for transposed in (False, True):
-            check(
-                sums.total,
-                {**{n: "*fp32" for n in ("partial", "numerator", "denominator", "out")},
-                 **{n: "i32" for n in ("shares", "across", "down", "padded_across", "padded_down")}},
-                {"TRANSPOSED": transposed, "BLOCK": sums.TOTAL_BLOCK, "SHARES": sums.TOTAL_SHARES, **one},
-                ["partial", "padded_across"], 4, is_product=False,
-            )
+    for one in ({}, {"across": 1, "shares": 1}):
+        check(
+            sums.total,
+            {**{n: "*fp32" for n in ("partial", "numerator", "denominator", "out")}, "gain": "fp32",
+             **{n: "i32" for n in ("shares", "across", "down", "padded_across", "padded_down")}},
+            {"NUMERATOR": True, "BLOCK": sums.TOTAL_BLOCK, "SHARES": sums.TOTAL_SHARES, **one},
+            ["partial", "padded_across"], {}, is_product=False,
+        )
+    for narrow, entry, one in ((0, 0, {"width": 1, "columns": 1}), (3, 2, {}), (NARROW, NARROW, {"blocks": 1})):
+        check(
+            sums.total_parts,
+            {**{n: "*fp32" for n in ("parts", "numerator", "scale", "out")}, "gain": "fp32",
+             **{n: "i32" for n in ("blocks", "width", "columns")}},
+            {"NUMERATOR": True, "NARROW": narrow, "ENTRY": entry, "BLOCK": sums.PARTS_BLOCK,
+             "SHARES": sums.PARTS_SHARES, **one},
+            ["parts"], {}, is_product=False,
+        )
+    for out, one in ((1, {"tiles": 1}), (3, {})):
+        check(
+            sums.finish,
+            {**{n: "*fp32" for n in ("shares", "bias", "target", "y", "sums", "squares", "largest")},
+             "rows": "i32", "tiles": "i32", "gain": "fp32"},
+            {"OUT": out, "BIAS": True, "TARGET": True, "MEASURE": True, "ROWS": sums.FINISH_ROWS, **one},
+            ["shares"], {}, is_product=False,
+        )
+    check(
+        adam._begin,
+        {"table": "*i64", "corrections": "*fp32", "loss": "*fp32", "finite": "*i8", "count": "i32",
+         "log_beta1": "fp32", "log_beta2": "fp32"},
+        {"BLOCK": 8}, [], {}, is_product=False,
+    )
+    check(
+        adam._update,
+        {"table": "*i64", "places": "*i32", "corrections": "*fp32", "rate": "*fp32", "finite": "*i8",
+         **{n: "fp32" for n in ("beta1", "beta2", "rest1", "rest2", "eps", "decay")}},
+        {"MAXIMIZE": True, "DECAY": True, "BLOCK": adam.BLOCK}, [], {}, is_product=False,
+    )
     for kind in range(4):
         for one in ({}, {"n_grads": 1, "n_norms": 1, "n_sizes": 1}):
             check(
                 sums.next_scale,
                 {**{n: "*fp32" for n in ("grads", "norms", "sizes", "scale", "factor", "following")}, "omega": "fp32",
                  **{n: "i32" for n in ("n_grads", "n_norms", "n_sizes")}},
-                {"KIND": kind, "HAS_GRADS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], 4, is_product=False,
+                {"KIND": kind, "HAS_GRADS": True, "LOSS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], {},
+                is_product=False,
             )
     names = ["x", "first", "hidden", "last", "bias", "last_bias", "omega", "y"]
     for width in kernels.FUSED_WIDTHS:
@@ -235,7 +280,7 @@ COMPILE = """
                 {**{n: "*fp16" if n in ("hidden", "last") else "*fp32" for n in names},
                  "rows": "i32", "inputs": "i32", "outputs": "i32"},
                 {"LAYERS": 3, "KIND": kind, "WIDTH": width, "OUT": kernels.FUSED_OUT, "ROWS": kernels.FUSED_ROWS},
-                names, kernels.FUSED_WARPS,
+                names, {"num_warps": kernels.FUSED_WARPS},
             )
     print("compiled")
 """

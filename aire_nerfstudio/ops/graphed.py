@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from torch.optim import Optimizer
 from torch.optim.adam import adam
 
 from aire_nerfstudio.ops.processors import matmul_precision
+from aire_nerfstudio.ops.triton_network import missing
+
+if TYPE_CHECKING:
+    from aire_nerfstudio.ops.triton_adam import TritonAdam
 
 # What a loss gives: its terms, whose sum is minimised, and what is measured beside them, scalars by name.
 Terms = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -155,6 +159,7 @@ class _Graph:
         leaves = [alias for alias in aliases.values() if alias.requires_grad]
         call = _Call(network, loss)
         arguments = (self._weight if has_penalty else None, *self._places)
+        adam = _adam_of(optimizer, network)
 
         def compute() -> tuple[Stepped, list[Tensor]]:
             losses, others = torch.func.functional_call(call, aliases, arguments)
@@ -163,7 +168,10 @@ class _Graph:
             gradients = [
                 torch.zeros_like(p) if g is None else g.contiguous() for p, g in zip(leaves, found, strict=True)
             ]
-            finite = torch.isfinite(total) & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+            if adam is not None:
+                finite = torch.ones((), dtype=torch.bool, device=device)
+            else:
+                finite = torch.isfinite(total) & torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
             # Without what autograd kept: its memory is the graph's, and lives with it.
             losses, others = ({name: term.detach() for name, term in terms.items()} for terms in (losses, others))
             return Stepped(losses, others, total.detach(), finite), gradients
@@ -174,6 +182,8 @@ class _Graph:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 compute()
+            if adam is not None:
+                adam(self._rate, self._rate, torch.ones((), dtype=torch.bool, device=device))
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # cuBLAS keeps a workspace for each stream, which others may clear: made anew, it lies in the graph's memory.
@@ -181,10 +191,15 @@ class _Graph:
         # Another thread, a viewer's for example, may go on meanwhile.
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self.stepped, self.gradients = compute()
-            if optimizer is not None:
+            if adam is not None:
+                adam(self._rate, self.stepped.total, self.stepped.finite)
+            elif optimizer is not None:
                 trained = [p for p in network.parameters() if p.requires_grad]
                 _update(optimizer, trained, self.gradients, self._rate)
         torch._C._cuda_clearCublasWorkspaces()
+        if adam is not None:
+            adam.aim(self.gradients)
+        self._adam = adam
 
     def replay(self, batch: Sequence[Tensor], weight: float, rate: float) -> None:
         """Step once."""
@@ -200,6 +215,18 @@ class _Graph:
             self._rate.fill_(rate)
             self._rate_now = rate
         self._graph.replay()
+
+
+def _adam_of(optimizer: Optimizer | None, network: nn.Module) -> TritonAdam | None:
+    """Adam's step, or without it a look at the gradients, in two launches; None where Triton cannot compile them."""
+    if missing() is not None:
+        return None
+    from aire_nerfstudio.ops.triton_adam import TritonAdam, is_possible
+
+    trained = [p for p in network.parameters() if p.requires_grad]
+    states = None if optimizer is None else [optimizer.state[p] for p in trained]
+    group = None if optimizer is None else optimizer.param_groups[0]
+    return TritonAdam(trained, states, group) if is_possible(trained, states) else None
 
 
 @torch.no_grad()

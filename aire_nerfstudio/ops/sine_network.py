@@ -80,7 +80,10 @@ def mean_square_step(
     if x.dim() != 2 or target.shape != (len(x), out):
         raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")
     needs_none = not (x.requires_grad or target.requires_grad) and target.dtype == x.dtype and target.device == x.device
-    if not (needs_none and torch.is_grad_enabled() and can_compile(SINE_NETWORK, x, weights, biases)):
+    is_step = needs_none and torch.is_grad_enabled()
+    if is_step and out <= triton_network.NARROW and triton_network.is_possible(x, weights, biases):
+        return triton_network.triton_mean_square(x, target, weights, biases, activation, omegas, detach_finer_scale)
+    if not (is_step and can_compile(SINE_NETWORK, x, weights, biases)):
         y = sine_network(x, weights, biases, activation, omegas, detach_finer_scale)
         return (y - target).square().mean()
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
@@ -175,13 +178,20 @@ class _MeanSquareStep(torch.autograd.Function):
         parameters, gradients = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
-            activation, omegas, detach, _ = ctx.settings
-            count = len(parameters) // 2
-            y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
-            inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
-            found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
-            return None, None, None, *(next(found) if need else None for need in needs)
+            return mean_square_by_reference(ctx, x, target, parameters, grad)
         is_one = bool(grad == 1)
         # Copies: whoever gets them may change them.
         scaled = [g.clone() if is_one else grad * g for g in gradients]
         return None, None, None, *(g if need else None for g, need in zip(scaled, needs, strict=True))
+
+
+def mean_square_by_reference(
+    ctx: Any, x: Tensor, target: Tensor, parameters: list[Tensor], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """With ``create_graph``: the error's gradients through the reference."""
+    activation, omegas, detach, *_ = ctx.settings
+    count, needs = len(parameters) // 2, ctx.needs_input_grad[3:]
+    y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+    inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
+    found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
+    return None, None, None, *(next(found) if need else None for need in needs)

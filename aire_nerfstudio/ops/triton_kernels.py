@@ -1,11 +1,15 @@
 """Triton kernels of a sine network on CUDA: a layer forward and backward, dW, and a narrow network in one launch.
 
 Operands are float16, sums float32. Large matrices have padded columns, multiples of :data:`PAD`, so that only rows need
-masks; what is in the padding is zero, or is multiplied by zero. Layers of few inputs multiply float32 coordinates. What
-backward can compute of a layer while its tile is in the registers is computed there: biases' gradients, those of the
-first and the last weights where these are narrow, and the largest gradient; memory is what a step waits for.
-Sines are polynomials of the phase in turns: two special-function calls would take as long on Hopper, and the phase is
-what backward wants, in 16 bits.
+masks; what is in the padding is zero, or is multiplied by zero. Memory is what a step waits for, and so:
+
+- Points of few coordinates are multiplied in float32, and their products once more in backward, which are not kept.
+- The last weights, where they are few, are multiplied while the last layer's values are in the registers.
+- What backward can compute of a layer while its tile is there it computes there: gradients of its biases, of the first
+  and the last weights where these are narrow, and the largest gradient.
+
+Sines are Hopper's special function of the phase in turns, the phase is what backward wants, in 16 bits. Rounding is by
+adding and subtracting a large number: instructions for it have a sixteenth of an addition's rate.
 """
 
 from __future__ import annotations
@@ -14,34 +18,75 @@ import triton
 import triton.language as tl
 
 PAD = 64
-# Rows change from step to step: what Triton knows of their number would be compiled anew each time.
-# Rows of a program's share, and what it sums over at a time.
-ROWS, DEPTH = 128, 64
+Tile = dict[str, int]
+AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
+# Added and subtracted it rounds to whole numbers, whose last bits are then the number's own.
+_ROUND = tl.constexpr(12582912.0)
 
 
-def columns_and_warps(columns: int, is_narrow: bool = False, kind: int = 0) -> tuple[int, int]:
-    """Columns of a program's share and its warps, for a multiple of :data:`PAD`: none spills registers on Hopper."""
+def forward_tile(columns: int, kind: int, is_entry: bool, is_end: bool) -> Tile:
+    """How a layer's forward is shared out, for columns that are a multiple of :data:`PAD`: measured on an H100.
+
+    scripts/tune_triton.py measures them; docs/results.md has the figures.
+    """
     if kind != 0:
-        return 32 if is_narrow else 64, 8
+        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
+    if is_entry:
+        wide = 128 if columns % 128 == 0 else 64
+        return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
+    if columns == 256 and is_end:
+        return {"ROWS": 64, "COLUMNS": 256, "DEPTH": 64, "num_warps": 4, "num_stages": 2}
+    if columns % 256 == 0:
+        return {"ROWS": 128, "COLUMNS": 256, "DEPTH": 64, "num_warps": 8, "num_stages": 3 if columns == 256 else 4}
+    wide = 128 if columns % 128 == 0 else 64
+    return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
+
+
+def backward_tile(columns: int, kind: int, is_narrow: bool, is_entry: bool) -> Tile:
+    """How a layer's backward is shared out."""
     if is_narrow:
-        return 64, 8
-    return (128, 8) if columns % 128 == 0 else (64, 4)
+        wide, warps = (64, 4) if kind == 0 and not is_entry else (32, 8)
+        return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": warps, "num_stages": 3}
+    if kind != 0:
+        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
+    if is_entry and columns <= 256:
+        return {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
+    wide = 128 if columns % 128 == 0 else 64
+    return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_entry else 4, "num_stages": 3}
+
+
+def outer_tile(n: int, k: int) -> Tile:
+    """How dW ``[n, k]`` is shared out; SHARES: of the rows."""
+    high, wide = (128 if side % 128 == 0 else 64 for side in (n, k))
+    is_small = n * k <= 256 * 256
+    shares, stages = (32, 4) if is_small else (16, 3)
+    return {"BLOCK_N": high, "BLOCK_K": wide, "DEPTH": 64, "SHARES": shares, "num_warps": 4, "num_stages": stages}
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+# Triton's interpreter has no assembly.
+_COMPILED = tl.constexpr(isinstance(_probe, triton.JITFunction))
 
 
 @triton.jit
 def _turns(angle):
-    """An angle in turns, in [-1/2, 1/2); two parts, since a float32 product alone would lose the fraction's digits."""
+    """An angle in turns, in [-1/2, 1/2]: what is left of the product when whole turns are taken off in one step."""
     # 1 / 2 pi = 0.15915494 (24 bits) and what is left of it.
-    whole = tl.floor(angle * 0.15915493667125702 + 0.5)
-    rest = angle - whole * 6.28125
-    rest = rest - whole * 1.9350051879882812e-3
-    rest = rest - whole * 3.019916994e-7
-    return rest * 0.15915494309189535
+    whole = (angle * 0.15915493667125702 + _ROUND) - _ROUND
+    return (angle * 0.15915493667125702 - whole) + angle * 6.420638243e-9
 
 
 @triton.jit
 def _sine(t):
-    """sin(2 pi t) for |t| <= 1/2, absolute error below 1e-6: reflected to |t| <= 1/4, then a polynomial."""
+    """sin(2 pi t) for |t| <= 1/2, absolute error below 1e-6."""
+    if _COMPILED:
+        return tl.inline_asm_elementwise(
+            "sin.approx.ftz.f32 $0, $1;", "=f,f", [t * 6.283185307179586], dtype=tl.float32, is_pure=True, pack=1
+        )
     r = tl.where(tl.abs(t) > 0.25, tl.where(t > 0, 0.5, -0.5) - t, t)
     q = r * r
     p = 42.058693944897654 - q * 15.0946425768229
@@ -54,8 +99,11 @@ def _sine(t):
 @triton.jit
 def _cosine(t):
     """cos(2 pi t) for |t| <= 1/2."""
-    a = tl.abs(t)
-    return _sine(0.25 - a)
+    if _COMPILED:
+        return tl.inline_asm_elementwise(
+            "cos.approx.ftz.f32 $0, $1;", "=f,f", [t * 6.283185307179586], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return _sine(0.25 - tl.abs(t))
 
 
 @triton.jit
@@ -97,97 +145,130 @@ def _slope(kept, omega, KIND: tl.constexpr):
     return rate * _cosine(_turns(omega * (1 + size) * kept))
 
 
+@triton.jit
+def _entry(points, weight, bias, place, is_row, c, width, INPUTS: tl.constexpr):
+    """The first layer's z, float32: rows at ``place`` and columns ``c`` of points [rows, INPUTS]; 0 past ``width``."""
+    is_column = c < width
+    b = tl.load(bias + c, mask=is_column, other=0.0)
+    for k in tl.static_range(INPUTS):
+        a = tl.load(points + place * INPUTS + k, mask=is_row, other=0.0)[:, None]
+        w = tl.load(weight + c * INPUTS + k, mask=is_column, other=0.0)[None, :]
+        if k == 0:
+            z = a * w + b[None, :]
+        else:
+            z += a * w
+    return z
+
+
 @triton.jit(do_not_specialize=["rows"])
 def layer_forward(
-    x, weight, bias, value, kept, largest, rows, depth, columns, width, omega,
-    KIND: tl.constexpr, NARROW: tl.constexpr, KEEP: tl.constexpr,
+    x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, omega,
+    KIND: tl.constexpr, ENTRY: tl.constexpr, OUT: tl.constexpr, KEEP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
 
-    x is [rows, depth] and weight [columns, depth], float16; where NARROW, a depth of so few, float32, and weight
-    [width, NARROW]; bias [width]: of the columns that are not padding. largest [programs]: each one's largest |z|,
-    where z is kept.
+    x is [rows, depth] and weight [columns, depth], float16; where ENTRY, points [rows, ENTRY] and [width, ENTRY],
+    float32, and nothing is kept. bias [width]: of the columns that are not padding. Where OUT, y [column programs,
+    rows, OUT] gets this program's share of the product with the last weights [OUT, width], and the value is not stored;
+    norms [column programs] gets the largest sum down their columns. Of KEEP besides, for others than SIREN: sizes
+    [programs], each one's largest |z|.
     """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r[:, None] < rows
-    z = tl.zeros((ROWS, COLUMNS), tl.float32)
+    is_row = r < rows
     place = r.to(tl.int64)
-    if NARROW:
-        for k in tl.static_range(NARROW):
-            a = tl.load(x + place * NARROW + k, mask=r < rows, other=0.0)
-            z += a[:, None] * tl.load(weight + c * NARROW + k, mask=c < width, other=0.0)[None, :]
+    if ENTRY:
+        z = _entry(x, weight, bias, place, is_row, c, width, ENTRY)
     else:
+        z = tl.zeros((ROWS, COLUMNS), tl.float32)
         k = tl.arange(0, DEPTH)
         left = x + place[:, None] * depth + k[None, :]
         right = weight + c[None, :] * depth + k[:, None]
         for _ in range(0, depth, DEPTH):
-            z = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), z)
+            z = tl.dot(tl.load(left, mask=is_row[:, None], other=0.0), tl.load(right), z)
             left += DEPTH
             right += DEPTH
-    z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
+        z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
     v, keep = _value_and_kept(z, omega, KIND)
     at = place[:, None] * columns + c[None, :]
-    tl.store(value + at, v.to(tl.float16), mask=is_row)
-    if KEEP:
+    if KEEP and not ENTRY:
         if KIND == 0:
-            # A full turn is 2^16; at half a turn, the ends, clamping is off by one step at most.
-            turn = tl.floor(keep * 65536.0 + 0.5)
-            tl.store(kept + at, tl.minimum(tl.maximum(turn, -32768.0), 32767.0).to(tl.int16), mask=is_row)
+            # A full turn is 2^16, and half of one the same as minus half.
+            turn = (keep * 65536.0 + _ROUND).to(tl.int32, bitcast=True).to(tl.int16)
+            tl.store(kept + at, turn, mask=is_row[:, None])
         else:
-            tl.store(kept + at, keep, mask=is_row)
-            size = tl.max(tl.max(tl.where(is_row, tl.abs(keep), 0.0), 1), 0)
-            tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
+            tl.store(kept + at, keep, mask=is_row[:, None])
+    if KEEP and KIND != 0:
+        size = tl.max(tl.max(tl.where(is_row[:, None], tl.abs(z), 0.0), 1), 0)
+        tl.store(sizes + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
+    if OUT:
+        norm = tl.zeros((COLUMNS,), tl.float32)
+        for o in tl.static_range(OUT):
+            w = tl.load(last + o * width + c, mask=c < width, other=0.0)
+            norm += tl.abs(w)
+            share = y + (tl.program_id(1).to(tl.int64) * rows + place) * OUT + o
+            tl.store(share, tl.sum(v * w[None, :], 1), mask=is_row)
+        if KEEP:
+            tl.store(norms + tl.program_id(1), tl.max(norm, 0))
+    else:
+        tl.store(value + at, v.to(tl.float16), mask=is_row[:, None])
 
 
 @triton.jit(do_not_specialize=["rows"])
 def layer_backward(
-    grad, weight, kept, x, factor, out, sums, of_following, of_first, largest,
+    grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest,
     rows, depth, columns, width, omega,
-    KIND: tl.constexpr, NARROW: tl.constexpr, FIRST: tl.constexpr, STORE: tl.constexpr,
+    KIND: tl.constexpr, NARROW: tl.constexpr, ENTRY: tl.constexpr, STORE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
     grad is [rows, depth], what the next layer's z gets, and weight [depth, columns], float16; where NARROW, a depth of
-    so few, float32, and weight [NARROW, width]. Besides, of each block of ROWS rows: sums [blocks, columns] of out;
-    where NARROW, of_following [blocks, NARROW, columns], grad^T times this layer's values; where FIRST, of_first
-    [blocks, FIRST, columns], x^T out, for x [rows, FIRST]; largest [programs], the largest |out|. Out itself where
+    so few, float32, and weight [NARROW, width]. z is what was kept; where ENTRY, the first layer's of points
+    x [rows, ENTRY], computed again. Besides, of each block of ROWS rows, parts [blocks, 1 + NARROW + ENTRY, columns]:
+    sums of out; grad^T times this layer's values; x^T out. largest [programs]: the largest |out|. Out itself where
     STORE.
     """
     block = tl.program_id(0)
     r = block * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r[:, None] < rows
-    g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    is_row = r < rows
     place = r.to(tl.int64)
     at = place[:, None] * columns + c[None, :]
-    keep = tl.load(kept + at, mask=is_row, other=0)
-    if KIND == 0:
-        keep = keep.to(tl.float32) * (1.0 / 65536.0)
-    if NARROW:
-        h = _value(keep, omega, KIND)
-        for k in tl.static_range(NARROW):
-            a = tl.load(grad + place * NARROW + k, mask=r < rows, other=0.0)
-            g += a[:, None] * tl.load(weight + k * width + c, mask=c < width, other=0.0)[None, :]
-            tl.store(of_following + (block * NARROW + k) * columns + c, tl.sum(a[:, None] * h, 0))
-    else:
+    parts += block * (1 + NARROW + ENTRY) * columns + c
+    g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if not NARROW:
         k = tl.arange(0, DEPTH)
         left = grad + place[:, None] * depth + k[None, :]
         right = weight + k[:, None] * columns + c[None, :]
         for _ in range(0, depth, DEPTH):
-            g = tl.dot(tl.load(left, mask=is_row, other=0.0), tl.load(right), g)
+            g = tl.dot(tl.load(left, mask=is_row[:, None], other=0.0), tl.load(right), g)
             left += DEPTH
             right += DEPTH * columns
-    g = g * _slope(keep, omega, KIND) * tl.load(factor)
-    tl.store(sums + block * columns + c, tl.sum(g, 0))
-    if FIRST:
-        for k in tl.static_range(FIRST):
-            a = tl.load(x + place * FIRST + k, mask=r < rows, other=0.0)
-            tl.store(of_first + (block * FIRST + k) * columns + c, tl.sum(a[:, None] * g, 0))
+    if ENTRY:
+        keep = _entry(x, entry_weight, entry_bias, place, is_row, c, width, ENTRY)
+        if KIND == 0:
+            keep = _turns(omega * keep)
+    else:
+        keep = tl.load(kept + at, mask=is_row[:, None], other=0)
+        if KIND == 0:
+            keep = keep.to(tl.float32) * (1.0 / 65536.0)
+    if NARROW:
+        h = _value(keep, omega, KIND)
+        for k in tl.static_range(NARROW):
+            a = tl.load(grad + place * NARROW + k, mask=is_row, other=0.0)
+            g += a[:, None] * tl.load(weight + k * width + c, mask=c < width, other=0.0)[None, :]
+            tl.store(parts + (1 + k) * columns, tl.sum(a[:, None] * h, 0))
+    # Rows past the end have a gradient of 0.
+    g = g * (_slope(keep, omega, KIND) * tl.load(factor))
+    tl.store(parts, tl.sum(g, 0))
+    if ENTRY:
+        for k in tl.static_range(ENTRY):
+            a = tl.load(x + place * ENTRY + k, mask=is_row, other=0.0)
+            tl.store(parts + (1 + NARROW + k) * columns, tl.sum(a[:, None] * g, 0))
     if STORE:
-        tl.store(out + at, g.to(tl.float16), mask=is_row)
+        tl.store(out + at, g.to(tl.float16), mask=is_row[:, None])
         size = tl.max(tl.max(tl.abs(g), 1), 0)
         tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), size)
 
@@ -224,9 +305,8 @@ def affine(
 
 @triton.jit(do_not_specialize=["rows", "share"])
 def outer_product(
-    grad, x, partial, rows, n, k, share,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
+    grad, x, partial, rows, n, k, share, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr
+):
     """Partial [shares, n, k]: for each share of the rows the sum of grad[r, n] x[r, k], both float16."""
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)

@@ -37,7 +37,6 @@ KINDS = {("siren", False): 0, ("finer", False): 1, ("finer", True): 2, ("spder",
 NARROW, WIDE = 4, 9
 # Below so many rows launching costs more than is saved.
 FEWEST_ROWS = 1024
-SHARES = 32
 
 
 def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
@@ -82,25 +81,30 @@ def triton_network(
 
 
 class _Kept(NamedTuple):
-    """What backward needs of forward, besides the parameters.
+    """What backward needs of forward, besides the parameters; None in the lists is what a layer has no use for.
 
     Attributes:
         entry: what the first layer took: the points, or where they are wide their float16 form, ``[rows, d]``.
-        values: of each sine layer, float16 ``[rows, n]``.
-        phases: of each, 16-bit phases (SIREN) or z, ``[rows, n]``.
-        packed: weights behind each sine layer in float16, ``[n', n]``.
+        values: of each sine layer, float16 ``[rows, n]``, where they are stored.
+        phases: of each, 16-bit phases (SIREN) or z, ``[rows, n]``, where they are stored.
+        packed: weights behind each sine layer in float16, ``[n', n]``, but few last ones.
         norms: largest sums down their columns, ``[m]`` each.
         sizes: largest |z| of each layer, ``[m]`` each, where z is kept.
     """
 
     entry: Tensor
-    values: list[Tensor]
-    phases: list[Tensor]
-    packed: list[Tensor]
-    norms: list[Tensor]
-    sizes: list[Tensor]
+    values: list[Any]
+    phases: list[Any]
+    packed: list[Any]
+    norms: list[Any]
+    sizes: list[Any]
 
-    def flat(self) -> list[Tensor]:
+    @classmethod
+    def empty(cls, entry: Tensor, layers: int) -> _Kept:
+        """Nothing yet of so many sine layers."""
+        return cls(entry, *([None] * layers for _ in range(5)))
+
+    def flat(self) -> list[Any]:
         """All tensors in a row."""
         return [self.entry, *self.values, *self.phases, *self.packed, *self.norms, *self.sizes]
 
@@ -112,23 +116,29 @@ class _Kept(NamedTuple):
         return cls(tensors[0], *parts)
 
 
+class _Measured(NamedTuple):
+    """The gradient with respect to few outputs ``[rows, out]``, and of each program's rows its sums and its largest."""
+
+    grad: Tensor
+    sums: Tensor
+    largest: Tensor
+
+
 class _TritonNetwork(torch.autograd.Function):
     """A launch a layer each way; kept are float16 values, and of each z the phase in 16 bits (SIREN) or z."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
         _, omegas, _, kind, is_grad_enabled = settings
-        count = len(parameters) // 2
-        weights = [p.detach().contiguous() for p in parameters[:count]]
-        biases = [p.detach().contiguous() for p in parameters[count:]]
-        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+        rows, weights, biases = _plain(x, parameters)
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
         if not keeps and can_fuse(weights):
             y = _fused(rows, weights, biases, omegas, kind)
             return y.view(*x.shape[:-1], y.shape[-1])
-        y, kept = _forward(rows, weights, biases, omegas, kind, keeps)
+        shares, kept = _forward(rows, weights, biases, omegas, kind, keeps)
+        y = shares if shares.dim() == 2 else _finish(shares, biases[-1])
         if keeps:
-            ctx.settings, ctx.count = settings, count
+            ctx.settings, ctx.count = settings, len(weights)
             ctx.save_for_backward(x, *parameters, *kept.flat())
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -141,10 +151,58 @@ class _TritonNetwork(torch.autograd.Function):
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, x, parameters, grad)
         gy = grad.detach().reshape(len(kept.entry), parameters[-1].numel())
-        weights = [p.detach().contiguous() for p in parameters[: ctx.count]]
-        dx, gradients = _backward(gy, weights, kept, ctx.settings, ctx.needs_input_grad[0])
+        _, weights, biases = _plain(x, parameters)
+        dx, gradients = _backward(gy, weights, biases, kept, ctx.settings, ctx.needs_input_grad[0])
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
         return None if dx is None else dx.view(x.shape), None, *wanted
+
+
+def triton_mean_square(
+    x: Tensor, target: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation,
+    omegas: Sequence[float], detach_finer_scale: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean squared error ``[]`` of :func:`triton_network` at ``x [N, d]`` against ``target [N, out]``, ``out <= 4``.
+
+    ``x`` and ``target`` get no gradients. What is between the outputs and their gradients is one launch.
+    """
+    kind = KINDS[activation, detach_finer_scale and activation == "finer"]
+    settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
+    return _TritonMeanSquare.apply(x, target, settings, *weights, *biases)
+
+
+class _TritonMeanSquare(torch.autograd.Function):
+    """The error, and the outputs' distances from their targets, which are its gradient up to a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
+        rows, weights, biases = _plain(x, parameters)
+        shares, kept = _forward(rows, weights, biases, settings[1], settings[3], True)
+        measured, squares = _measured(shares, biases[-1], target.detach().contiguous())
+        ctx.settings, ctx.count = settings, len(weights)
+        ctx.save_for_backward(x, target, *measured, *parameters, *kept.flat())
+        return squares.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        from aire_nerfstudio.ops.sine_network import mean_square_by_reference
+
+        x, target, *saved = ctx.saved_tensors
+        measured, saved = _Measured(*saved[:3]), saved[3:]
+        parameters, kept = saved[: 2 * ctx.count], _Kept.of(saved[2 * ctx.count :])
+        if torch.is_grad_enabled():
+            return mean_square_by_reference(ctx, x, target, parameters, grad)
+        _, weights, biases = _plain(x, parameters)
+        gain = 2 / max(1, measured.grad.numel())
+        _, gradients = _backward(measured, weights, biases, kept, ctx.settings, False, grad.detach(), gain)
+        wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
+        return None, None, None, *wanted
+
+
+def _plain(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The points ``[rows, d]``, weights and biases, contiguous and without their history."""
+    count = len(parameters) // 2
+    plain = [p.detach().contiguous() for p in parameters]
+    return x.detach().reshape(-1, x.shape[-1]).contiguous(), plain[:count], plain[count:]
 
 
 def can_fuse(weights: Sequence[Tensor]) -> bool:
@@ -215,107 +273,155 @@ def _packed(weight: Tensor, rows: int, columns: int, is_split: bool, keeps: bool
 def _forward(
     rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool
 ) -> tuple[Tensor, _Kept]:
+    """The network's outputs ``[rows, out]``, or few ones' shares without the bias, ``[m, rows, out]``."""
     from aire_nerfstudio.ops import triton_kernels as kernels
 
-    count, out = len(rows), weights[-1].shape[0]
-    is_narrow = rows.shape[1] <= NARROW
-    h = rows if is_narrow else _padded(rows, count, _up(rows.shape[1], kernels.PAD), dtype=torch.float16)
-    kept = _Kept(h, [], [], [], [], [])
-    for index, omega in enumerate(omegas):
-        width, depth = weights[index].shape[0], h.shape[1]
-        columns = _up(width, kernels.PAD)
-        weight = weights[index]
-        if not is_narrow:
+    count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
+    is_entry, is_end = inputs <= NARROW, out <= NARROW
+    h = rows if is_entry else _padded(rows, count, _up(inputs, kernels.PAD), dtype=torch.float16)
+    kept = _Kept.empty(h, layers)
+    y = rows
+    for index in range(layers):
+        entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
+        width, weight = weights[index].shape[0], weights[index]
+        columns, depth = _up(width, kernels.PAD), h.shape[1]
+        if not entry:
             weight, _, norms = _packed(weight, columns, depth, False, keeps)
             if index > 0:
-                kept.packed.append(weight)
-                kept.norms.append(norms)
-        wide, warps = kernels.columns_and_warps(columns, is_narrow, kind)
-        grid = (-(-count // kernels.ROWS), columns // wide)
-        value = rows.new_empty(count, columns, dtype=torch.float16)
-        phase = torch.empty_like(value, dtype=torch.int16 if kind == 0 else torch.float32) if keeps else value
+                kept.packed[index - 1], kept.norms[index - 1] = weight, norms
+        tile = kernels.forward_tile(columns, kind, bool(entry), ends)
+        grid = (-(-count // tile["ROWS"]), columns // tile["COLUMNS"])
+        value = rows.new_empty(0 if ends else count, columns, dtype=torch.float16)
+        phase_type = torch.int16 if kind == 0 else torch.float32
+        phase = rows.new_empty(count if keeps and not entry else 0, columns, dtype=phase_type)
         sizes = rows.new_empty(grid[0] * grid[1] if keeps and kind != 0 else 0)
+        norms = rows.new_empty(grid[1] if ends and keeps else 0)
+        if ends:
+            y = rows.new_empty(grid[1], count, out)
         if count:
             kernels.layer_forward[grid](
-                h, weight, biases[index], value, phase, sizes, count, depth, columns, width, float(omega),
-                KIND=kind, NARROW=depth if is_narrow else 0, KEEP=keeps,
-                ROWS=kernels.ROWS, COLUMNS=wide, DEPTH=kernels.DEPTH, num_warps=warps,
+                h, weight, biases[index], weights[-1], value, phase, sizes, y, norms, count, depth, columns, width,
+                float(omegas[index]), KIND=kind, ENTRY=entry, OUT=out if ends else 0, KEEP=keeps, **tile,
             )  # fmt: skip
-        kept.values.append(value)
-        kept.phases.append(phase)
-        kept.sizes.append(sizes)
-        h, is_narrow = value, False
-    few = kernels.FEW_OUT if out <= kernels.FEW_OUT else kernels.MANY_OUT
-    high, low, norms = _packed(weights[-1], _up(out, kernels.PAD), h.shape[1], True, keeps)
-    kept.packed.append(high)
-    kept.norms.append(norms)
-    y = rows.new_empty(count, out)
-    if count:
-        kernels.affine[(-(-count // kernels.ROWS), -(-out // few))](
-            h, high, low, biases[-1], y, count, h.shape[1], out, h.shape[1], 1,
-            BIAS=True, LOW=True, ROWS=kernels.ROWS, OUT=few, DEPTH=kernels.DEPTH, num_warps=4,
-        )  # fmt: skip
+        kept.phases[index], kept.sizes[index] = None if entry else phase, sizes
+        if ends:
+            kept.norms[index] = norms
+        else:
+            kept.values[index] = h = value
+    if not is_end:
+        few = kernels.FEW_OUT if out <= kernels.FEW_OUT else kernels.MANY_OUT
+        high, low, norms = _packed(weights[-1], _up(out, kernels.PAD), h.shape[1], True, keeps)
+        kept.packed[-1], kept.norms[-1] = high, norms
+        y = rows.new_empty(count, out)
+        if count:
+            kernels.affine[(-(-count // kernels.AFFINE_TILE["ROWS"]), -(-out // few))](
+                h, high, low, biases[-1], y, count, h.shape[1], out, h.shape[1], 1,
+                BIAS=True, LOW=True, OUT=few, **kernels.AFFINE_TILE,
+            )  # fmt: skip
     return y, kept
 
 
+def _finish(shares: Tensor, bias: Tensor) -> Tensor:
+    """Outputs ``[rows, out]`` of their shares ``[m, rows, out]`` and the bias."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    tiles, count, out = shares.shape
+    y = shares.new_empty(count, out)
+    if count:
+        sums.finish[(-(-count // sums.FINISH_ROWS),)](
+            shares, bias, y, y, y, y, y, count, tiles, 1.0,
+            OUT=out, BIAS=True, TARGET=False, MEASURE=False, ROWS=sums.FINISH_ROWS,
+        )  # fmt: skip
+    return y
+
+
+def _measured(shares: Tensor, bias: Tensor | None, target: Tensor | None) -> tuple[_Measured, Tensor]:
+    """Of shares ``[m, rows, out]`` plus bias less target what backward wants, and the mean square's shares ``[m]``."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    tiles, count, out = shares.shape
+    programs = -(-count // sums.FINISH_ROWS)
+    grad = shares[0] if bias is None and target is None else shares.new_empty(count, out)
+    parts, squares, largest = (shares.new_empty(programs, *shape) for shape in ((out,), (), ()))
+    if count:
+        sums.finish[(programs,)](
+            shares, shares if bias is None else bias, shares if target is None else target, grad, parts, squares,
+            largest, count, tiles, 1 / (count * out),
+            OUT=out, BIAS=bias is not None, TARGET=target is not None, MEASURE=True, ROWS=sums.FINISH_ROWS,
+        )  # fmt: skip
+    return _Measured(grad, parts, largest), squares
+
+
 def _backward(
-    gy: Tensor, weights: list[Tensor], kept: _Kept, settings: tuple, needs_dx: bool
-) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradients with respect to the points and to all weights, then all biases."""
+    given: Tensor | _Measured, weights: list[Tensor], biases: list[Tensor], kept: _Kept, settings: tuple,
+    needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0,
+) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
+    """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``."""
     from aire_nerfstudio.ops import triton_kernels as kernels
     from aire_nerfstudio.ops import triton_sums as sums
 
     omegas, kind = settings[1], settings[3]
+    gy = given if isinstance(given, Tensor) else given.grad
     count, out = gy.shape
     inputs = weights[0].shape[1]
     if count == 0:
         shapes = [*(w.shape for w in weights), *(w.shape[:1] for w in weights)]
         return gy.new_zeros(0, inputs) if needs_dx else None, [gy.new_zeros(shape) for shape in shapes]
-    # The largest becomes 1; a gradient of zero has none.
-    top = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    gy = (gy / top).contiguous()  # kernels go through memory row by row
-    d_biases, d_weights = [gy.sum(0) * top], []
-    is_narrow, has_narrow_entry = out <= NARROW, inputs <= NARROW
-    grad = gy if is_narrow else _padded(gy, count, _up(out, kernels.PAD), dtype=torch.float16)
-    scale = largest = gy.new_ones(1)
-    if not is_narrow:
-        d_weights.append(_outer(grad, kept.values[-1], weights[-1].shape, top, scale))
-    blocks = -(-count // kernels.ROWS)
+    is_narrow, is_entry = out <= NARROW, inputs <= NARROW
+    scale = gy.new_ones(1)
+    if is_narrow:
+        # Kernels go through memory row by row.
+        measured = given if isinstance(given, _Measured) else _measured(gy.contiguous()[None], None, None)[0]
+        grad, largest = measured.grad, measured.largest
+        d_weights, d_biases = [], [_total_parts(measured.sums, (out, out, 0, 0), numerator, scale, gain)]
+    else:
+        # The largest becomes 1, before it is float16; a gradient of zero has none.
+        numerator = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+        gy = gy / numerator
+        d_biases, largest = [gy.sum(0) * numerator], scale
+        grad = _padded(gy, count, _up(out, kernels.PAD), dtype=torch.float16)
+        d_weights = [_outer(grad, kept.values[-1], weights[-1].shape, numerator, scale, gain)]
     for index in reversed(range(len(omegas))):
-        width, columns, depth = weights[index].shape[0], kept.values[index].shape[1], grad.shape[1]
+        width = weights[index].shape[0]
+        columns, depth = _up(width, kernels.PAD), grad.shape[1]
+        norms, sizes = kept.norms[index], kept.sizes[index]
         factor, following = gy.new_empty(1), gy.new_empty(1)
         sums.next_scale[(1,)](
-            largest, largest.numel(), kept.norms[index], kept.norms[index].numel(), kept.sizes[index],
-            kept.sizes[index].numel(), float(omegas[index]), scale, factor, following,
-            KIND=kind, HAS_GRADS=index < len(omegas) - 1, BLOCK=sums.SCALE_BLOCK,
+            largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), float(omegas[index]), scale, factor,
+            following, KIND=kind, HAS_GRADS=is_narrow or index < len(omegas) - 1, LOSS=is_narrow,
+            BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
         scale = following
-        is_first = index == 0 and has_narrow_entry
-        stores = index > 0 or needs_dx or not has_narrow_entry
-        wide, warps = kernels.columns_and_warps(columns, is_narrow, kind)
-        grid = (blocks, columns // wide)
-        dz = torch.empty_like(kept.values[index]) if stores else kept.values[index]
-        bias_parts = gy.new_empty(blocks, 1, columns)
-        last_parts = gy.new_empty(blocks, out if is_narrow else 0, columns)
-        first_parts = gy.new_empty(blocks, inputs if is_first else 0, columns)
+        entry = inputs if index == 0 and is_entry else 0
+        stores = index > 0 or needs_dx or not is_entry
+        tile = kernels.backward_tile(columns, kind, is_narrow, bool(entry))
+        blocks = -(-count // tile["ROWS"])
+        grid = (blocks, columns // tile["COLUMNS"])
+        narrow = out if is_narrow else 0
+        dz = gy.new_empty(count if stores else 0, columns, dtype=torch.float16)
+        parts = gy.new_empty(blocks, 1 + narrow + entry, columns)
         largest = gy.new_empty(grid[0] * grid[1])
+        phases = kept.phases[index] if not entry else dz
         kernels.layer_backward[grid](
-            grad, weights[-1] if is_narrow else kept.packed[index], kept.phases[index], kept.entry, factor, dz,
-            bias_parts, last_parts, first_parts, largest, count, depth, columns, width, float(omegas[index]),
-            KIND=kind, NARROW=out if is_narrow else 0, FIRST=inputs if is_first else 0, STORE=stores,
-            ROWS=kernels.ROWS, COLUMNS=wide, DEPTH=kernels.DEPTH, num_warps=warps,
+            grad, weights[-1] if is_narrow else kept.packed[index], phases, kept.entry, weights[0], biases[0], factor,
+            dz, parts, largest, count, depth, columns, width, float(omegas[index]),
+            KIND=kind, NARROW=narrow, ENTRY=entry, STORE=stores, **tile,
         )  # fmt: skip
+        found = _total_parts(parts, (width, columns, narrow, entry), numerator, scale, gain)
+        ends = (width, (1 + narrow) * width)
+        d_biases.append(found[: ends[0]])
         if is_narrow:
-            # Of the gradient that came in, before this layer's factor.
-            d_weights.append(_total(last_parts, weights[-1].shape, top, gy.new_ones(1)))
-        d_biases.append(_total(bias_parts, (1, width), top, scale).view(width))
-        if is_first:
-            d_weights.append(_total(first_parts, (inputs, width), top, scale, transposed=True))
+            d_weights.append(found[ends[0] : ends[1]].view(out, width))
+        if entry:
+            d_weights.append(found[ends[1] :].view(width, inputs))
         else:
             behind = kept.values[index - 1] if index > 0 else kept.entry
-            d_weights.append(_outer(dz, behind, weights[index].shape, top, scale))
+            d_weights.append(_outer(dz, behind, weights[index].shape, numerator, scale, gain))
         grad, is_narrow = dz, False
-    dx = _points_gradient(grad, weights[0]) * (top / scale) if needs_dx else None
+    dx = None
+    if needs_dx:
+        dx = _points_gradient(grad, weights[0]) * (gain / scale)
+        dx = dx if numerator is None else dx * numerator
     return dx, [*d_weights[::-1], *d_biases[::-1]]
 
 
@@ -328,43 +434,60 @@ def _points_gradient(dz: Tensor, weight: Tensor) -> Tensor:
     high, low, _ = _packed(weight, dz.shape[1], columns, True, False)
     few = kernels.FEW_OUT if inputs <= kernels.FEW_OUT else kernels.MANY_OUT
     dx = weight.new_empty(len(dz), inputs)
-    kernels.affine[(-(-len(dz) // kernels.ROWS), -(-inputs // few))](
+    kernels.affine[(-(-len(dz) // kernels.AFFINE_TILE["ROWS"]), -(-inputs // few))](
         dz, high, low, weight, dx, len(dz), dz.shape[1], inputs, 1, columns,
-        BIAS=False, LOW=True, ROWS=kernels.ROWS, OUT=few, DEPTH=kernels.DEPTH, num_warps=4,
+        BIAS=False, LOW=True, OUT=few, **kernels.AFFINE_TILE,
     )  # fmt: skip
     return dx
 
 
-def _outer(grad: Tensor, x: Tensor, shape: Sequence[int], numerator: Tensor, denominator: Tensor) -> Tensor:
-    """``grad^T x`` times numerator over denominator, ``shape``, of float16 ``[rows, n]`` and ``[rows, k]``, padded."""
+def _outer(
+    grad: Tensor, x: Tensor, shape: Sequence[int], numerator: Tensor | None, denominator: Tensor, gain: float
+) -> Tensor:
+    """``grad^T x`` times gain and numerator over denominator, ``shape``, of float16 ``[rows, n]`` and ``[rows, k]``.
+
+    Both are padded.
+    """
     from aire_nerfstudio.ops import triton_kernels as kernels
 
     rows, n, k = len(grad), grad.shape[1], x.shape[1]
-    share = _up(-(-rows // SHARES), kernels.DEPTH)
+    tile = kernels.outer_tile(n, k)
+    share = _up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
     shares = -(-rows // share)
     partial = grad.new_empty(shares, n, k, dtype=torch.float32)
-    (high, warps), (wide, _) = kernels.columns_and_warps(n), kernels.columns_and_warps(k)
-    grid = (n // high, k // wide, shares)
-    kernels.outer_product[grid](
-        grad, x, partial, rows, n, k, share,
-        BLOCK_N=high, BLOCK_K=wide, DEPTH=kernels.DEPTH, num_warps=warps,
-    )  # fmt: skip
-    return _total(partial, shape, numerator, denominator)
+    grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], shares)
+    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, **tile)
+    return _total(partial, shape, numerator, denominator, gain)
 
 
-def _total(
-    partial: Tensor, shape: Sequence[int], numerator: Tensor, denominator: Tensor, transposed: bool = False
+def _total_parts(
+    parts: Tensor, sizes: tuple[int, int, int, int], numerator: Tensor | None, scale: Tensor, gain: float
 ) -> Tensor:
-    """Sum over the first dimension of ``[m, n, k]`` times numerator over denominator, cut to ``shape``; transposed."""
+    """Gradients that ``layer_backward`` left in parts ``[blocks, 1 + narrow + entry, columns]``, one behind the other.
+
+    ``sizes`` are width, columns, narrow and entry.
+    """
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    width, columns, narrow, entry = sizes
+    found = parts.new_empty((1 + narrow + entry) * width)
+    sums.total_parts[(-(-width // sums.PARTS_BLOCK), 1 + narrow + entry)](
+        parts, scale if numerator is None else numerator, scale, found, len(parts), width, columns, gain,
+        NUMERATOR=numerator is not None, NARROW=narrow, ENTRY=entry, BLOCK=sums.PARTS_BLOCK, SHARES=sums.PARTS_SHARES,
+        num_warps=8,
+    )  # fmt: skip
+    return found
+
+
+def _total(partial: Tensor, shape: Sequence[int], numerator: Tensor | None, denominator: Tensor, gain: float) -> Tensor:
+    """Sum over the first dimension of ``[m, n, k]`` times gain and numerator over denominator, cut to ``shape``."""
     from aire_nerfstudio.ops import triton_sums as sums
 
     down, across = shape
-    if len(partial) > 2 * SHARES:
-        # The kernel's programs are few, and each goes through all shares.
-        partial = partial.sum(0, keepdim=True)
-    out = partial.new_empty((across, down) if transposed else (down, across))
+    out = partial.new_empty(down, across)
     sums.total[(-(-across // sums.TOTAL_BLOCK), down)](
-        partial, numerator, denominator, out, len(partial), across, down, partial.shape[2], partial.shape[1],
-        TRANSPOSED=transposed, BLOCK=sums.TOTAL_BLOCK, SHARES=sums.TOTAL_SHARES,
+        partial, denominator if numerator is None else numerator, denominator, out, len(partial), across, down,
+        partial.shape[2], partial.shape[1], gain,
+        NUMERATOR=numerator is not None, BLOCK=sums.TOTAL_BLOCK, SHARES=sums.TOTAL_SHARES,
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""Triton kernels of a sine network's small matrices: weights packed, partial sums added up, scales chosen.
+"""Triton kernels of a sine network's small matrices: weights packed, partial sums added up, errors, scales chosen.
 
 Each takes the place of a handful of PyTorch's launches, which in a graph cost more than their work.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Rows and columns of a program of pack; columns and shares at a time of total; numbers at a time of next_scale.
+# Rows and columns of a program of pack; columns and shares at a time of total and total_parts; numbers at a time of
+# next_scale; rows of a program of finish.
 PACK_ROWS, PACK_COLUMNS = 128, 32
 TOTAL_BLOCK, TOTAL_SHARES = 64, 16
-SCALE_BLOCK = 1024
+PARTS_BLOCK, PARTS_SHARES = 16, 512
+SCALE_BLOCK = 2048
+FINISH_ROWS = 256
 # What gradients between layers are kept below; float16 ends at 65,504.
 LARGEST = tl.constexpr(3e4)
 
@@ -44,12 +47,12 @@ def pack(
 
 @triton.jit(do_not_specialize=["shares"])
 def total(
-    partial, numerator, denominator, out, shares, across, down, padded_across, padded_down,
-    TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
+    partial, numerator, denominator, out, shares, across, down, padded_across, padded_down, gain,
+    NUMERATOR: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """Out [down, across] = numerator / denominator times the sum of partial [shares, padded_down, padded_across].
+    """Out [down, across] = gain numerator / denominator times the sum of partial [shares, padded_down, padded_across].
 
-    The sum is over shares. Where TRANSPOSED, out is [across, down].
+    The sum is over shares; the numerator is 1 without NUMERATOR.
     """
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.program_id(1)
@@ -60,31 +63,98 @@ def total(
         is_there = (s[:, None] < shares) & (j[None, :] < across)
         at = (s.to(tl.int64)[:, None] * padded_down + i) * padded_across + j[None, :]
         found += tl.sum(tl.load(partial + at, mask=is_there, other=0.0), 0)
-    found = found * (tl.load(numerator) / tl.load(denominator))
-    at = j * down + i if TRANSPOSED else i * across + j
-    tl.store(out + at, found, mask=j < across)
+    if NUMERATOR:
+        gain *= tl.load(numerator)
+    tl.store(out + i * across + j, found * (gain / tl.load(denominator)), mask=j < across)
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def total_parts(
+    parts, numerator, scale, out, blocks, width, columns, gain,
+    NUMERATOR: tl.constexpr, NARROW: tl.constexpr, ENTRY: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
+):  # fmt: skip
+    """Sums over blocks of what layer_backward leaves: parts [blocks, 1 + NARROW + ENTRY, columns]; by gain numerator.
+
+    Out is the bias's gradient [width], the following weights' [NARROW, width], before this layer's scale, and the first
+    weights' [width, ENTRY], one behind the other.
+    """
+    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.program_id(1)
+    first = tl.arange(0, SHARES)
+    found = tl.zeros((SHARES, BLOCK), tl.float32)
+    for begin in range(0, blocks, SHARES):
+        s = begin + first
+        is_there = (s[:, None] < blocks) & (j[None, :] < width)
+        at = (s.to(tl.int64)[:, None] * (1 + NARROW + ENTRY) + i) * columns + j[None, :]
+        found += tl.load(parts + at, mask=is_there, other=0.0)
+    if NUMERATOR:
+        gain *= tl.load(numerator)
+    scaled = gain / tl.load(scale)
+    factor = tl.where((i >= 1) & (i <= NARROW), gain, scaled)
+    # The first weights' lie input by input for each neuron.
+    at = tl.where(i <= NARROW, i * width + j, (1 + NARROW) * width + j * ENTRY + i - 1 - NARROW)
+    tl.store(out + at, tl.sum(found, 0) * factor, mask=j < width)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def finish(
+    shares, bias, target, y, sums, squares, largest, rows, tiles, gain,
+    OUT: tl.constexpr, BIAS: tl.constexpr, TARGET: tl.constexpr, MEASURE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Y [rows, OUT] = sum of shares [tiles, rows, OUT] over tiles, plus bias where BIAS, less target where TARGET.
+
+    Where MEASURE, of each program's rows the sums [programs, OUT], the largest size [programs], and gain times the sum
+    of squares [programs].
+    """
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = r < rows
+    place = r.to(tl.int64)
+    square = tl.zeros((ROWS,), tl.float32)
+    size = tl.zeros((ROWS,), tl.float32)
+    for o in tl.static_range(OUT):
+        found = tl.zeros((ROWS,), tl.float32)
+        for tile in range(tiles):
+            found += tl.load(shares + (place + tile * rows.to(tl.int64)) * OUT + o, mask=is_row, other=0.0)
+        if BIAS:
+            found += tl.load(bias + o)
+        if TARGET:
+            found -= tl.load(target + place * OUT + o, mask=is_row, other=0.0)
+        if MEASURE:
+            found = tl.where(is_row, found, 0.0)
+            square += found * found
+            size = tl.maximum(size, tl.abs(found))
+            tl.store(sums + tl.program_id(0) * OUT + o, tl.sum(found, 0))
+        if BIAS or TARGET:
+            tl.store(y + place * OUT + o, found, mask=is_row)
+    if MEASURE:
+        tl.store(squares + tl.program_id(0), gain * tl.sum(square, 0))
+        tl.store(largest + tl.program_id(0), tl.max(size, 0))
 
 
 @triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes"])
 def next_scale(
     grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
-    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Factor []: what keeps a layer's gradient below float16's end; following [] = scale [] times it.
 
-    grads: largest gradients of the layer behind, 1 without HAS_GRADS; norms: largest column sums of its weights; sizes:
-    largest |z| of this layer, which bound the slope of FINER and SPDER.
+    grads: largest gradients of the layer behind, 1 without HAS_GRADS; where LOSS, of the loss, and the factor takes
+    them to 1 if it may, so that none underflows. norms: largest column sums of its weights; sizes: largest |z| of this
+    layer, which bound the slope of FINER and SPDER.
     """
     grad = 1.0
     if HAS_GRADS:
         grad = _largest(grads, n_grads, BLOCK)
+    most = 1.0
+    if LOSS:
+        most = 1.0 / tl.maximum(grad, 1e-30)
     slope = omega
     if KIND == 3:
         slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
     elif KIND != 0:
         slope = omega * (1 + 2 * _largest(sizes, n_sizes, BLOCK))
     bound = grad * _largest(norms, n_norms, BLOCK) * slope
-    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), 1.0)
+    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), most)
     tl.store(factor, found)
     tl.store(following, tl.load(scale) * found)
 
