@@ -46,18 +46,23 @@ left_out() { echo "[suite] left out: $1"; { echo; echo "## Left out: $1"; } >> "
 
 for section in $wanted; do case "$section" in
 first)
-    export SUITE_LIMIT=150
-    run "What is built" python -m aire_nerfstudio.ops
-    run "Ops are right" python -m pytest -q -rs -x "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_triton_network.py \
-        "$source_folder"/tests/test_rays_manager.py "$source_folder"/tests/test_ray_ops.py -k "not sources and not compile and not interpreter"
-    export SUITE_LIMIT=200
-    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --repeats 5 --out "$out/first"
-    run "Steps of ns-train" python "$source_folder"/scripts/time_steps.py --precisions highest high medium
+    # Each test as it ends, several at a time: what a limit cuts off has then still been seen.
+    many=""
+    python -c 'import xdist' 2> /dev/null && many="-n 8"
+    export SUITE_LIMIT=240
+    # shellcheck disable=SC2086
+    TAIL=150 run "Ops are right" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
+        "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
+        "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
+    export SUITE_LIMIT=120
+    TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py
+    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/first"
+    run "Steps of ns-train" python "$source_folder"/scripts/time_steps.py --precisions highest medium --blocks 5
     TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/first-rays"
     unset SUITE_LIMIT
     ;;
 second)
-    export SUITE_LIMIT=270
+    export SUITE_LIMIT=200
     if [ -n "${PICTURES:-}" ]; then
         run "One fit of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
             --image "$(ls "$PICTURES" | grep -m 1 "${NAMES:-png}")" --precisions medium high highest
