@@ -119,8 +119,13 @@ def test_a_graph_keeps_what_its_penalty_reads(captures):
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize(("precision", "steps"), [("highest", 16), ("medium", 6)])
-def test_training_by_graphs_and_a_surgery_is_training_without(precision, steps):
+@pytest.mark.parametrize(
+    ("precision", "steps", "off"), [("highest", 16, False), ("highest", 16, True), ("medium", 6, False)]
+)
+def test_training_by_graphs_and_a_surgery_is_training_without(precision, steps, off, monkeypatch):
+    if off:
+        # Adam is PyTorch's then.
+        monkeypatch.setenv("AIRE_OPS", "off")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -20,7 +20,7 @@ CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
 # Then networks of many inputs, and of many outputs as well.
 SHAPES = [
     *[((70, 33), 2, 3, 300), ((40,), 3, 1, 129), ((130, 64), 4, 9, 200), ((64, 128, 31), 1, 8, 17)],
-    *[((24, 140), 70, 3, 140), ((33,), 9, 20, 65), ((65,), 3, 64, 130)],
+    *[((24, 140), 70, 3, 140), ((33,), 9, 20, 65), ((65,), 3, 64, 130), ((33,), 9, 3, 70)],
 ]
 
 CHECK = """
@@ -79,13 +79,25 @@ CHECK = """
         assert triton_network(x[:0], *network.for_ops()).shape == (0, out)
     # Gradients beyond float16's largest, between the layers.
     torch.manual_seed(5)
-    steep = SineMLP(2, (64, 64, 64), 2, ACTIVATION, 300.0, 300.0, None, DETACH).to(DEVICE)
+    steep = SineMLP(2, (64, 64, 64), 4, ACTIVATION, 300.0, 300.0, None, DETACH).to(DEVICE)
     with torch.no_grad():
         for layer in steep.affines()[1:]:
             layer.weight.normal_(0, 0.3)
+        steep.affines()[-1].weight.fill_(200)  # what all outputs give a neuron adds up
     plane = x[:, :1].detach().repeat(1, 2)
     grads = torch.autograd.grad(triton_network(plane, *steep.for_ops()).sum(), list(steep.parameters()))
-    assert all(torch.isfinite(g).all() for g in grads)
+    assert all(torch.isfinite(g).all() and g.any() for g in grads)
+    # Gradients below float16's smallest, since the last weights are small.
+    flat = SineMLP(2, (64, 64), 3, ACTIVATION, 10.0, 10.0, None, DETACH).to(DEVICE)
+    with torch.no_grad():
+        flat.affines()[-1].weight.mul_(1e-8)
+    exact_flat = copy.deepcopy(flat).double()
+    found = torch.autograd.grad(triton_network(plane, *flat.for_ops()).sum(), list(flat.parameters()))
+    expected = torch.autograd.grad(
+        reference(plane.double(), *exact_flat.for_ops()).sum(), list(exact_flat.parameters())
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert relative(a, b) < 6e-3, relative(a, b)
     empty = triton_network(x[:0], *network.for_ops())
     assert empty.shape == (0, out)
     for gradient in torch.autograd.grad(empty.sum(), list(network.parameters())):
@@ -153,14 +165,21 @@ COMPILE = """
 
     ptxas = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
 
-    def check(function, types, constants, aligned, options, is_product=True):
+    SMALL = 101_376
+
+    def check(function, types, constants, aligned, options, is_product=True, small=False):
         at = function.arg_names.index
+        assert {*types, *constants} == {*function.arg_names}, {*types, *constants} ^ {*function.arg_names}
         signature = {**types, **{name: "constexpr" for name in constants}}
         source = ASTSource(
             fn=function, signature=signature, constexprs={(at(n),): v for n, v in constants.items()},
             attrs={(at(n),): [["tt.divisibility", 16]] for n in aligned},
         )
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        if small:
+            # What a block may have on consumers' GPUs.
+            there = triton.compile(source, target=GPUTarget("cuda", 86, 32), options=options)
+            assert there.metadata.shared <= SMALL, (function, constants, there.metadata.shared)
         with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
             file.write(made.asm["ptx"])
             file.flush()
@@ -179,8 +198,11 @@ COMPILE = """
         for kind in range(4 if columns == 64 else 1):  # the others have the same tiles
             kept = "*i16" if kind == 0 else "*fp32"
             sizes = {n: "i32" for n in ("rows", "depth", "columns", "width")}
-            for entry, end in ((0, 0), (0, 1), (0, NARROW), (2, 0), (3, 3)):
-                share, options = split(kernels.forward_tile(columns, kind, bool(entry), bool(end)))
+            for entry, end, memory in (
+                *((0, 0, 1 << 30), (0, 1, 1 << 30), (0, NARROW, 1 << 30), (2, 0, 1 << 30), (3, 3, 1 << 30)),
+                *((0, 0, SMALL), (0, NARROW, SMALL)),
+            ):
+                share, options = split(kernels.forward_tile(columns, kind, bool(entry), bool(end), memory))
                 of_weight = "*fp32" if entry else "*fp16"
                 check(
                     kernels.layer_forward,
@@ -188,7 +210,7 @@ COMPILE = """
                      **{n: "*fp32" for n in ("bias", "last", "sizes", "y", "norms")}, **sizes, "omega": "fp32"},
                     {"KIND": kind, "ENTRY": entry, "OUT": end, "KEEP": True, **share},
                     ["x", "weight", "bias", "value", "kept", "last", "columns", *([] if entry else ["depth"])], options,
-                    not entry,
+                    not entry, small=memory == SMALL,
                 )
             plain = ((0, 0, True), (1, 0, True), (NARROW, 0, True))
             for narrow, entry, store in (*plain, (0, 2, False), (3, NARROW, True)):
@@ -206,7 +228,7 @@ COMPILE = """
         check(
             kernels.outer_product,
             {"grad": "*fp16", "x": "*fp16", "partial": "*fp32", **{n: "i32" for n in ("rows", "n", "k", "share")}},
-            share, ["grad", "x", "partial", "n", "k"], options,
+            share, ["grad", "x", "partial", "n", "k"], options, small=columns == 256,
         )
     for few in (kernels.FEW_OUT, kernels.MANY_OUT):
         for along in ({"along_depth": 1}, {"along_output": 1}):
@@ -261,7 +283,7 @@ COMPILE = """
         adam._update,
         {"table": "*i64", "places": "*i32", "corrections": "*fp32", "rate": "*fp32", "finite": "*i8",
          **{n: "fp32" for n in ("beta1", "beta2", "rest1", "rest2", "eps", "decay")}},
-        {"MAXIMIZE": True, "DECAY": True, "BLOCK": adam.BLOCK}, [], {}, is_product=False,
+        {"UPDATE": True, "MAXIMIZE": True, "DECAY": True, "BLOCK": adam.BLOCK}, [], {}, is_product=False,
     )
     for kind in range(4):
         for one in ({}, {"n_grads": 1, "n_norms": 1, "n_sizes": 1}):
@@ -269,7 +291,7 @@ COMPILE = """
                 sums.next_scale,
                 {**{n: "*fp32" for n in ("grads", "norms", "sizes", "scale", "factor", "following")}, "omega": "fp32",
                  **{n: "i32" for n in ("n_grads", "n_norms", "n_sizes")}},
-                {"KIND": kind, "HAS_GRADS": True, "LOSS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], {},
+                {"KIND": kind, "HAS_GRADS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], {},
                 is_product=False,
             )
     names = ["x", "first", "hidden", "last", "bias", "last_bias", "omega", "y"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
+from aire_nerfstudio.ops.backend import is_off
 from aire_nerfstudio.ops.processors import matmul_precision
 from aire_nerfstudio.ops.triton_network import missing
 
@@ -121,7 +122,7 @@ class GraphedStep:
     def _held(self) -> list[Any]:
         held: list[Any] = []
         for parameter in self._all:
-            held += (parameter.data_ptr(), parameter.shape, parameter.requires_grad)
+            held += (parameter.data_ptr(), parameter.shape, parameter.stride(), parameter.requires_grad)
             if self._updates and parameter.requires_grad:
                 state = self._optimizer.state[parameter]  # type: ignore[union-attr]
                 held += (state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr(), state["step"].data_ptr())
@@ -181,9 +182,9 @@ class _Graph:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                compute()
+                stepped, _ = compute()
             if adam is not None:
-                adam(self._rate, self._rate, torch.ones((), dtype=torch.bool, device=device))
+                adam(self._rate, stepped.total, stepped.finite)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         # cuBLAS keeps a workspace for each stream, which others may clear: made anew, it lies in the graph's memory.
@@ -219,7 +220,7 @@ class _Graph:
 
 def _adam_of(optimizer: Optimizer | None, network: nn.Module) -> TritonAdam | None:
     """Adam's step, or without it a look at the gradients, in two launches; None where Triton cannot compile them."""
-    if missing() is not None:
+    if is_off() or missing() is not None:
         return None
     from aire_nerfstudio.ops.triton_adam import TritonAdam, is_possible
 

@@ -73,8 +73,9 @@ def mean_square_step(
 ) -> Tensor:  # fmt: skip
     """Mean squared error ``[]`` of a sine network at ``x [N, d]`` against ``target [N, out]``, ready for one backward.
 
-    Compiled, value and gradients come in one pass, in which nothing is kept: the gradients of weights and biases are
-    there before ``backward`` asks for them. ``x`` and ``target`` get none.
+    Compiled for a processor, value and gradients come in one pass, in which nothing is kept: the gradients of weights
+    and biases are there before ``backward`` asks for them. On CUDA through Triton the error and its gradient are one
+    launch. ``x`` and ``target`` get none.
     """
     out = weights[-1].shape[0]
     if x.dim() != 2 or target.shape != (len(x), out):

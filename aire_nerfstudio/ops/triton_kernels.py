@@ -24,19 +24,24 @@ AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
 _ROUND = tl.constexpr(12582912.0)
 
 
-def forward_tile(columns: int, kind: int, is_entry: bool, is_end: bool) -> Tile:
+# Bytes of shared memory that a block may have where tiles of 256 columns are used: Hopper's, and an A100's.
+WIDE_TILES_FROM = 160_000
+
+
+def forward_tile(columns: int, kind: int, is_entry: bool, is_end: bool, shared_memory: int = WIDE_TILES_FROM) -> Tile:
     """How a layer's forward is shared out, for columns that are a multiple of :data:`PAD`: measured on an H100.
 
-    scripts/tune_triton.py measures them; docs/results.md has the figures.
+    scripts/tune_triton.py measures them; docs/results.md has the figures. shared_memory: bytes that a block may have.
     """
     if kind != 0:
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
     if is_entry:
         wide = 128 if columns % 128 == 0 else 64
         return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
-    if columns == 256 and is_end:
+    has_wide = columns % 256 == 0 and shared_memory >= WIDE_TILES_FROM
+    if has_wide and columns == 256 and is_end:
         return {"ROWS": 64, "COLUMNS": 256, "DEPTH": 64, "num_warps": 4, "num_stages": 2}
-    if columns % 256 == 0:
+    if has_wide:
         return {"ROWS": 128, "COLUMNS": 256, "DEPTH": 64, "num_warps": 8, "num_stages": 3 if columns == 256 else 4}
     wide = 128 if columns % 128 == 0 else 64
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
@@ -236,7 +241,7 @@ def layer_backward(
     is_row = r < rows
     place = r.to(tl.int64)
     at = place[:, None] * columns + c[None, :]
-    parts += block * (1 + NARROW + ENTRY) * columns + c
+    parts += block.to(tl.int64) * (1 + NARROW + ENTRY) * columns + c
     g = tl.zeros((ROWS, COLUMNS), tl.float32)
     if not NARROW:
         k = tl.arange(0, DEPTH)

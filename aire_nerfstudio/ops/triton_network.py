@@ -47,7 +47,7 @@ def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
         return False
     if x.dim() == 0 or NARROW < x.shape[-1] < WIDE or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]):
         return False
-    if len(weights) < 2 or not fit_together(x, weights, biases):
+    if len(weights) < 2 or not len(weights[-1]) or not fit_together(x, weights, biases):
         return False
     return all(t.dtype == torch.float32 and t.device == x.device for t in (*weights, *biases))
 
@@ -58,6 +58,8 @@ def missing() -> str | None:
     reason = None
     if importlib.util.find_spec("triton") is None:
         reason = "triton is not installed; pip install triton"
+    elif torch.version.hip is not None:
+        reason = "they are for NVIDIA's GPUs"
     elif not os.environ.get("CC") and not any(shutil.which(name) for name in ("gcc", "clang", "cc")):
         reason = "triton finds no C compiler: neither gcc nor clang is on the PATH; install one or set CC"
     elif not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
@@ -89,7 +91,7 @@ class _Kept(NamedTuple):
         phases: of each, 16-bit phases (SIREN) or z, ``[rows, n]``, where they are stored.
         packed: weights behind each sine layer in float16, ``[n', n]``, but few last ones.
         norms: largest sums down their columns, ``[m]`` each.
-        sizes: largest |z| of each layer, ``[m]`` each, where z is kept.
+        sizes: largest |z| of each layer, ``[m]`` each, for others than SIREN.
     """
 
     entry: Tensor
@@ -279,7 +281,7 @@ def _forward(
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
     h = rows if is_entry else _padded(rows, count, _up(inputs, kernels.PAD), dtype=torch.float16)
-    kept = _Kept.empty(h, layers)
+    kept, memory = _Kept.empty(h, layers), _shared_memory(rows.device)
     y = rows
     for index in range(layers):
         entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
@@ -289,7 +291,7 @@ def _forward(
             weight, _, norms = _packed(weight, columns, depth, False, keeps)
             if index > 0:
                 kept.packed[index - 1], kept.norms[index - 1] = weight, norms
-        tile = kernels.forward_tile(columns, kind, bool(entry), ends)
+        tile = kernels.forward_tile(columns, kind, bool(entry), ends, memory)
         grid = (-(-count // tile["ROWS"]), columns // tile["COLUMNS"])
         value = rows.new_empty(0 if ends else count, columns, dtype=torch.float16)
         phase_type = torch.int16 if kind == 0 else torch.float32
@@ -319,6 +321,14 @@ def _forward(
                 BIAS=True, LOW=True, OUT=few, **kernels.AFFINE_TILE,
             )  # fmt: skip
     return y, kept
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have; without a device, in Triton's interpreter, there is no limit."""
+    if device.type != "cuda":
+        return 1 << 30
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
 
 
 def _finish(shares: Tensor, bias: Tensor) -> Tensor:
@@ -388,7 +398,7 @@ def _backward(
         factor, following = gy.new_empty(1), gy.new_empty(1)
         sums.next_scale[(1,)](
             largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), float(omegas[index]), scale, factor,
-            following, KIND=kind, HAS_GRADS=is_narrow or index < len(omegas) - 1, LOSS=is_narrow,
+            following, KIND=kind, HAS_GRADS=is_narrow or index < len(omegas) - 1,
             BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
         scale = following

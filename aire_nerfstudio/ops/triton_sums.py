@@ -134,29 +134,26 @@ def finish(
 @triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes"])
 def next_scale(
     grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
-    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, LOSS: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Factor []: what keeps a layer's gradient below float16's end; following [] = scale [] times it.
+    """Factor []: what takes a layer's gradient close to float16's end; following [] = scale [] times it.
 
-    grads: largest gradients of the layer behind, 1 without HAS_GRADS; where LOSS, of the loss, and the factor takes
-    them to 1 if it may, so that none underflows. norms: largest column sums of its weights; sizes: largest |z| of this
-    layer, which bound the slope of FINER and SPDER.
+    grads: largest gradients of the layer behind, 1 without HAS_GRADS; norms: largest column sums of its weights; sizes:
+    largest |z| of this layer, which bound the slope of FINER and SPDER.
     """
     grad = 1.0
     if HAS_GRADS:
         grad = _largest(grads, n_grads, BLOCK)
-    most = 1.0
-    if LOSS:
-        most = 1.0 / tl.maximum(grad, 1e-30)
     slope = omega
     if KIND == 3:
         slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
     elif KIND != 0:
         slope = omega * (1 + 2 * _largest(sizes, n_sizes, BLOCK))
     bound = grad * _largest(norms, n_norms, BLOCK) * slope
-    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), most)
+    before = tl.load(scale)
+    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), 1e30 / before)
     tl.store(factor, found)
-    tl.store(following, tl.load(scale) * found)
+    tl.store(following, before * found)
 
 
 @triton.jit
