@@ -2,8 +2,8 @@
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
 #   bash scripts/gpu_suite.sh OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: the last six)
-# first and second are what a quarter of an hour can show, each part with a limit: ops and speed at 256 and 512; a fit, and a minute of
-# Lego at two precisions.
+# first and second are the most telling, some ten minutes each, each part with a limit: ops and speed at 256 and 512; a fit, and a
+# minute of Lego at two precisions.
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
 # SCENE=folder (Lego, Blender format) for nerf and compare; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
@@ -37,7 +37,7 @@ run() {
     log="$out/$(echo "$title" | tr -c 'a-zA-Z0-9\n' '-').log"
     echo "[suite] $title"
     begin=$(date +%s)
-    timeout "${SUITE_LIMIT:-0}" "$@" > "$log" 2>&1; status=$?  # 0: none
+    timeout -k 10 "${SUITE_LIMIT:-0}" "$@" > "$log" 2>&1; status=$?  # 0: none
     [ "$status" = 0 ] || failed=$((failed + 1))
     { echo; echo "## $title"; echo; echo "\`$*\`: $( [ "$status" = 0 ] && echo done || echo "FAILED ($status)"), $(( $(date +%s) - begin )) s"
       echo; echo '```'; tail -n "${TAIL:-40}" "$log"; echo '```'; } >> "$report"
@@ -51,7 +51,7 @@ first)
     python -c 'import xdist' 2> /dev/null && many="-n 8"
     export SUITE_LIMIT=240
     # shellcheck disable=SC2086
-    TAIL=150 run "Ops are right" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
+    TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
         "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
         "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
     export SUITE_LIMIT=120
@@ -62,11 +62,12 @@ first)
     unset SUITE_LIMIT
     ;;
 second)
-    export SUITE_LIMIT=200
+    export SUITE_LIMIT=400 first_name="${NAMES:-png}"
     if [ -n "${PICTURES:-}" ]; then
         run "One fit of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
-            --image "$(ls "$PICTURES" | grep -m 1 "${NAMES:-png}")" --precisions medium high highest
+            --image "$(ls "$PICTURES" | grep -m 1 "${first_name%% *}")" --precisions medium high highest
     else left_out "a fit: PICTURES names no folder"; fi
+    export SUITE_LIMIT=200
     if [ -n "${SCENE:-}" ]; then
         for precision in high medium; do
             run "Lego, $precision" aire-compare --data "$SCENE" --minutes 1 --views 20 --output-dir "$out/first-lego-$precision" \
@@ -80,7 +81,7 @@ ops)
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
         "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
-        "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
+        "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then
         run "Ops under compute-sanitizer" compute-sanitizer --error-exitcode 9 python -m pytest -q -x \
             "$source_folder"/tests/test_ray_ops.py -k cuda

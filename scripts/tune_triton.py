@@ -89,7 +89,8 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
 
     moved = x.nbytes + value.nbytes + kept.nbytes
     name = f"forward{', entry' if entry else ''}{', last' if out else ''}"
-    usual = kernels.forward_tile(columns, kind, bool(entry), bool(out))
+    memory = triton_network._shared_memory(x.device)
+    usual = kernels.forward_tile(columns, kind, bool(entry), bool(out), memory)
     return Kernel(name, launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
@@ -218,7 +219,7 @@ def measure(kernel: Kernel, configs: list[Config]) -> list[dict[str, Any]]:
         kernel.launch(config)
         read = kernel.read()
         wanted = read if index == 0 else wanted
-        off = max(_off(a, b) for a, b in zip(read, wanted, strict=True))
+        off = sum(_off(a, b) for a, b in zip(read, wanted, strict=True))  # not the largest, which might pass a NaN over
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(LAUNCHES):
@@ -272,10 +273,13 @@ def main() -> None:
     everything = []
     for (name, width), configs in kept.items():
         kernel = MAKERS[name](width, given.rows, given.kind)
+        if kernel.usual in gone[name, width]:
+            print(f"{name} {width}: the tile in force cannot be compiled here: {kernel.usual}", flush=True)
+            continue
         found = measure(kernel, [c for c in configs if c not in gone[name, width]])
         everything += [{"kernel": name, "width": width, "megabytes": kernel.megabytes, **row} for row in found]
         usual = found[0]
-        wrong = [row for row in found if row["off"] > 2e-3]
+        wrong = [row for row in found if not row["off"] <= 2e-3]
         ranked = sorted((row for row in found if row["off"] <= 2e-3), key=lambda row: row["milliseconds"])
         print(f"{name} {width}: {len(found)} run, {len(gone[name, width])} cannot, {len(wrong)} differ")
         for row in [usual, *ranked[: given.best]]:

@@ -8,8 +8,8 @@ masks; what is in the padding is zero, or is multiplied by zero. Memory is what 
 - What backward can compute of a layer while its tile is there it computes there: gradients of its biases, of the first
   and the last weights where these are narrow, and the largest gradient.
 
-Sines are Hopper's special function of the phase in turns, the phase is what backward wants, in 16 bits. Rounding is by
-adding and subtracting a large number: instructions for it have a sixteenth of an addition's rate.
+Sines are the GPU's special function of the phase in turns, the phase is what backward wants, in 16 bits. Rounding is by
+adding and subtracting a large number: instructions for it have a fraction of an addition's rate.
 """
 
 from __future__ import annotations

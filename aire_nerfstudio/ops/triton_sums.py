@@ -149,9 +149,10 @@ def next_scale(
         slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
     elif KIND != 0:
         slope = omega * (1 + 2 * _largest(sizes, n_sizes, BLOCK))
-    bound = grad * _largest(norms, n_norms, BLOCK) * slope
+    # One after the other: their product might be beyond float32.
     before = tl.load(scale)
-    found = tl.minimum(LARGEST / tl.maximum(bound, 1e-30), 1e30 / before)
+    room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(_largest(norms, n_norms, BLOCK), 1e-37) / slope
+    found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
     tl.store(factor, found)
     tl.store(following, before * found)
 
