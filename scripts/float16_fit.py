@@ -100,10 +100,11 @@ def main() -> None:
                 optimizer.step()
                 rates.step()
             with torch.no_grad():
-                # Both by float32: what training cost, not evaluation; then the imitated one's own evaluation.
+                # Both by float32: what training cost, not evaluation.
                 found[name] = _psnr(network(x), target)
-                found["evaluated so"] = _psnr(_imitated(network, x), target)
             found[f"{name}, s"] = time.perf_counter() - begin
+        with torch.no_grad():
+            found["evaluated so"] = _psnr(_imitated(network, x), target)
         print(f"seed {seed}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
 
 

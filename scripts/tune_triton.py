@@ -34,7 +34,6 @@ Config = dict[str, int]
 class Kernel:
     """A kernel at one size: how it is launched, what it wrote, which configurations there are, bytes it moves."""
 
-    name: str
     launch: Callable[[Config], None]
     read: Callable[[], list[Tensor]]
     usual: Config
@@ -88,10 +87,9 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         return found
 
     moved = x.nbytes + value.nbytes + kept.nbytes
-    name = f"forward{', entry' if entry else ''}{', last' if out else ''}"
     memory = triton_network._shared_memory(x.device)
     usual = kernels.forward_tile(columns, kind, bool(entry), bool(out), memory)
-    return Kernel(name, launch, read, usual, _tiles(columns, not entry), moved / 1e6)
+    return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
 def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) -> Kernel:
@@ -126,9 +124,8 @@ def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) 
         return found
 
     moved = grad.nbytes + kept.nbytes + out.nbytes
-    name = f"backward{', last' if narrow else ''}{', entry' if entry else ''}"
     usual = kernels.backward_tile(columns, kind, bool(narrow), bool(entry))
-    return Kernel(name, launch, read, usual, _tiles(columns, not narrow), moved / 1e6)
+    return Kernel(launch, read, usual, _tiles(columns, not narrow), moved / 1e6)
 
 
 def outer(width: int, rows: int, *_: int) -> Kernel:
@@ -156,7 +153,7 @@ def outer(width: int, rows: int, *_: int) -> Kernel:
         return [found]
 
     usual = kernels.outer_tile(columns, columns)
-    return Kernel("outer", launch, read, usual, others, (grad.nbytes + x.nbytes) / 1e6)
+    return Kernel(launch, read, usual, others, (grad.nbytes + x.nbytes) / 1e6)
 
 
 def affine(width: int, rows: int, *_: int) -> Kernel:
@@ -174,7 +171,7 @@ def affine(width: int, rows: int, *_: int) -> Kernel:
         {"ROWS": high, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
         for high, warps, (depth, stages) in itertools.product((64, 128, 256), (4, 8), PIPELINES)
     ]
-    return Kernel("affine", launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, x.nbytes / 1e6)
+    return Kernel(launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, x.nbytes / 1e6)
 
 
 MAKERS: dict[str, Callable[[int, int, int], Kernel]] = {

@@ -291,7 +291,7 @@ COMPILE = """
                 sums.next_scale,
                 {**{n: "*fp32" for n in ("grads", "norms", "sizes", "scale", "factor", "following")}, "omega": "fp32",
                  **{n: "i32" for n in ("n_grads", "n_norms", "n_sizes")}},
-                {"KIND": kind, "HAS_GRADS": True, "BLOCK": sums.SCALE_BLOCK, **one}, [], {},
+                {"KIND": kind, "BLOCK": sums.SCALE_BLOCK, **one}, [], {},
                 is_product=False,
             )
     names = ["x", "first", "hidden", "last", "bias", "last_bias", "omega", "y"]

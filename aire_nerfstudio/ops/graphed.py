@@ -160,7 +160,8 @@ class _Graph:
         leaves = [alias for alias in aliases.values() if alias.requires_grad]
         call = _Call(network, loss)
         arguments = (self._weight if has_penalty else None, *self._places)
-        adam = _adam_of(optimizer, network)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        adam = _adam_of(optimizer, trained)
 
         def compute() -> tuple[Stepped, list[Tensor]]:
             losses, others = torch.func.functional_call(call, aliases, arguments)
@@ -195,11 +196,11 @@ class _Graph:
             if adam is not None:
                 adam(self._rate, self.stepped.total, self.stepped.finite)
             elif optimizer is not None:
-                trained = [p for p in network.parameters() if p.requires_grad]
                 _update(optimizer, trained, self.gradients, self._rate)
         torch._C._cuda_clearCublasWorkspaces()
         if adam is not None:
             adam.aim(self.gradients)
+        # Its tables are read by the graph.
         self._adam = adam
 
     def replay(self, batch: Sequence[Tensor], weight: float, rate: float) -> None:
@@ -218,13 +219,12 @@ class _Graph:
         self._graph.replay()
 
 
-def _adam_of(optimizer: Optimizer | None, network: nn.Module) -> TritonAdam | None:
+def _adam_of(optimizer: Optimizer | None, trained: Sequence[Tensor]) -> TritonAdam | None:
     """Adam's step, or without it a look at the gradients, in two launches; None where Triton cannot compile them."""
     if is_off() or missing() is not None:
         return None
     from aire_nerfstudio.ops.triton_adam import TritonAdam, is_possible
 
-    trained = [p for p in network.parameters() if p.requires_grad]
     states = None if optimizer is None else [optimizer.state[p] for p in trained]
     group = None if optimizer is None else optimizer.param_groups[0]
     return TritonAdam(trained, states, group) if is_possible(trained, states) else None

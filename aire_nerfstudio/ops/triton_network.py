@@ -388,7 +388,7 @@ def _backward(
         # The largest becomes 1, before it is float16; a gradient of zero has none.
         numerator = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
         gy = gy / numerator
-        d_biases, largest = [gy.sum(0) * numerator], scale
+        d_biases, largest = [gy.sum(0) * numerator], gy.new_ones(1)
         grad = _padded(gy, count, _up(out, kernels.PAD), dtype=torch.float16)
         d_weights = [_outer(grad, kept.values[-1], weights[-1].shape, numerator, scale, gain)]
     for index in reversed(range(len(omegas))):
@@ -398,8 +398,7 @@ def _backward(
         factor, following = gy.new_empty(1), gy.new_empty(1)
         sums.next_scale[(1,)](
             largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), float(omegas[index]), scale, factor,
-            following, KIND=kind, HAS_GRADS=is_narrow or index < len(omegas) - 1,
-            BLOCK=sums.SCALE_BLOCK, num_warps=8,
+            following, KIND=kind, BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
         scale = following
         entry = inputs if index == 0 and is_entry else 0

@@ -134,16 +134,14 @@ def finish(
 @triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes"])
 def next_scale(
     grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
-    KIND: tl.constexpr, HAS_GRADS: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Factor []: what takes a layer's gradient close to float16's end; following [] = scale [] times it.
 
-    grads: largest gradients of the layer behind, 1 without HAS_GRADS; norms: largest column sums of its weights; sizes:
+    grads: largest gradients of the layer behind, or of the loss; norms: largest column sums of its weights; sizes:
     largest |z| of this layer, which bound the slope of FINER and SPDER.
     """
-    grad = 1.0
-    if HAS_GRADS:
-        grad = _largest(grads, n_grads, BLOCK)
+    grad = _largest(grads, n_grads, BLOCK)
     slope = omega
     if KIND == 3:
         slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
