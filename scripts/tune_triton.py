@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops import triton_kernels as kernels
-from aire_nerfstudio.ops import triton_network
+from aire_nerfstudio.ops import triton_launches
 
 LAUNCHES, ROUNDS = 10, 5
 Config = dict[str, int]
@@ -64,7 +64,7 @@ def _half(*shape: int) -> Tensor:
 
 def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> Kernel:
     """A layer's values and phases; the first one's, of points, where ``entry``; the last one's where ``out``."""
-    columns = triton_network._up(width, kernels.PAD)
+    columns = triton_launches.up(width, kernels.PAD)
     depth = entry or columns
     x = torch.rand(rows, entry, device="cuda") if entry else _half(rows, columns)
     weight = torch.randn(width, entry, device="cuda") if entry else _half(columns, columns) * columns**-0.5
@@ -87,14 +87,14 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         return found
 
     moved = x.nbytes + value.nbytes + kept.nbytes
-    memory = triton_network._shared_memory(x.device)
+    memory = triton_launches.shared_memory(x.device)
     usual = kernels.forward_tile(columns, kind, bool(entry), bool(out), memory)
     return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
 def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) -> Kernel:
     """A hidden layer's gradient; the last one's where ``narrow``; the first one's where ``entry``."""
-    columns = triton_network._up(width, kernels.PAD)
+    columns = triton_launches.up(width, kernels.PAD)
     depth = narrow or columns
     grad = torch.randn(rows, depth, device="cuda") if narrow else _half(rows, depth)
     weight = torch.randn(depth, width, device="cuda") if narrow else _half(depth, columns) * depth**-0.5
@@ -130,12 +130,12 @@ def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) 
 
 def outer(width: int, rows: int, *_: int) -> Kernel:
     """The weight gradient of a hidden layer, before its shares are added up."""
-    columns = triton_network._up(width, kernels.PAD)
+    columns = triton_launches.up(width, kernels.PAD)
     grad, x = _half(rows, columns), _half(rows, columns)
     partial = torch.zeros(64, columns, columns, device="cuda")
 
     def launch(config: Config) -> None:
-        share = triton_network._up(-(-rows // config["SHARES"]), config["DEPTH"])
+        share = triton_launches.up(-(-rows // config["SHARES"]), config["DEPTH"])
         grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], -(-rows // share))
         tile = {name: value for name, value in config.items() if name != "SHARES"}
         kernels.outer_product[grid](grad, x, partial, rows, columns, columns, share, **tile)
@@ -158,7 +158,7 @@ def outer(width: int, rows: int, *_: int) -> Kernel:
 
 def affine(width: int, rows: int, *_: int) -> Kernel:
     """The last layer."""
-    columns = triton_network._up(width, kernels.PAD)
+    columns = triton_launches.up(width, kernels.PAD)
     x, high, low = _half(rows, columns), _half(64, columns), _half(64, columns) * 1e-3
     y, bias = torch.empty(rows, 3, device="cuda"), torch.randn(3, device="cuda")
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from aire_nerfstudio.ops.triton_activations import ROUND, slope_of, turns, value_and_kept, value_of
+from aire_nerfstudio.ops.triton_products import entry, product
+
 PAD = 64
 Tile = dict[str, int]
 AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
-# Added and subtracted it rounds to whole numbers, whose last bits are then the number's own.
-_ROUND = tl.constexpr(12582912.0)
 
 
 # Bytes of shared memory that a block may have where tiles of 256 columns are used: Hopper's, and an A100's.
@@ -68,103 +69,6 @@ def outer_tile(n: int, k: int) -> Tile:
     return {"BLOCK_N": high, "BLOCK_K": wide, "DEPTH": 64, "SHARES": shares, "num_warps": 4, "num_stages": stages}
 
 
-@triton.jit
-def _probe():
-    pass
-
-
-# Triton's interpreter has no assembly.
-_COMPILED = tl.constexpr(isinstance(_probe, triton.JITFunction))
-
-
-@triton.jit
-def _turns(angle):
-    """An angle in turns, in [-1/2, 1/2]: what is left of the product when whole turns are taken off in one step."""
-    # 1 / 2 pi = 0.15915494 (24 bits) and what is left of it.
-    whole = (angle * 0.15915493667125702 + _ROUND) - _ROUND
-    return (angle * 0.15915493667125702 - whole) + angle * 6.420638243e-9
-
-
-@triton.jit
-def _sine(t):
-    """sin(2 pi t) for |t| <= 1/2, absolute error below 1e-6."""
-    if _COMPILED:
-        return tl.inline_asm_elementwise(
-            "sin.approx.ftz.f32 $0, $1;", "=f,f", [t * 6.283185307179586], dtype=tl.float32, is_pure=True, pack=1
-        )
-    r = tl.where(tl.abs(t) > 0.25, tl.where(t > 0, 0.5, -0.5) - t, t)
-    q = r * r
-    p = 42.058693944897654 - q * 15.0946425768229
-    p = -76.70585975306136 + q * p
-    p = 81.60524927607504 + q * p
-    p = -41.341702240399755 + q * p
-    return r * (6.283185307179586 + q * p)
-
-
-@triton.jit
-def _cosine(t):
-    """cos(2 pi t) for |t| <= 1/2."""
-    if _COMPILED:
-        return tl.inline_asm_elementwise(
-            "cos.approx.ftz.f32 $0, $1;", "=f,f", [t * 6.283185307179586], dtype=tl.float32, is_pure=True, pack=1
-        )
-    return _sine(0.25 - tl.abs(t))
-
-
-@triton.jit
-def _value_and_kept(z, omega, KIND: tl.constexpr):
-    """The activation, and what backward needs of z: the phase in turns for SIREN, z itself for the others."""
-    if KIND == 0:
-        t = _turns(omega * z)
-        return _sine(t), t
-    if KIND == 3:
-        u = omega * z
-        return _sine(_turns(u)) * tl.sqrt(tl.abs(u)), z
-    return _sine(_turns(omega * (1 + tl.abs(z)) * z)), z
-
-
-@triton.jit
-def _value(kept, omega, KIND: tl.constexpr):
-    """The activation, from what was kept."""
-    if KIND == 0:
-        return _sine(kept)
-    value, _ = _value_and_kept(kept, omega, KIND)
-    return value
-
-
-@triton.jit
-def _slope(kept, omega, KIND: tl.constexpr):
-    """The activation's derivative, from what was kept."""
-    if KIND == 0:
-        return omega * _cosine(kept)
-    if KIND == 3:
-        u = omega * kept
-        is_zero = u == 0
-        safe = tl.where(is_zero, 1.0, u)
-        root = tl.sqrt(tl.abs(safe))
-        t = _turns(safe)
-        slope = omega * (_cosine(t) * root + _sine(t) * tl.where(safe > 0, 0.5, -0.5) / root)
-        return tl.where(is_zero, 0.0, slope)
-    size = tl.abs(kept)
-    rate = omega * (1 + size) if KIND == 2 else omega * (1 + 2 * size)
-    return rate * _cosine(_turns(omega * (1 + size) * kept))
-
-
-@triton.jit
-def _entry(points, weight, bias, place, is_row, c, width, INPUTS: tl.constexpr):
-    """The first layer's z, float32: rows at ``place`` and columns ``c`` of points [rows, INPUTS]; 0 past ``width``."""
-    is_column = c < width
-    b = tl.load(bias + c, mask=is_column, other=0.0)
-    for k in tl.static_range(INPUTS):
-        a = tl.load(points + place * INPUTS + k, mask=is_row, other=0.0)[:, None]
-        w = tl.load(weight + c * INPUTS + k, mask=is_column, other=0.0)[None, :]
-        if k == 0:
-            z = a * w + b[None, :]
-        else:
-            z += a * w
-    return z
-
-
 @triton.jit(do_not_specialize=["rows"])
 def layer_forward(
     x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, omega,
@@ -184,23 +88,16 @@ def layer_forward(
     is_row = r < rows
     place = r.to(tl.int64)
     if ENTRY:
-        z = _entry(x, weight, bias, place, is_row, c, width, ENTRY)
+        z = entry(x, weight, bias, place, is_row, c, width, ENTRY)
     else:
-        z = tl.zeros((ROWS, COLUMNS), tl.float32)
-        k = tl.arange(0, DEPTH)
-        left = x + place[:, None] * depth + k[None, :]
-        right = weight + c[None, :] * depth + k[:, None]
-        for _ in range(0, depth, DEPTH):
-            z = tl.dot(tl.load(left, mask=is_row[:, None], other=0.0), tl.load(right), z)
-            left += DEPTH
-            right += DEPTH
+        z = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH)
         z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
-    v, keep = _value_and_kept(z, omega, KIND)
+    v, keep = value_and_kept(z, omega, KIND)
     at = place[:, None] * columns + c[None, :]
     if KEEP and not ENTRY:
         if KIND == 0:
             # A full turn is 2^16, and half of one the same as minus half.
-            turn = (keep * 65536.0 + _ROUND).to(tl.int32, bitcast=True).to(tl.int16)
+            turn = (keep * 65536.0 + ROUND).to(tl.int32, bitcast=True).to(tl.int16)
             tl.store(kept + at, turn, mask=is_row[:, None])
         else:
             tl.store(kept + at, keep, mask=is_row[:, None])
@@ -242,31 +139,26 @@ def layer_backward(
     place = r.to(tl.int64)
     at = place[:, None] * columns + c[None, :]
     parts += block.to(tl.int64) * (1 + NARROW + ENTRY) * columns + c
-    g = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if not NARROW:
-        k = tl.arange(0, DEPTH)
-        left = grad + place[:, None] * depth + k[None, :]
-        right = weight + k[:, None] * columns + c[None, :]
-        for _ in range(0, depth, DEPTH):
-            g = tl.dot(tl.load(left, mask=is_row[:, None], other=0.0), tl.load(right), g)
-            left += DEPTH
-            right += DEPTH * columns
+    if NARROW:
+        g = tl.zeros((ROWS, COLUMNS), tl.float32)
+    else:
+        g = product(grad, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH)
     if ENTRY:
-        keep = _entry(x, entry_weight, entry_bias, place, is_row, c, width, ENTRY)
+        keep = entry(x, entry_weight, entry_bias, place, is_row, c, width, ENTRY)
         if KIND == 0:
-            keep = _turns(omega * keep)
+            keep = turns(omega * keep)
     else:
         keep = tl.load(kept + at, mask=is_row[:, None], other=0)
         if KIND == 0:
             keep = keep.to(tl.float32) * (1.0 / 65536.0)
     if NARROW:
-        h = _value(keep, omega, KIND)
+        h = value_of(keep, omega, KIND)
         for k in tl.static_range(NARROW):
             a = tl.load(grad + place * NARROW + k, mask=is_row, other=0.0)
             g += a[:, None] * tl.load(weight + k * width + c, mask=c < width, other=0.0)[None, :]
             tl.store(parts + (1 + k) * columns, tl.sum(a[:, None] * h, 0))
     # Rows past the end have a gradient of 0.
-    g = g * (_slope(keep, omega, KIND) * tl.load(factor))
+    g = g * (slope_of(keep, omega, KIND) * tl.load(factor))
     tl.store(parts, tl.sum(g, 0))
     if ENTRY:
         for k in tl.static_range(ENTRY):
@@ -354,12 +246,12 @@ def fused_forward(
     for k in range(inputs):
         a = tl.load(x + place * inputs + k, mask=r < rows, other=0.0)
         z += a[:, None] * tl.load(first + n * inputs + k)[None, :]
-    value, _ = _value_and_kept(z, tl.load(omega), KIND)
+    value, _ = value_and_kept(z, tl.load(omega), KIND)
     h = value.to(tl.float16)
     for layer in tl.static_range(LAYERS - 1):
         weight = tl.load(hidden + layer * WIDTH * WIDTH + n[None, :] * WIDTH + n[:, None])
         z = tl.dot(h, weight) + tl.load(bias + (layer + 1) * WIDTH + n)[None, :]
-        value, _ = _value_and_kept(z, tl.load(omega + layer + 1), KIND)
+        value, _ = value_and_kept(z, tl.load(omega + layer + 1), KIND)
         h = value.to(tl.float16)
     high = tl.load(last + o[None, :] * WIDTH + n[:, None])
     low = tl.load(last + OUT * WIDTH + o[None, :] * WIDTH + n[:, None])

@@ -30,6 +30,18 @@ from torch import Tensor
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import fit_together, is_transformed
 from aire_nerfstudio.ops.processors import matmul_precision
+from aire_nerfstudio.ops.triton_launches import (
+    Measured,
+    finish,
+    measure,
+    packed,
+    padded,
+    plain,
+    shared_memory,
+    total,
+    total_parts,
+    up,
+)
 
 KINDS = {("siren", False): 0, ("finer", False): 1, ("finer", True): 2, ("spder", False): 3}
 # Inputs and outputs of up to so many columns, coordinates and colours, are multiplied in float32; inputs from WIDE on,
@@ -118,27 +130,19 @@ class _Kept(NamedTuple):
         return cls(tensors[0], *parts)
 
 
-class _Measured(NamedTuple):
-    """The gradient with respect to few outputs ``[rows, out]``, and of each program's rows its sums and its largest."""
-
-    grad: Tensor
-    sums: Tensor
-    largest: Tensor
-
-
 class _TritonNetwork(torch.autograd.Function):
     """A launch a layer each way; kept are float16 values, and of each z the phase in 16 bits (SIREN) or z."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
         _, omegas, _, kind, is_grad_enabled = settings
-        rows, weights, biases = _plain(x, parameters)
+        rows, weights, biases = plain(x, parameters)
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
         if not keeps and can_fuse(weights):
             y = _fused(rows, weights, biases, omegas, kind)
             return y.view(*x.shape[:-1], y.shape[-1])
         shares, kept = _forward(rows, weights, biases, omegas, kind, keeps)
-        y = shares if shares.dim() == 2 else _finish(shares, biases[-1])
+        y = shares if shares.dim() == 2 else finish(shares, biases[-1])
         if keeps:
             ctx.settings, ctx.count = settings, len(weights)
             ctx.save_for_backward(x, *parameters, *kept.flat())
@@ -153,7 +157,7 @@ class _TritonNetwork(torch.autograd.Function):
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, x, parameters, grad)
         gy = grad.detach().reshape(len(kept.entry), parameters[-1].numel())
-        _, weights, biases = _plain(x, parameters)
+        _, weights, biases = plain(x, parameters)
         dx, gradients = _backward(gy, weights, biases, kept, ctx.settings, ctx.needs_input_grad[0])
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
         return None if dx is None else dx.view(x.shape), None, *wanted
@@ -177,9 +181,9 @@ class _TritonMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
-        rows, weights, biases = _plain(x, parameters)
+        rows, weights, biases = plain(x, parameters)
         shares, kept = _forward(rows, weights, biases, settings[1], settings[3], True)
-        measured, squares = _measured(shares, biases[-1], target.detach().contiguous())
+        measured, squares = measure(shares, biases[-1], target.detach().contiguous())
         ctx.settings, ctx.count = settings, len(weights)
         ctx.save_for_backward(x, target, *measured, *parameters, *kept.flat())
         return squares.sum()
@@ -189,22 +193,15 @@ class _TritonMeanSquare(torch.autograd.Function):
         from aire_nerfstudio.ops.sine_network import mean_square_by_reference
 
         x, target, *saved = ctx.saved_tensors
-        measured, saved = _Measured(*saved[:3]), saved[3:]
+        measured, saved = Measured(*saved[:3]), saved[3:]
         parameters, kept = saved[: 2 * ctx.count], _Kept.of(saved[2 * ctx.count :])
         if torch.is_grad_enabled():
             return mean_square_by_reference(ctx, x, target, parameters, grad)
-        _, weights, biases = _plain(x, parameters)
+        _, weights, biases = plain(x, parameters)
         gain = 2 / max(1, measured.grad.numel())
         _, gradients = _backward(measured, weights, biases, kept, ctx.settings, False, grad.detach(), gain)
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
         return None, None, None, *wanted
-
-
-def _plain(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The points ``[rows, d]``, weights and biases, contiguous and without their history."""
-    count = len(parameters) // 2
-    plain = [p.detach().contiguous() for p in parameters]
-    return x.detach().reshape(-1, x.shape[-1]).contiguous(), plain[:count], plain[count:]
 
 
 def can_fuse(weights: Sequence[Tensor]) -> bool:
@@ -222,7 +219,7 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
     widest = max(weight.shape[0] for weight in weights[:-1])
     width = next(w for w in kernels.FUSED_WIDTHS if widest <= w)
     layers, out = len(weights) - 1, weights[-1].shape[0]
-    first = _padded(weights[0], width, rows.shape[1], dtype=torch.float32)
+    first = padded(weights[0], width, rows.shape[1], dtype=torch.float32)
     hidden = torch.zeros(max(1, layers - 1), width, width, dtype=torch.float16, device=rows.device)
     bias = torch.zeros(layers, width, device=rows.device)
     for index in range(layers):
@@ -231,8 +228,8 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
             hidden[index - 1, : weights[index].shape[0], : weights[index].shape[1]] = weights[index]
     high = weights[-1].half()
     parts = [high, (weights[-1] - high.float()).half()]
-    last = torch.stack([_padded(part, kernels.FUSED_OUT, width, dtype=torch.float16) for part in parts])
-    last_bias = _padded(biases[-1], kernels.FUSED_OUT, dtype=torch.float32)
+    last = torch.stack([padded(part, kernels.FUSED_OUT, width, dtype=torch.float16) for part in parts])
+    last_bias = padded(biases[-1], kernels.FUSED_OUT, dtype=torch.float32)
     y = torch.empty(len(rows), out, device=rows.device)
     if len(rows):
         kernels.fused_forward[(-(-len(rows) // kernels.FUSED_ROWS),)](
@@ -244,34 +241,6 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
     return y
 
 
-def _up(n: int, to: int) -> int:
-    return -(-n // to) * to
-
-
-def _padded(t: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
-    """``t`` with zeros behind it in both directions."""
-    if tuple(t.shape) == shape:
-        return t.to(dtype).contiguous()
-    out = torch.zeros(shape, dtype=dtype, device=t.device)
-    out[tuple(slice(n) for n in t.shape)] = t
-    return out
-
-
-def _packed(weight: Tensor, rows: int, columns: int, is_split: bool, keeps: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """``weight`` in float16 with zeros around it, ``[rows, columns]``, what is left of it, and its columns' norms."""
-    from aire_nerfstudio.ops import triton_sums as sums
-
-    high = weight.new_empty(rows, columns, dtype=torch.float16)
-    low = torch.empty_like(high) if is_split else high
-    programs = columns // sums.PACK_COLUMNS
-    norms = weight.new_empty(programs if keeps else 0)
-    sums.pack[(programs,)](
-        weight, high, low, norms, *weight.shape, columns, rows,
-        LOW=is_split, NORMS=keeps, ROWS=sums.PACK_ROWS, COLUMNS=sums.PACK_COLUMNS,
-    )  # fmt: skip
-    return high, low, norms
-
-
 def _forward(
     rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool
 ) -> tuple[Tensor, _Kept]:
@@ -280,15 +249,15 @@ def _forward(
 
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
-    h = rows if is_entry else _padded(rows, count, _up(inputs, kernels.PAD), dtype=torch.float16)
-    kept, memory = _Kept.empty(h, layers), _shared_memory(rows.device)
+    h = rows if is_entry else padded(rows, count, up(inputs, kernels.PAD), dtype=torch.float16)
+    kept, memory = _Kept.empty(h, layers), shared_memory(rows.device)
     y = rows
     for index in range(layers):
         entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
         width, weight = weights[index].shape[0], weights[index]
-        columns, depth = _up(width, kernels.PAD), h.shape[1]
+        columns, depth = up(width, kernels.PAD), h.shape[1]
         if not entry:
-            weight, _, norms = _packed(weight, columns, depth, False, keeps)
+            weight, _, norms = packed(weight, columns, depth, False, keeps)
             if index > 0:
                 kept.packed[index - 1], kept.norms[index - 1] = weight, norms
         tile = kernels.forward_tile(columns, kind, bool(entry), ends, memory)
@@ -312,7 +281,7 @@ def _forward(
             kept.values[index] = h = value
     if not is_end:
         few = kernels.FEW_OUT if out <= kernels.FEW_OUT else kernels.MANY_OUT
-        high, low, norms = _packed(weights[-1], _up(out, kernels.PAD), h.shape[1], True, keeps)
+        high, low, norms = packed(weights[-1], up(out, kernels.PAD), h.shape[1], True, keeps)
         kept.packed[-1], kept.norms[-1] = high, norms
         y = rows.new_empty(count, out)
         if count:
@@ -323,47 +292,8 @@ def _forward(
     return y, kept
 
 
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have; without a device, in Triton's interpreter, there is no limit."""
-    if device.type != "cuda":
-        return 1 << 30
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
-
-
-def _finish(shares: Tensor, bias: Tensor) -> Tensor:
-    """Outputs ``[rows, out]`` of their shares ``[m, rows, out]`` and the bias."""
-    from aire_nerfstudio.ops import triton_sums as sums
-
-    tiles, count, out = shares.shape
-    y = shares.new_empty(count, out)
-    if count:
-        sums.finish[(-(-count // sums.FINISH_ROWS),)](
-            shares, bias, y, y, y, y, y, count, tiles, 1.0,
-            OUT=out, BIAS=True, TARGET=False, MEASURE=False, ROWS=sums.FINISH_ROWS,
-        )  # fmt: skip
-    return y
-
-
-def _measured(shares: Tensor, bias: Tensor | None, target: Tensor | None) -> tuple[_Measured, Tensor]:
-    """Of shares ``[m, rows, out]`` plus bias less target what backward wants, and the mean square's shares ``[m]``."""
-    from aire_nerfstudio.ops import triton_sums as sums
-
-    tiles, count, out = shares.shape
-    programs = -(-count // sums.FINISH_ROWS)
-    grad = shares[0] if bias is None and target is None else shares.new_empty(count, out)
-    parts, squares, largest = (shares.new_empty(programs, *shape) for shape in ((out,), (), ()))
-    if count:
-        sums.finish[(programs,)](
-            shares, shares if bias is None else bias, shares if target is None else target, grad, parts, squares,
-            largest, count, tiles, 1 / (count * out),
-            OUT=out, BIAS=bias is not None, TARGET=target is not None, MEASURE=True, ROWS=sums.FINISH_ROWS,
-        )  # fmt: skip
-    return _Measured(grad, parts, largest), squares
-
-
 def _backward(
-    given: Tensor | _Measured, weights: list[Tensor], biases: list[Tensor], kept: _Kept, settings: tuple,
+    given: Tensor | Measured, weights: list[Tensor], biases: list[Tensor], kept: _Kept, settings: tuple,
     needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0,
 ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
     """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``."""
@@ -381,19 +311,19 @@ def _backward(
     scale = gy.new_ones(1)
     if is_narrow:
         # Kernels go through memory row by row.
-        measured = given if isinstance(given, _Measured) else _measured(gy.contiguous()[None], None, None)[0]
+        measured = given if isinstance(given, Measured) else measure(gy.contiguous()[None], None, None)[0]
         grad, largest = measured.grad, measured.largest
-        d_weights, d_biases = [], [_total_parts(measured.sums, (out, out, 0, 0), numerator, scale, gain)]
+        d_weights, d_biases = [], [total_parts(measured.sums, (out, out, 0, 0), numerator, scale, gain)]
     else:
         # The largest becomes 1, before it is float16; a gradient of zero has none.
         numerator = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
         gy = gy / numerator
         d_biases, largest = [gy.sum(0) * numerator], gy.new_ones(1)
-        grad = _padded(gy, count, _up(out, kernels.PAD), dtype=torch.float16)
+        grad = padded(gy, count, up(out, kernels.PAD), dtype=torch.float16)
         d_weights = [_outer(grad, kept.values[-1], weights[-1].shape, numerator, scale, gain)]
     for index in reversed(range(len(omegas))):
         width = weights[index].shape[0]
-        columns, depth = _up(width, kernels.PAD), grad.shape[1]
+        columns, depth = up(width, kernels.PAD), grad.shape[1]
         norms, sizes = kept.norms[index], kept.sizes[index]
         factor, following = gy.new_empty(1), gy.new_empty(1)
         sums.next_scale[(1,)](
@@ -416,7 +346,7 @@ def _backward(
             dz, parts, largest, count, depth, columns, width, float(omegas[index]),
             KIND=kind, NARROW=narrow, ENTRY=entry, STORE=stores, **tile,
         )  # fmt: skip
-        found = _total_parts(parts, (width, columns, narrow, entry), numerator, scale, gain)
+        found = total_parts(parts, (width, columns, narrow, entry), numerator, scale, gain)
         ends = (width, (1 + narrow) * width)
         d_biases.append(found[: ends[0]])
         if is_narrow:
@@ -439,8 +369,8 @@ def _points_gradient(dz: Tensor, weight: Tensor) -> Tensor:
     from aire_nerfstudio.ops import triton_kernels as kernels
 
     inputs = weight.shape[1]
-    columns = _up(inputs, kernels.PAD)
-    high, low, _ = _packed(weight, dz.shape[1], columns, True, False)
+    columns = up(inputs, kernels.PAD)
+    high, low, _ = packed(weight, dz.shape[1], columns, True, False)
     few = kernels.FEW_OUT if inputs <= kernels.FEW_OUT else kernels.MANY_OUT
     dx = weight.new_empty(len(dz), inputs)
     kernels.affine[(-(-len(dz) // kernels.AFFINE_TILE["ROWS"]), -(-inputs // few))](
@@ -461,42 +391,9 @@ def _outer(
 
     rows, n, k = len(grad), grad.shape[1], x.shape[1]
     tile = kernels.outer_tile(n, k)
-    share = _up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
+    share = up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
     shares = -(-rows // share)
     partial = grad.new_empty(shares, n, k, dtype=torch.float32)
     grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], shares)
     kernels.outer_product[grid](grad, x, partial, rows, n, k, share, **tile)
-    return _total(partial, shape, numerator, denominator, gain)
-
-
-def _total_parts(
-    parts: Tensor, sizes: tuple[int, int, int, int], numerator: Tensor | None, scale: Tensor, gain: float
-) -> Tensor:
-    """Gradients that ``layer_backward`` left in parts ``[blocks, 1 + narrow + entry, columns]``, one behind the other.
-
-    ``sizes`` are width, columns, narrow and entry.
-    """
-    from aire_nerfstudio.ops import triton_sums as sums
-
-    width, columns, narrow, entry = sizes
-    found = parts.new_empty((1 + narrow + entry) * width)
-    sums.total_parts[(-(-width // sums.PARTS_BLOCK), 1 + narrow + entry)](
-        parts, scale if numerator is None else numerator, scale, found, len(parts), width, columns, gain,
-        NUMERATOR=numerator is not None, NARROW=narrow, ENTRY=entry, BLOCK=sums.PARTS_BLOCK, SHARES=sums.PARTS_SHARES,
-        num_warps=8,
-    )  # fmt: skip
-    return found
-
-
-def _total(partial: Tensor, shape: Sequence[int], numerator: Tensor | None, denominator: Tensor, gain: float) -> Tensor:
-    """Sum over the first dimension of ``[m, n, k]`` times gain and numerator over denominator, cut to ``shape``."""
-    from aire_nerfstudio.ops import triton_sums as sums
-
-    down, across = shape
-    out = partial.new_empty(down, across)
-    sums.total[(-(-across // sums.TOTAL_BLOCK), down)](
-        partial, denominator if numerator is None else numerator, denominator, out, len(partial), across, down,
-        partial.shape[2], partial.shape[1], gain,
-        NUMERATOR=numerator is not None, BLOCK=sums.TOTAL_BLOCK, SHARES=sums.TOTAL_SHARES,
-    )  # fmt: skip
-    return out
+    return total(partial, shape, numerator, denominator, gain)

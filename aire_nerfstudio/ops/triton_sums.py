@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 # Rows and columns of a program of pack; columns and shares at a time of total and total_parts; numbers at a time of
-# next_scale; rows of a program of finish.
+# next_scale and its like; rows of a program of finish; rows of a program of row_norms and columns at a time.
 PACK_ROWS, PACK_COLUMNS = 128, 32
 TOTAL_BLOCK, TOTAL_SHARES = 64, 16
 PARTS_BLOCK, PARTS_SHARES = 16, 512
 SCALE_BLOCK = 2048
 FINISH_ROWS = 256
+NORM_ROWS, NORM_COLUMNS = 16, 256
 # What gradients between layers are kept below; float16 ends at 65,504.
 LARGEST = tl.constexpr(3e4)
 
@@ -153,6 +154,59 @@ def next_scale(
     found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
     tl.store(factor, found)
     tl.store(following, before * found)
+
+
+@triton.jit
+def row_norms(weight, norms, n, k, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Norms [programs]: the largest sum of |weight| along a row of each program's, of weight [n, k]."""
+    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    norm = tl.zeros((ROWS,), tl.float32)
+    for begin in range(0, k, COLUMNS):
+        j = begin + tl.arange(0, COLUMNS)
+        is_there = (i[:, None] < n) & (j[None, :] < k)
+        norm += tl.sum(tl.abs(tl.load(weight + i[:, None] * k + j[None, :], mask=is_there, other=0.0)), 1)
+    tl.store(norms + tl.program_id(0), tl.max(norm, 0))
+
+
+@triton.jit(do_not_specialize=["count"])
+def scale_for(values, count, room, scale, largest, BLOCK: tl.constexpr):
+    """Scale []: what takes the largest size of ``count`` values to ``room``; largest []: that size."""
+    size = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, count, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        size = tl.maximum(size, tl.abs(tl.load(values + i, mask=i < count, other=0.0)))
+    found = tl.max(size, 0)
+    tl.store(scale, tl.minimum(room / tl.maximum(found, 1e-37), 1e30))
+    tl.store(largest, found)
+
+
+@triton.jit(do_not_specialize=["n_grads", "n_norms", "n_mixed", "n_mixed_norms", "n_sizes"])
+def scale_of_sum(
+    grads, n_grads, norms, n_norms, before, mixed, n_mixed, mixed_norms, n_mixed_norms, gain, scale, other_scale,
+    times, sizes, n_sizes, omega, found, factors, KIND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Found []: the scale that takes a bound on times (g . act'(z) + m . act''(z)) close to float16's end.
+
+    |g| is at most the largest of grads times that of norms over before [], |m| the largest of mixed times that of
+    mixed_norms times gain over both scales []. factors [2]: found over before, found gain over both scales. sizes:
+    largest |z|, which bound the derivatives of FINER.
+    """
+    slope = omega
+    bend = omega * omega
+    if KIND != 0:
+        rate = 1 + 2 * _largest(sizes, n_sizes, BLOCK)
+        slope = omega * rate
+        bend = slope * slope + 2 * omega
+    gained = gain / tl.load(scale) / tl.load(other_scale)
+    behind = tl.load(before)
+    bound = _largest(grads, n_grads, BLOCK) * _largest(norms, n_norms, BLOCK) / behind * slope
+    bound += _largest(mixed, n_mixed, BLOCK) * gained * _largest(mixed_norms, n_mixed_norms, BLOCK) * bend
+    room = LARGEST / tl.maximum(bound * tl.load(times), 1e-37)
+    # No factor is beyond float32, whatever is 0.
+    scaled = tl.minimum(tl.minimum(room, 1e30), tl.minimum(1e30 * behind, 1e30 / tl.maximum(gained, 1e-7)))
+    tl.store(found, scaled)
+    tl.store(factors, scaled / behind)
+    tl.store(factors + 1, scaled * gained)
 
 
 @triton.jit

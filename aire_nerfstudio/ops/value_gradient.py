@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops import triton_gradient, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
@@ -58,7 +59,12 @@ def reference(
 def value_and_gradient(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`reference`, compiled where that is possible: SIREN or FINER, float32 on CPU, 64 rows or more."""
+    """As :func:`reference`, compiled where that is possible: SIREN or FINER, float32, no autocast.
+
+    On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
+    """
+    if triton_passes.is_possible(x, weights, biases, activation):
+        return triton_gradient.value_and_gradient(x, weights, biases, activation, omegas)
     is_possible = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
     is_possible = is_possible and weights[-1].shape[0] == 1
     if not is_possible or not can_compile(VALUE_GRADIENT, x, weights, biases):
@@ -87,12 +93,7 @@ class _ValueGradient(torch.autograd.Function):
         count = len(parameters) // 2
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
-            inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
-            found = iter(
-                torch.autograd.grad(outputs, inputs, (grad_value, grad_gradient), create_graph=True, allow_unused=True)
-            )
-            return None, None, *(next(found) if need else None for need in needs)
+            return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
         gf, gg = grad_value.detach().contiguous(), grad_gradient.detach().contiguous()
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
@@ -104,6 +105,19 @@ class _ValueGradient(torch.autograd.Function):
             )
         )  # fmt: skip
         return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def backward_by_reference(
+    ctx: Any, rows: Tensor, parameters: list[Tensor], grad_value: Tensor, grad_gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
+    activation, omegas, *_ = ctx.settings
+    count, needs = len(parameters) // 2, ctx.needs_input_grad[2:]
+    outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
+    inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
+    given = (grad_value, grad_gradient)
+    found = iter(torch.autograd.grad(outputs, inputs, given, create_graph=True, allow_unused=True))
+    return None, None, *(next(found) if need else None for need in needs)
 
 
 def _forward(

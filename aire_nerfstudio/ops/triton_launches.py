@@ -1,0 +1,126 @@
+"""Launches of the small Triton kernels, which a network's values and its derivatives have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Measured(NamedTuple):
+    """The gradient with respect to few outputs ``[rows, out]``, and of each program's rows its sums and its largest."""
+
+    grad: Tensor
+    sums: Tensor
+    largest: Tensor
+
+
+def plain(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The points ``[rows, d]``, weights and biases, contiguous and without their history."""
+    count = len(parameters) // 2
+    found = [p.detach().contiguous() for p in parameters]
+    return x.detach().reshape(-1, x.shape[-1]).contiguous(), found[:count], found[count:]
+
+
+def up(n: int, to: int) -> int:
+    """The smallest multiple of ``to`` that is ``n`` or more."""
+    return -(-n // to) * to
+
+
+def padded(t: Tensor, *shape: int, dtype: torch.dtype) -> Tensor:
+    """``t`` with zeros behind it in both directions."""
+    if tuple(t.shape) == shape:
+        return t.to(dtype).contiguous()
+    out = torch.zeros(shape, dtype=dtype, device=t.device)
+    out[tuple(slice(n) for n in t.shape)] = t
+    return out
+
+
+def packed(weight: Tensor, rows: int, columns: int, is_split: bool, keeps: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``weight`` in float16 with zeros around it, ``[rows, columns]``, what is left of it, and its columns' norms."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    high = weight.new_empty(rows, columns, dtype=torch.float16)
+    low = torch.empty_like(high) if is_split else high
+    programs = columns // sums.PACK_COLUMNS
+    norms = weight.new_empty(programs if keeps else 0)
+    sums.pack[(programs,)](
+        weight, high, low, norms, *weight.shape, columns, rows,
+        LOW=is_split, NORMS=keeps, ROWS=sums.PACK_ROWS, COLUMNS=sums.PACK_COLUMNS,
+    )  # fmt: skip
+    return high, low, norms
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have; without a device, in Triton's interpreter, there is no limit."""
+    if device.type != "cuda":
+        return 1 << 30
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
+
+
+def finish(shares: Tensor, bias: Tensor) -> Tensor:
+    """Outputs ``[rows, out]`` of their shares ``[m, rows, out]`` and the bias."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    tiles, count, out = shares.shape
+    y = shares.new_empty(count, out)
+    if count:
+        sums.finish[(-(-count // sums.FINISH_ROWS),)](
+            shares, bias, y, y, y, y, y, count, tiles, 1.0,
+            OUT=out, BIAS=True, TARGET=False, MEASURE=False, ROWS=sums.FINISH_ROWS,
+        )  # fmt: skip
+    return y
+
+
+def measure(shares: Tensor, bias: Tensor | None, target: Tensor | None) -> tuple[Measured, Tensor]:
+    """Of shares ``[m, rows, out]`` plus bias less target what backward wants, and the mean square's shares ``[m]``."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    tiles, count, out = shares.shape
+    programs = -(-count // sums.FINISH_ROWS)
+    grad = shares[0] if bias is None and target is None else shares.new_empty(count, out)
+    parts, squares, largest = (shares.new_empty(programs, *shape) for shape in ((out,), (), ()))
+    if count:
+        sums.finish[(programs,)](
+            shares, shares if bias is None else bias, shares if target is None else target, grad, parts, squares,
+            largest, count, tiles, 1 / (count * out),
+            OUT=out, BIAS=bias is not None, TARGET=target is not None, MEASURE=True, ROWS=sums.FINISH_ROWS,
+        )  # fmt: skip
+    return Measured(grad, parts, largest), squares
+
+
+def total_parts(
+    parts: Tensor, sizes: tuple[int, int, int, int], numerator: Tensor | None, scale: Tensor, gain: float
+) -> Tensor:
+    """Gradients that ``layer_backward`` left in parts ``[blocks, 1 + narrow + entry, columns]``, one behind the other.
+
+    ``sizes`` are width, columns, narrow and entry.
+    """
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    width, columns, narrow, entry = sizes
+    found = parts.new_empty((1 + narrow + entry) * width)
+    sums.total_parts[(-(-width // sums.PARTS_BLOCK), 1 + narrow + entry)](
+        parts, scale if numerator is None else numerator, scale, found, len(parts), width, columns, gain,
+        NUMERATOR=numerator is not None, NARROW=narrow, ENTRY=entry, BLOCK=sums.PARTS_BLOCK, SHARES=sums.PARTS_SHARES,
+        num_warps=8,
+    )  # fmt: skip
+    return found
+
+
+def total(partial: Tensor, shape: Sequence[int], numerator: Tensor | None, denominator: Tensor, gain: float) -> Tensor:
+    """Sum over the first dimension of ``[m, n, k]`` times gain and numerator over denominator, cut to ``shape``."""
+    from aire_nerfstudio.ops import triton_sums as sums
+
+    down, across = shape
+    out = partial.new_empty(down, across)
+    sums.total[(-(-across // sums.TOTAL_BLOCK), down)](
+        partial, denominator if numerator is None else numerator, denominator, out, len(partial), across, down,
+        partial.shape[2], partial.shape[1], gain,
+        NUMERATOR=numerator is not None, BLOCK=sums.TOTAL_BLOCK, SHARES=sums.TOTAL_SHARES,
+    )  # fmt: skip
+    return out

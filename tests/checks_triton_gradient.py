@@ -1,0 +1,132 @@
+"""Value and gradient by Triton against the reference in double precision; run by test_triton_gradient.py.
+
+python checks_triton_gradient.py siren|finer cpu|cuda      # cpu: with TRITON_INTERPRET=1
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.triton_gradient import value_and_gradient
+from aire_nerfstudio.ops.value_gradient import reference
+
+ACTIVATION, DEVICE = sys.argv[1], sys.argv[2]
+# Odd widths, two to four layers, coordinates 1 to 4, more rows than a program's share, fewer than one.
+SHAPES = [((70, 33), 3, 200), ((20, 66, 10), 4, 129), ((31, 12, 5, 9), 2, 65), ((1, 1), 1, 65), ((8, 64), 3, 7)]
+# Of gradients: a few times what float16's rounding of each layer's values makes of the phases of the next.
+ALLOWED = 1e-2
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """Distance over the expected one's size."""
+    return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm().clamp_min(1e-300))
+
+
+def twins(widths: tuple[int, ...], d: int, omega: float = 10.0) -> tuple[SineMLP, SineMLP]:
+    """A network, and the same in double precision."""
+    network = SineMLP(d, widths, 1, ACTIVATION, omega, omega).to(DEVICE)
+    return network, copy.deepcopy(network).double()
+
+
+def both(network: SineMLP, exact: SineMLP, x: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Ours and the reference's."""
+    return value_and_gradient(x, *network.for_ops()[:4]), reference(x.double(), *exact.for_ops()[:4])
+
+
+def compare(found: tuple[Tensor, ...], expected: tuple[Tensor | None, ...], allowed: float) -> None:
+    """All within ``allowed``; what the reference has no gradient for is 0."""
+    for a, b in zip(found, expected, strict=True):
+        if b is None or not b.any():
+            assert not a.any(), a
+        else:
+            assert a.shape == b.shape
+            assert a.dtype == torch.float32
+            assert relative(a, b) < allowed, relative(a, b)
+
+
+def outputs_and_gradients() -> None:
+    """Of both outputs, of one alone, of small and of no gradients; the same bits again; without gradients too."""
+    for widths, d, rows in SHAPES:
+        torch.manual_seed(rows)
+        network, exact = twins(widths, d)
+        parameters, exact_parameters = list(network.parameters()), list(exact.parameters())
+        x = 2 * torch.rand(rows, d, device=DEVICE) - 1
+        ours, wanted = both(network, exact, x)
+        compare(ours, wanted, 2e-3)
+        with torch.no_grad():
+            for a, b in zip(value_and_gradient(x, *network.for_ops()[:4]), ours, strict=True):
+                assert torch.equal(a, b)
+        factors = torch.randn(rows, device=DEVICE), torch.randn(d, rows, device=DEVICE).t() / 30
+        for gains in ((1e-9, 1e-9), *(((1, 0), (0, 1), (0, 0)) if rows < 100 else ())):
+            losses = [
+                sum(
+                    gain * (output * factor).sum() for gain, output, factor in zip(gains, outputs, factors, strict=True)
+                )
+                for outputs in (ours, wanted)
+            ]
+            found = torch.autograd.grad(losses[0], parameters, retain_graph=True)
+            compare(found, torch.autograd.grad(losses[1], exact_parameters, retain_graph=True), ALLOWED)
+            again = torch.autograd.grad(losses[0], parameters[2:3], retain_graph=True)
+            assert torch.equal(again[0], found[2])
+
+
+def no_points() -> None:
+    """Empty outputs, gradients of 0."""
+    network, _ = twins((20, 30), 3)
+    value, gradient = value_and_gradient(torch.rand(0, 3, device=DEVICE), *network.for_ops()[:4])
+    assert value.shape == (0,)
+    assert gradient.shape == (0, 3)
+    for found in torch.autograd.grad(value.sum() + gradient.sum(), list(network.parameters())):
+        assert not found.any()
+
+
+def far_from_ones() -> None:
+    """Layers between which gradients are beyond float16's largest number or below its smallest, and layers of zeros."""
+    torch.manual_seed(3)
+    x = 2 * torch.rand(70, 2, device=DEVICE) - 1
+    for omega, spread, gain in ((300.0, 0.3, 200.0), (0.1, 1.0, 1e-8), (10.0, 0.03, 0.0), (10.0, 0.0, 1.0)):
+        network, _ = twins((24, 24, 24), 2, omega)
+        with torch.no_grad():
+            for layer in network.affines()[1:-1]:
+                layer.weight.normal_(0, spread)
+            network.affines()[-1].weight.mul_(gain)
+        exact = copy.deepcopy(network).double()
+        (value, gradient), wanted = both(network, exact, x)
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(gradient).all()
+        found = torch.autograd.grad(value.sum() + gradient.square().sum(), list(network.parameters()))
+        assert all(torch.isfinite(g).all() for g in found)
+        if omega < 100:  # else float16's phases say nothing any more
+            compare((value, gradient), wanted, 2e-3)
+            expected = torch.autograd.grad(wanted[0].sum() + wanted[1].square().sum(), list(exact.parameters()))
+            compare(found, expected, ALLOWED)
+
+
+def derivatives_of_gradients() -> None:
+    """With ``create_graph``."""
+    network, exact = twins((12, 9), 2, 5.0)
+    x = torch.rand(80, 2, device=DEVICE)
+    seconds = []
+    for net, (value, gradient) in zip((network, exact), both(network, exact, x), strict=True):
+        parameters = list(net.parameters())
+        loss = value.square().sum() + gradient.square().sum()
+        (first,) = torch.autograd.grad(loss, parameters[:1], create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), parameters, allow_unused=True))
+    for a, b in zip(*seconds, strict=True):
+        # The outputs that the loss squares are float16's.
+        assert (a is None and b is None) or relative(a, b) < ALLOWED
+
+
+outputs_and_gradients()
+no_points()
+far_from_ones()
+derivatives_of_gradients()
+print("checked", flush=True)
+# With an emulated device, autograd's thread for it may still be there when libraries are unloaded.
+os._exit(0)

@@ -1,0 +1,71 @@
+"""Kernels as calls would launch them, compiled for a GPU that is not there: no spills, tensor cores, shared memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.backends.nvidia as nvidia
+from triton.backends.compiler import GPUTarget
+
+PTXAS = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
+# Bytes of shared memory that a block may have on consumers' GPUs.
+SMALL = 101_376
+
+
+class _Driver:
+    """A GPU of an architecture, for the compiler alone."""
+
+    def __init__(self, architecture: int) -> None:
+        self._target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        # What is compiled is remembered by device.
+        return self._target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compiled(call: Callable[[], object], architecture: int = 90) -> dict[tuple, object]:
+    """What ``call`` launches, by kernel and specialisation, compiled and not run."""
+    found: dict[tuple, object] = {}
+    get = triton.JITFunction.__getitem__
+
+    def launch(function: triton.JITFunction, grid: tuple) -> Callable[..., None]:
+        def run(*args: object, **kwargs: object) -> None:
+            made = function.run(*args, grid=grid, warmup=True, **kwargs)
+            found[function.__name__, made.hash] = made
+
+        return run
+
+    triton.runtime.driver.set_active(_Driver(architecture))
+    triton.JITFunction.__getitem__ = launch
+    try:
+        call()
+    finally:
+        triton.JITFunction.__getitem__ = get
+    return found
+
+
+def spills(kernel: object, architecture: str = "sm_90a") -> tuple[int, int]:
+    """Bytes that the assembler puts into memory for want of registers, and registers of a thread."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        command = [PTXAS, "-v", f"-arch={architecture}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(map(int, re.findall(r"(\d+) bytes spill", said))), max(
+        map(int, re.findall(r"Used (\d+) registers", said))
+    )
