@@ -38,13 +38,15 @@ class _Driver:
         return torch.device("cpu")
 
 
-def compiled(call: Callable[[], object], architecture: int = 90) -> dict[tuple, object]:
-    """What ``call`` launches, by kernel and specialisation, compiled and not run."""
+def compiled(call: Callable[[], object], architecture: int = 90, only: set[str] | None = None) -> dict[tuple, object]:
+    """What ``call`` launches, or of that what is named, by kernel and specialisation, compiled and not run."""
     found: dict[tuple, object] = {}
     get = triton.JITFunction.__getitem__
 
     def launch(function: triton.JITFunction, grid: tuple) -> Callable[..., None]:
         def run(*args: object, **kwargs: object) -> None:
+            if only is not None and function.__name__ not in only:
+                return
             made = function.run(*args, grid=grid, warmup=True, **kwargs)
             found[function.__name__, made.hash] = made
 

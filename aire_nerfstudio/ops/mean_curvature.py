@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops import triton_curvature, triton_passes
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
@@ -27,9 +28,14 @@ KINDS = {"siren": 0, "finer": 1}
 
 
 def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation) -> bool:
-    """Whether :func:`gradient_and_motion` can be had: ``x [N, 3]`` or ``[N, 4]``, float32 on CPU, rows enough."""
+    """Whether :func:`gradient_and_motion` can be had: ``x [N, 3]`` or ``[N, 4]``, float32, rows enough.
+
+    On CPU, and through Triton on CUDA where ``torch.set_float32_matmul_precision`` is ``medium``.
+    """
     fits = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
-    return fits and weights[-1].shape[0] == 1 and can_compile(MEAN_CURVATURE, x, weights, biases)
+    if not fits or weights[-1].shape[0] != 1:
+        return False
+    return triton_passes.is_possible(x, weights, biases, activation) or can_compile(MEAN_CURVATURE, x, weights, biases)
 
 
 def gradient_and_motion(
@@ -44,6 +50,8 @@ def gradient_and_motion(
         activation: ``siren`` or ``finer``.
         omegas: ``w0`` of each sine layer.
     """
+    if triton_passes.is_possible(x, weights, biases, activation):
+        return triton_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
     return _MeanCurvature.apply(x, (activation, tuple(map(float, omegas))), *weights, *biases)
 
 

@@ -142,15 +142,15 @@ def next_scale(
     grads: largest gradients of the layer behind, or of the loss; norms: largest column sums of its weights; sizes:
     largest |z| of this layer, which bound the slope of FINER and SPDER.
     """
-    grad = _largest(grads, n_grads, BLOCK)
+    grad = largest_in(grads, n_grads, BLOCK)
     slope = omega
     if KIND == 3:
-        slope = omega * (1 + tl.sqrt(omega * _largest(sizes, n_sizes, BLOCK)))
+        slope = omega * (1 + tl.sqrt(omega * largest_in(sizes, n_sizes, BLOCK)))
     elif KIND != 0:
-        slope = omega * (1 + 2 * _largest(sizes, n_sizes, BLOCK))
+        slope = omega * (1 + 2 * largest_in(sizes, n_sizes, BLOCK))
     # One after the other: their product might be beyond float32.
     before = tl.load(scale)
-    room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(_largest(norms, n_norms, BLOCK), 1e-37) / slope
+    room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(largest_in(norms, n_norms, BLOCK), 1e-37) / slope
     found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
     tl.store(factor, found)
     tl.store(following, before * found)
@@ -194,13 +194,13 @@ def scale_of_sum(
     slope = omega
     bend = omega * omega
     if KIND != 0:
-        rate = 1 + 2 * _largest(sizes, n_sizes, BLOCK)
+        rate = 1 + 2 * largest_in(sizes, n_sizes, BLOCK)
         slope = omega * rate
         bend = slope * slope + 2 * omega
     gained = gain / tl.load(scale) / tl.load(other_scale)
     behind = tl.load(before)
-    bound = _largest(grads, n_grads, BLOCK) * _largest(norms, n_norms, BLOCK) / behind * slope
-    bound += _largest(mixed, n_mixed, BLOCK) * gained * _largest(mixed_norms, n_mixed_norms, BLOCK) * bend
+    bound = largest_in(grads, n_grads, BLOCK) * largest_in(norms, n_norms, BLOCK) / behind * slope
+    bound += largest_in(mixed, n_mixed, BLOCK) * gained * largest_in(mixed_norms, n_mixed_norms, BLOCK) * bend
     room = LARGEST / tl.maximum(bound * tl.load(times), 1e-37)
     # No factor is beyond float32, whatever is 0.
     scaled = tl.minimum(tl.minimum(room, 1e30), tl.minimum(1e30 * behind, 1e30 / tl.maximum(gained, 1e-7)))
@@ -210,7 +210,7 @@ def scale_of_sum(
 
 
 @triton.jit
-def _largest(values, count, BLOCK: tl.constexpr):
+def largest_in(values, count, BLOCK: tl.constexpr):
     """The largest of ``count`` numbers of 0 or more."""
     found = tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, count, BLOCK):

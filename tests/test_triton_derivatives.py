@@ -1,4 +1,4 @@
-"""Value and gradient by Triton: right in its interpreter and on CUDA, compiled for Hopper without spills."""
+"""Value and gradient, and mean curvature, by Triton: right in its interpreter and on CUDA."""
 
 import importlib.util
 import os
@@ -15,30 +15,32 @@ from aire_nerfstudio.ops.value_gradient import value_and_gradient
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-CHECKS = Path(__file__).with_name("checks_triton_gradient.py")
+OPS = ["gradient", "curvature"]
 
 
-def _check(*arguments, **environment):
+def _check(op, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", CHECKS, *arguments],
+        [sys.executable, "-W", "ignore", Path(__file__).with_name(f"checks_triton_{op}.py"), *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "checked" in done.stdout
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("activation", ["siren", "finer"])
-def test_the_interpreter_finds_the_references_outputs_and_gradients(activation):
-    _check(activation, "cpu", TRITON_INTERPRET="1")
+def test_the_interpreter_finds_the_references_outputs_and_gradients(op, activation):
+    _check(op, activation, "cpu", TRITON_INTERPRET="1")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("activation", ["siren", "finer"])
-def test_cuda_finds_the_references_outputs_and_gradients(activation):
-    _check(activation, "cuda")
+def test_cuda_finds_the_references_outputs_and_gradients(op, activation):
+    _check(op, activation, "cuda")
 
 
-def test_only_cuda_at_medium_precision_takes_it(monkeypatch):
+def test_only_cuda_at_medium_precision_takes_them(monkeypatch):
     network = SineMLP(3, (16, 16), 1)
     x = torch.rand(2048, 3)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
