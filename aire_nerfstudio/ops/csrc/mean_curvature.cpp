@@ -1,9 +1,17 @@
 // Gradient of a sine network f(x, y, z[, t]) and |grad f| div(grad f / |grad f|) = laplace f - n H n in space, and what a
 // loss on both asks of weights and biases. Called through ctypes by ops/mean_curvature.py, which checks all arguments.
 //
-// Carried through the layers: values h, tangents J_k = dh/dx_k, and with the normal n one second-order stream
-//   M_l = act'(z_l) (M_(l-1) W_l) + act''(z_l) q_l,   q_l = |J^z_l|^2 - (n . J^z_l)^2  (space only),   J^z_l = J_(l-1) W_l.
-// Backward does it again tile by tile (nothing is kept) and goes back through M, n, J and h.
+// laplace f - n H n is u H u + v H v for directions u, v across the normal n, and of a network of one output that needs no
+// second-order stream: with a_l = df/dh_l and s_i = dz_l / du_i it is the sum over layers and neurons of
+//   a_l act''(z_l) q_l,   q_l = s_1^2 + s_2^2;   u H n, v H n likewise with s_1 s_n, s_2 s_n.
+// Forward: values h, their adjoint a and e = a act'(z) back to the gradient, tangents s and t = s act'(z) along u, v (n).
+// Backward does that again tile by tile (nothing is kept). With m the loss's gradient with respect to the motion and d that
+// with respect to the gradient, less 2 m / |grad f| times the part of H n across n (the motion's change through n):
+//   tau_l = T_(l-1) W_l, T_0 = d;   T_l = tau act'(z) + m act''(z) q
+//   c_i = sigma_i,(l+1) W_(l+1);    sigma_i = c_i act'(z) + 2 m a act''(z) s_i
+//   dz_l = (dz_(l+1) W_(l+1)) act'(z) + a (tau act''(z) + m act'''(z) q) + (s_1 c_1 + s_2 c_2) act''(z)
+// and dW_l = dz h + sigma_1 t_1 + sigma_2 t_2 + e T, one product over four rows a point. Where the gradient vanishes, and
+// there is no normal, an arbitrary one is taken.
 
 #include "network.h"
 
@@ -13,39 +21,29 @@ constexpr float TINY = 1e-20f;  // as safe_norm in fields/differential.py
 constexpr int SPACE = 3;
 constexpr int MOTION_ROWS = 2 * MR;  // rows at a time; more would leave the cache
 
-// Of one layer of a tile; the J's hold one block of rows a coordinate.
+// Of one layer of a tile, blocks of its rows one behind the other.
 struct Layer {
-    float *h, *slope, *bend, *third, *q, *Mz, *M, *slope_bar, *bend_bar, *Jz, *J, *Jz_bar;
+    float* right;  // h, t_1, t_2, t_n; backward puts T into the last
+    float* left;   // dz, sigma_1, sigma_2, e
+    float* s;      // s_1, s_2, s_n; backward puts what T adds to dz into the last
+    float *slope, *bend, *third, *a;
+    static constexpr int64_t BLOCKS = 4 + 4 + 3 + 4;
 };
 
 struct Workspace {
     int64_t tile;
-    Buffer x, memory, one, other, J_bar, g, n, norm, n_bar, g_bar;
+    Buffer points, memory, scratch, gradient, norm, bent;
     std::vector<Layer> layers;
     Workspace(const Network& net, int64_t rows)
-        : tile(rows), x(rows * net.in()), memory(floats(net, rows)), one(rows * row_length(net.widest())),
-          other(rows * row_length(net.widest())), J_bar(net.in() * rows * row_length(net.widest())), g(rows * 4),
-          n(rows * 4), norm(rows), n_bar(rows * 4), g_bar(rows * 4) {
+        : tile(rows), points(4 * rows * net.in()), memory(Layer::BLOCKS * layer_floats(net, rows)),
+          scratch(3 * rows * row_length(net.widest())), gradient(rows * 4), norm(rows), bent(3 * rows) {
         float* p = memory.p;
         for (int l = 0; l < net.layers; l++) {
             int64_t size = rows * row_length(net.width(l));
-            Layer layer;
-            for (float** single : {&layer.h, &layer.slope, &layer.bend, &layer.third, &layer.q, &layer.Mz, &layer.M,
-                                   &layer.slope_bar, &layer.bend_bar}) {
-                *single = p;
-                p += size;
-            }
-            for (float** several : {&layer.Jz, &layer.J, &layer.Jz_bar}) {
-                *several = p;
-                p += net.in() * size;
-            }
+            Layer layer{p, p + 4 * size, p + 8 * size, p + 11 * size, p + 12 * size, p + 13 * size, p + 14 * size};
             layers.push_back(layer);
+            p += Layer::BLOCKS * size;
         }
-    }
-    static int64_t floats(const Network& net, int64_t rows) {
-        int64_t total = 0;
-        for (int l = 0; l < net.layers; l++) total += (9 + 3 * net.in()) * rows * row_length(net.width(l));
-        return total;
     }
 };
 
@@ -69,72 +67,114 @@ void weigh(const float* A, int64_t ld, int64_t rows, const float* w, int64_t col
     }
 }
 
-// Fills work; all rows of the tile are computed, those that do not exist at x = 0.
-template <int KIND>
-void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work,
-                  float* motion) {
+// A network's layer, its inputs' right block (points, u, v, n or d for the first layer) and its rows' lengths.
+struct Place {
+    const Layer& here;
+    int64_t columns, ld, block;
+    const float* before;
+    int64_t depth, ld_before;
+};
+
+Place place_of(const Network& net, const Workspace& work, int l) {
+    int64_t ld = row_length(net.width(l));
+    bool is_first = l == 0;
+    return {work.layers[l], up(net.width(l), NR), ld, work.tile * ld, is_first ? work.points.p : work.layers[l - 1].right,
+            is_first ? net.in() : net.width(l - 1), is_first ? net.in() : row_length(net.width(l - 1))};
+}
+
+// Two unit vectors across the unit vector n (Duff et al. 2017, "Building an orthonormal basis, revisited").
+void frame(const float* n, float* u, float* v) {
+    float sign = n[2] < 0 ? -1 : 1, a = -1 / (sign + n[2]), b = n[0] * n[1] * a;
+    u[0] = 1 + sign * n[0] * n[0] * a;
+    u[1] = sign * b;
+    u[2] = -sign * n[0];
+    v[0] = b;
+    v[1] = sign + n[1] * n[1] * a;
+    v[2] = -n[1];
+}
+
+// Fills work; all rows of the tile are computed, those that do not exist at x = 0. For backward KEEPS the normal's tangent.
+template <int KIND, bool KEEPS>
+void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work) {
     int L = net.layers;
-    int64_t d = net.in(), R = work.tile;
-    std::memcpy(work.x.p, x, 4 * rows * d);
-    std::memset(work.x.p + rows * d, 0, 4 * (R - rows) * d);
+    int64_t d = net.in(), R = work.tile, streams = KEEPS ? 3 : 2;
+    std::memcpy(work.points.p, x, 4 * rows * d);
+    std::memset(work.points.p + rows * d, 0, 4 * (R - rows) * d);
     for (int l = 0; l < L; l++) {
-        const Layer& here = work.layers[l];
-        int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l));
-        const float* panels = weights.packed.forward[l].p;
-        if (l == 0) {
-            plain_product(work.x.p, d, R, d, panels, columns, here.h, ld);
-            for (int64_t k = 0; k < d; k++)
-                for (int64_t r = 0; r < R; r++)
-                    std::memcpy(here.Jz + (k * R + r) * ld, weights.first.p + k * columns, 4 * columns);
-        } else {
-            const Layer& before = work.layers[l - 1];
-            int64_t lda = row_length(net.width(l - 1));
-            plain_product(before.h, lda, R, net.width(l - 1), panels, columns, here.h, ld);
-            plain_product(before.J, lda, d * R, net.width(l - 1), panels, columns, here.Jz, ld);
-        }
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        plain_product(at.before, at.ld_before, R, at.depth, weights.packed.forward[l].p, at.columns, here.right, at.ld);
         float w = net.omega[l];
         for (int64_t r = 0; r < R; r++)
-            for (int64_t j = 0; j < columns; j += LANES) {
-                int64_t at = r * ld + j;
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
                 vf v, s, t, c;
-                activate3<KIND>(load(here.h + at) + load(weights.packed.bias[l].p + j), w, v, s, t, c);
-                store(here.h + at, v);
-                store(here.slope + at, s);
-                store(here.bend + at, t);
-                store(here.third + at, c);
-                for (int64_t k = 0; k < d; k++) store(here.J + k * R * ld + at, s * load(here.Jz + k * R * ld + at));
+                activate3<KIND>(load(here.right + i) + load(weights.packed.bias[l].p + j), w, v, s, t, c);
+                store(here.right + i, v);
+                store(here.slope + i, s);
+                store(here.bend + i, t);
+                if (KEEPS) store(here.third + i, c);
             }
     }
-    int64_t top = up(net.width(L - 1), NR), ld_top = row_length(net.width(L - 1));
+    for (int l = L - 1; l >= 0; l--) {
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        float* e = here.left + 3 * at.block;
+        if (l == L - 1) {
+            for (int64_t r = 0; r < R; r++) std::memcpy(here.a + r * at.ld, weights.last.p, 4 * at.columns);
+        } else {
+            int64_t ld = row_length(net.width(l + 1));
+            plain_product(work.layers[l + 1].left + 3 * R * ld, ld, R, net.width(l + 1), weights.packed.backward[l + 1].p,
+                          at.columns, here.a, at.ld);
+        }
+        for (int64_t r = 0; r < R; r++)
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                store(e + i, load(here.a + i) * load(here.slope + i));
+            }
+    }
+    Place first = place_of(net, work, 0);
     for (int64_t k = 0; k < d; k++)
-        weigh(work.layers[L - 1].J + k * R * ld_top, ld_top, R, weights.last.p, top, work.g.p + k, 4);
+        weigh(first.here.left + 3 * first.block, first.ld, R, weights.first.p + k * first.columns, first.columns,
+              work.gradient.p + k, 4);
+    float *u = work.points.p + R * d, *v = u + R * d, *n = v + R * d;
+    std::memset(u, 0, 4 * 3 * R * d);
     for (int64_t r = 0; r < R; r++) {
-        const float* g = work.g.p + 4 * r;
+        const float* g = work.gradient.p + 4 * r;
         float norm = std::sqrt(g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + TINY);
         work.norm.p[r] = norm;
-        for (int k = 0; k < SPACE; k++) work.n.p[4 * r + k] = g[k] / norm;
+        for (int k = 0; k < SPACE; k++) n[r * d + k] = g[k] / norm;
+        frame(n + r * d, u + r * d, v + r * d);
     }
+    std::memset(work.bent.p, 0, 4 * 3 * R);
     for (int l = 0; l < L; l++) {
-        const Layer& here = work.layers[l];
-        int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l)), block = R * ld;
-        if (l == 0) {
-            std::memset(here.Mz, 0, 4 * block);
-        } else {
-            plain_product(work.layers[l - 1].M, row_length(net.width(l - 1)), R, net.width(l - 1),
-                          weights.packed.forward[l].p, columns, here.Mz, ld);
-        }
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        plain_product(at.before + R * at.ld_before, at.ld_before, streams * R, at.depth, weights.packed.forward[l].p,
+                      at.columns, here.s, at.ld);
         for (int64_t r = 0; r < R; r++) {
-            const float* n = work.n.p + 4 * r;
-            for (int64_t j = 0; j < columns; j += LANES) {
-                int64_t at = r * ld + j;
-                vf a = load(here.Jz + at), b = load(here.Jz + block + at), c = load(here.Jz + 2 * block + at);
-                vf along = n[0] * a + n[1] * b + n[2] * c, q = a * a + b * b + c * c - along * along;
-                store(here.q + at, q);
-                store(here.M + at, load(here.slope + at) * load(here.Mz + at) + load(here.bend + at) * q);
+            vf motion{}, along_u{}, along_v{};
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                vf slope = load(here.slope + i), weight = load(here.a + i) * load(here.bend + i);
+                vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                motion += weight * (s1 * s1 + s2 * s2);
+                store(here.right + at.block + i, s1 * slope);
+                store(here.right + 2 * at.block + i, s2 * slope);
+                if (KEEPS) {
+                    vf s3 = load(here.s + 2 * at.block + i);
+                    along_u += weight * s1 * s3;
+                    along_v += weight * s2 * s3;
+                    store(here.right + 3 * at.block + i, s3 * slope);
+                }
+            }
+            work.bent.p[3 * r] += sum(motion);
+            if (KEEPS) {
+                work.bent.p[3 * r + 1] += sum(along_u);
+                work.bent.p[3 * r + 2] += sum(along_v);
             }
         }
     }
-    weigh(work.layers[L - 1].M, ld_top, rows, weights.last.p, top, motion, 1);
 }
 
 // After forward_tile: adds what gg [rows, d] (of the gradient) and gm [rows] (of the motion) ask for.
@@ -142,113 +182,66 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
                    Workspace& work, Gradients& grads) {
     int L = net.layers;
     int64_t d = net.in(), R = work.tile;
-    int64_t top = up(net.width(L - 1), NR), ld_top = row_length(net.width(L - 1));
-    std::memset(work.n_bar.p, 0, 4 * 4 * R);
-    float *M_bar = work.one.p, *Mz_bar = work.other.p;
+    const float *u = work.points.p + R * d, *v = u + R * d;
+    float* direction = work.points.p + 3 * R * d;  // of the normal, which is not asked for any more
     for (int64_t r = 0; r < R; r++) {
-        float weight = r < rows ? gm[r] : 0;
-        for (int64_t j = 0; j < top; j += LANES) {
-            store(M_bar + r * ld_top + j, weight * load(weights.last.p + j));
-            store(grads.tile_last.p + j, load(grads.tile_last.p + j) + weight * load(work.layers[L - 1].M + r * ld_top + j));
-        }
-    }
-    for (int l = L - 1; l >= 0; l--) {
-        const Layer& here = work.layers[l];
-        int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l)), block = R * ld;
-        for (int64_t r = 0; r < R; r++) {
-            const float* n = work.n.p + 4 * r;
-            vf n0{}, n1{}, n2{};
-            for (int64_t j = 0; j < columns; j += LANES) {
-                int64_t at = r * ld + j;
-                vf bar = load(M_bar + at), a = load(here.Jz + at), b = load(here.Jz + block + at);
-                vf c = load(here.Jz + 2 * block + at), along = n[0] * a + n[1] * b + n[2] * c;
-                vf q_bar = bar * load(here.bend + at), by_along = -2 * q_bar * along;
-                store(here.slope_bar + at, bar * load(here.Mz + at));
-                store(here.bend_bar + at, bar * load(here.q + at));
-                store(here.Jz_bar + at, 2 * q_bar * a + by_along * n[0]);
-                store(here.Jz_bar + block + at, 2 * q_bar * b + by_along * n[1]);
-                store(here.Jz_bar + 2 * block + at, 2 * q_bar * c + by_along * n[2]);
-                for (int64_t k = SPACE; k < d; k++) store(here.Jz_bar + k * block + at, vf{});
-                n0 += by_along * a;
-                n1 += by_along * b;
-                n2 += by_along * c;
-                store(Mz_bar + at, bar * load(here.slope + at));
-            }
-            work.n_bar.p[4 * r] += sum(n0);
-            work.n_bar.p[4 * r + 1] += sum(n1);
-            work.n_bar.p[4 * r + 2] += sum(n2);
-        }
-        if (l == 0) break;
-        int64_t before = net.width(l - 1), lda = row_length(before);
-        add_outer(Mz_bar, ld, net.width(l), work.layers[l - 1].M, lda, before, R, grads.W[l].p);
-        plain_product(Mz_bar, ld, R, net.width(l), weights.packed.backward[l].p, up(before, NR), M_bar, lda);
-    }
-    for (int64_t r = 0; r < R; r++) {
-        const float *n = work.n.p + 4 * r, *n_bar = work.n_bar.p + 4 * r;
-        float along = n[0] * n_bar[0] + n[1] * n_bar[1] + n[2] * n_bar[2];
+        float gain = r < rows ? -2 * gm[r] / work.norm.p[r] : 0;
         for (int64_t k = 0; k < d; k++) {
             float bar = r < rows ? gg[r * d + k] : 0;
-            if (k < SPACE) bar += (n_bar[k] - n[k] * along) / work.norm.p[r];
-            work.g_bar.p[4 * r + k] = bar;
+            if (k < SPACE)
+                bar += gain * (work.bent.p[3 * r + 1] * u[r * d + k] + work.bent.p[3 * r + 2] * v[r * d + k]);
+            direction[r * d + k] = bar;
         }
     }
-    float* J_bar = work.J_bar.p;
-    for (int64_t k = 0; k < d; k++)
+    float* scratch = work.scratch.p;
+    for (int l = 0; l < L; l++) {
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        plain_product(at.before + 3 * R * at.ld_before, at.ld_before, R, at.depth, weights.packed.forward[l].p, at.columns,
+                      scratch, at.ld);
         for (int64_t r = 0; r < R; r++) {
-            float weight = work.g_bar.p[4 * r + k];
-            int64_t row = (k * R + r) * ld_top;
-            for (int64_t j = 0; j < top; j += LANES) {
-                store(J_bar + row + j, weight * load(weights.last.p + j));
-                store(grads.tile_last.p + j, load(grads.tile_last.p + j) + weight * load(work.layers[L - 1].J + row + j));
+            float m = r < rows ? gm[r] : 0;
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                vf tau = load(scratch + i), s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                vf curved = m * (s1 * s1 + s2 * s2), bend = load(here.bend + i);
+                store(here.right + 3 * at.block + i, tau * load(here.slope + i) + curved * bend);
+                store(here.s + 2 * at.block + i, load(here.a + i) * (tau * bend + curved * load(here.third + i)));
             }
         }
-    for (int l = L - 1; l >= 0; l--) {
-        const Layer& here = work.layers[l];
-        int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l)), block = R * ld;
-        for (int64_t r = 0; r < R; r++)
-            for (int64_t j = 0; j < columns; j += LANES) {
-                int64_t at = r * ld + j;
-                vf slope = load(here.slope + at), slope_bar = load(here.slope_bar + at);
-                for (int64_t k = 0; k < d; k++) {
-                    vf bar = load(J_bar + k * block + at);
-                    slope_bar += bar * load(here.Jz + k * block + at);
-                    store(here.Jz_bar + k * block + at, load(here.Jz_bar + k * block + at) + slope * bar);
-                }
-                store(here.slope_bar + at, slope_bar);
-            }
-        if (l == 0) break;
-        int64_t before = net.width(l - 1), lda = row_length(before);
-        add_outer(here.Jz_bar, ld, net.width(l), work.layers[l - 1].J, lda, before, d * R, grads.W[l].p);
-        plain_product(here.Jz_bar, ld, d * R, net.width(l), weights.packed.backward[l].p, up(before, NR), J_bar, lda);
     }
-    // The values: z gets h's, slope's and bend's shares.
-    int64_t first = up(net.width(0), NR), ld_first = row_length(net.width(0));
-    float *h_bar = work.one.p, *z_bar = work.other.p;
-    std::memset(h_bar, 0, 4 * R * ld_top);
+    Place top = place_of(net, work, L - 1);
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t j = 0; j < top.columns; j += LANES)
+            store(grads.tile_last.p + j,
+                  load(grads.tile_last.p + j) + load(top.here.right + 3 * top.block + r * top.ld + j));
+    std::memset(scratch, 0, 4 * 3 * top.block);
     for (int l = L - 1; l >= 0; l--) {
-        const Layer& here = work.layers[l];
-        int64_t columns = up(net.width(l), NR), ld = row_length(net.width(l));
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
         float* db = grads.tile_b[l].p;
-        for (int64_t r = 0; r < R; r++)
-            for (int64_t j = 0; j < columns; j += LANES) {
-                int64_t at = r * ld + j;
-                vf z = load(h_bar + at) * load(here.slope + at) + load(here.slope_bar + at) * load(here.bend + at) +
-                       load(here.bend_bar + at) * load(here.third + at);
-                store(z_bar + at, z);
+        for (int64_t r = 0; r < R; r++) {
+            float m = r < rows ? 2 * gm[r] : 0;
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                vf slope = load(here.slope + i), bend = load(here.bend + i), weight = m * load(here.a + i) * bend;
+                vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                vf c1 = load(scratch + at.block + i), c2 = load(scratch + 2 * at.block + i);
+                vf z = load(scratch + i) * slope + load(here.s + 2 * at.block + i) + (s1 * c1 + s2 * c2) * bend;
+                store(here.left + i, z);
+                store(here.left + at.block + i, c1 * slope + weight * s1);
+                store(here.left + 2 * at.block + i, c2 * slope + weight * s2);
                 store(db + j, load(db + j) + z);
             }
-        if (l == 0) break;
-        int64_t before = net.width(l - 1), lda = row_length(before);
-        add_outer(z_bar, ld, net.width(l), work.layers[l - 1].h, lda, before, R, grads.W[l].p);
-        plain_product(z_bar, ld, R, net.width(l), weights.packed.backward[l].p, up(before, NR), h_bar, lda);
+        }
+        if (l == 0) {
+            add_outer_narrow(here.left, at.ld, net.width(0), work.points.p, d, d, 4 * R, grads.W[0].p);
+            break;
+        }
+        add_outer(here.left, at.ld, net.width(l), at.before, at.ld_before, at.depth, 4 * R, grads.W[l].p);
+        plain_product(here.left, at.ld, 3 * R, net.width(l), weights.packed.backward[l].p, up(at.depth, NR), scratch,
+                      at.ld_before);
     }
-    add_outer_narrow(z_bar, ld_first, net.width(0), work.x.p, d, d, R, grads.W[0].p);
-    for (int64_t k = 0; k < d; k++)
-        for (int64_t r = 0; r < R; r++)
-            for (int64_t j = 0; j < first; j += LANES) {
-                float* dW = grads.tile_first.p + k * first + j;
-                store(dW, load(dW) + load(work.layers[0].Jz_bar + (k * R + r) * ld_first + j));
-            }
     grads.end_tile(net);
     grads.end_tile_weights(net);
 }
@@ -266,10 +259,12 @@ int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float*
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
         over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
-            auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
-            run(net, weights, x + r * net.in(), count, work, motion + r);
-            for (int64_t i = 0; i < count; i++)
-                std::memcpy(gradient + (r + i) * net.in(), work.g.p + 4 * i, 4 * net.in());
+            auto run = kind == SIREN ? forward_tile<SIREN, false> : forward_tile<FINER, false>;
+            run(net, weights, x + r * net.in(), count, work);
+            for (int64_t i = 0; i < count; i++) {
+                std::memcpy(gradient + (r + i) * net.in(), work.gradient.p + 4 * i, 4 * net.in());
+                motion[r + i] = work.bent.p[3 * i];
+            }
         });
     } catch (const std::bad_alloc&) {
         return 1;
@@ -287,9 +282,8 @@ int aire_mean_curvature_backward(int kind, int layers, const int64_t* sizes, con
         DerivativeWeights weights(net);
         auto parts = gradients(net, threads);
         over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
-            float motion[MOTION_ROWS];
-            auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
-            run(net, weights, x + r * net.in(), count, work, motion);
+            auto run = kind == SIREN ? forward_tile<SIREN, true> : forward_tile<FINER, true>;
+            run(net, weights, x + r * net.in(), count, work);
             backward_tile(net, weights, gg + r * net.in(), gm + r, count, work, *parts[id]);
         });
         reduce(net, parts, dW, db, threads);
