@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from aire_nerfstudio.fields.differential import gradient_and_motion, safe_norm, value_and_gradient
+from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.vectors import safe_norm
 from aire_nerfstudio.shapes import OtherRows, PartPoints3, PerRow, Points3
 
 

@@ -1,10 +1,12 @@
 """What CUDA would be asked to do, counted on the tests' emulated device: launches, bytes moved, and waits of the host.
 
     python scripts/census_cuda.py network --width 256 --rows 65536 --precision medium      # a step of a sine network
+    python scripts/census_cuda.py network --loss surface                                   # or of a surface, of a flow
     python scripts/census_cuda.py training nerf [--graph]                                  # steps of a small training
 
 Bytes are those of all tensors that a launch is given or gives back, each once a launch: what goes through memory where
-nothing stays in a cache. Times say nothing about a GPU and are not shown.
+nothing stays in a cache. Times say nothing about a GPU and are not shown; of a network's step Triton's kernels are
+counted and not run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     network = kinds.add_parser("network")
+    network.add_argument("--loss", choices=["image", "surface", "flow"], default="image")
     network.add_argument("--width", type=int, default=256, help="of three sine layers")
     network.add_argument("--rows", type=int, default=65_536)
     network.add_argument("--precision", choices=["highest", "high", "medium"], default="medium")
@@ -39,7 +43,7 @@ def main() -> None:
     if MARK not in os.environ:
         _again_with_a_device()
     if given.kind == "network":
-        _count_network(given.width, given.rows, given.precision)
+        _count_network(given.loss, given.width, given.rows, given.precision)
     else:
         _count_training(given.task, given.graph)
 
@@ -58,12 +62,10 @@ def _again_with_a_device() -> None:
         raise SystemExit(subprocess.run([sys.executable, *sys.argv], env=environment, check=False).returncode)
 
 
-def _count_network(width: int, rows: int, precision: str) -> None:
+def _count_network(loss: str, width: int, rows: int, precision: str) -> None:
     import torch
     import triton.runtime.interpreter  # noqa: F401 - loads emulated_launches
     from torch.utils._pytree import tree_leaves
-
-    from aire_nerfstudio.fields.sine_mlp import SineMLP
 
     launches, moved = 0, 0
 
@@ -82,16 +84,36 @@ def _count_network(width: int, rows: int, precision: str) -> None:
         count([*tree_leaves((args, kwargs)), *tree_leaves(result)])
         return result
 
+    ways = _ways(loss, width, rows)
     torch.set_float32_matmul_precision(precision)
-    network = SineMLP(2, [width] * 3, 3).cuda()
-    x, target = 2 * torch.rand(rows, 2, device="cuda") - 1, torch.rand(rows, 3, device="cuda")
     kernel.__call__ = counted
-    sys.modules["emulated_launches"].of_launches(count)
-    network.zero_grad()
-    network.mean_square_step(x, target).backward()
-    print(
-        f"[{width}]^3, {rows:,} points, {precision}: loss and gradients are {launches} launches, {moved / 1e6:,.0f} MB"
-    )
+    sys.modules["emulated_launches"].launch = lambda call, tensors=(): count(list(tensors))
+    for name, way in ways.items():
+        launches, moved = 0, 0
+        way()
+        head = f"{loss}, [{width}]^3, {rows:,} points, {precision}, {name}"
+        print(f"{head}: loss and gradients are {launches} launches, {moved / 1e6:,.0f} MB", flush=True)
+
+
+def _ways(loss: str, width: int, rows: int) -> dict[str, Callable[[], object]]:
+    """Steps of the benchmark: PyTorch's autograd, and ours."""
+    import torch
+
+    from aire_nerfstudio.bench import cases
+    from aire_nerfstudio.fields.sine_mlp import SineMLP
+    from aire_nerfstudio.ops.sine_network import reference
+
+    if loss == "image":
+        network = SineMLP(2, [width] * 3, 3).cuda()
+        x, target = 2 * torch.rand(rows, 2, device="cuda") - 1, torch.rand(rows, 3, device="cuda")
+        errors = {
+            "autograd": lambda: (reference(x, *network.for_ops()) - target).square().mean(),
+            "ours": lambda: network.mean_square_step(x, target),
+        }
+        return {name: lambda error=error: (network.zero_grad(), error().backward()) for name, error in errors.items()}
+    case = cases.surface_case if loss == "surface" else cases.flow_case
+    ways = case(width, rows, "cuda").ways
+    return {name: ways[name] for name in (next(iter(ways)), "closed form", "ours")}
 
 
 def _count_training(task: str, is_graph: bool) -> None:

@@ -2,8 +2,8 @@
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
 #   bash scripts/gpu_suite.sh OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: the last six)
-# first and second are the most telling, some ten minutes each, each part with a limit: ops and speed at 256 and 512; a fit, and a
-# minute of Lego at two precisions.
+# first and second are the most telling, some ten minutes each, each part with a limit: ops and speed at 256 and 512; a fit,
+# derivatives, and a minute of Lego at two precisions.
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
 # SCENE=folder (Lego, Blender format) for nerf and compare; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
@@ -67,6 +67,13 @@ second)
         run "One fit of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
             --image "$(ls "$PICTURES" | grep -m 1 "${first_name%% *}")" --precisions medium high highest
     else left_out "a fit: PICTURES names no folder"; fi
+    export SUITE_LIMIT=120
+    run "Derivatives are right" python -m pytest -v --tb=short -p no:cacheprovider "$source_folder"/tests/test_triton_derivatives.py -k cuda_finds
+    TAIL=80 run "Speed of derivatives" aire-bench --widths 256 --batches 16384 65536 --cases surface flow --repeats 5 --no-compile \
+        --precisions high medium --out "$out/first-derivatives"
+    for loss in surface flow; do
+        TAIL=40 run "Kernels of a step, $loss" python "$source_folder"/scripts/profile_cuda.py --widths 256 --precisions medium --loss "$loss"
+    done
     export SUITE_LIMIT=200
     if [ -n "${SCENE:-}" ]; then
         for precision in high medium; do
@@ -81,7 +88,8 @@ ops)
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
         "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
-        "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
+        "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_triton_adam.py \
+        "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then
         run "Ops under compute-sanitizer" compute-sanitizer --error-exitcode 9 python -m pytest -q -x \
             "$source_folder"/tests/test_ray_ops.py -k cuda

@@ -1,9 +1,10 @@
 """Which kernels a CUDA step of a sine network consists of and what each takes, beside the machine's own ceilings.
 
-    python scripts/profile_cuda.py [--widths 256 512] [--rows 65536] [--precisions medium high]
+    python scripts/profile_cuda.py [--widths 256 512] [--rows 65536] [--precisions medium high] [--loss image]
 
-The step is mean squared error, gradients and Adam as one CUDA graph, as `ns-train --pipeline.model.cuda-graph True`
-makes it. Ceilings: a large copy's bytes read and written, products of large float16 and TF32 matrices.
+The step is a loss, gradients and Adam as one CUDA graph, as `ns-train --pipeline.model.cuda-graph True` makes it: mean
+squared error of an image, that of a surface's distances and gradients, or a flow's residual.
+Ceilings: a large copy's bytes read and written, products of large float16 and TF32 matrices.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.losses import SurfaceWeights, flow_residual, surface_loss
 from aire_nerfstudio.ops.graphed import GraphedStep
 
 STEPS = 5
@@ -31,6 +34,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[256, 512], help="of three sine layers")
     parser.add_argument("--rows", type=int, default=65_536)
     parser.add_argument("--precisions", nargs="+", default=["medium", "high"], choices=["highest", "high", "medium"])
+    parser.add_argument("--loss", default="image", choices=["image", "surface", "flow"])
     parser.add_argument("--activation", default="siren", choices=["siren", "finer", "spder"])
     parser.add_argument("--kernels", type=int, default=14, help="lines a table")
     given = parser.parse_args()
@@ -41,7 +45,7 @@ def main() -> None:
     for precision in given.precisions:
         torch.set_float32_matmul_precision(precision)
         for width in given.widths:
-            _profile(width, given.rows, precision, given.activation, given.kernels)
+            _profile(width, given.rows, precision, given.activation, given.loss, given.kernels)
 
 
 def _ceilings() -> None:
@@ -69,28 +73,55 @@ def _seconds(call: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times[2:])
 
 
-def _profile(width: int, rows: int, precision: str, activation: Activation, lines: int) -> None:
+def _step_of(
+    kind: str, width: int, rows: int, activation: Activation
+) -> tuple[SineMLP, list[Tensor], Callable[..., Tensor]]:
+    """A network, a batch and the loss of both."""
+
+    def points(inputs: int) -> Tensor:
+        return 2 * torch.rand(rows, inputs, device="cuda") - 1
+
+    def network(inputs: int, outputs: int) -> SineMLP:
+        return SineMLP(inputs, [width] * 3, outputs, activation, detach_finer_scale=kind == "image").cuda()
+
+    if kind == "image":
+        return network(2, 3), [points(2), torch.rand(rows, 3, device="cuda")], SineMLP.mean_square_step
+    if kind == "surface":
+        normals = torch.nn.functional.normalize(torch.randn(rows // 2, 3, device="cuda"), dim=-1)
+        distances = torch.rand(rows - rows // 2, device="cuda")
+
+        def surface(network: SineMLP, x: Tensor, normals: Tensor, distances: Tensor) -> Tensor:
+            terms = surface_loss(*value_and_gradient(network, x), normals, distances, SurfaceWeights())
+            return torch.stack(list(terms.values())).sum()
+
+        return network(3, 1), [points(3), normals, distances], surface
+
+    def flow(network: SineMLP, x: Tensor) -> Tensor:
+        gradient, moved = gradient_and_motion(network, x)
+        return flow_residual(gradient[:, 3], moved, 1e-3).square().mean()
+
+    return network(4, 1), [points(4)], flow
+
+
+def _profile(width: int, rows: int, precision: str, activation: Activation, kind: str, lines: int) -> None:
     torch.manual_seed(0)
-    network = SineMLP(2, [width] * 3, 3, activation, detach_finer_scale=True).cuda()
-    x, target = 2 * torch.rand(rows, 2, device="cuda") - 1, torch.rand(rows, 3, device="cuda")
+    network, batch, error = _step_of(kind, width, rows, activation)
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, fused=True)
 
-    def loss(
-        network: SineMLP, _: Tensor | None, x: Tensor, target: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return {"error": network.mean_square_step(x, target)}, {}
+    def loss(network: SineMLP, _: Tensor | None, *batch: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {"error": error(network, *batch)}, {}
 
     for _ in range(2):  # Adam's moments are there before anything is captured
         optimizer.zero_grad()
-        loss(network, None, x, target)[0]["error"].backward()
+        loss(network, None, *batch)[0]["error"].backward()
         optimizer.step()
     step = GraphedStep(network, loss, optimizer)
     for _ in range(4):
-        step(x, target)
-    whole = _seconds(lambda: [step(x, target) for _ in range(STEPS)]) / STEPS
+        step(*batch)
+    whole = _seconds(lambda: [step(*batch) for _ in range(STEPS)]) / STEPS
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(STEPS):
-            step(x, target)
+            step(*batch)
         torch.cuda.synchronize()
     times, counts = defaultdict(float), defaultdict(int)
     for event in found.events():
@@ -99,7 +130,7 @@ def _profile(width: int, rows: int, precision: str, activation: Activation, line
             counts[event.name] += 1
     busy = sum(times.values()) / STEPS
     launches = sum(counts.values()) / STEPS
-    head = f"{activation} [{width}]^3, {rows:,} points, {precision}"
+    head = f"{kind}, {activation} [{width}]^3, {rows:,} points, {precision}"
     print(f"\n{head}: {1e6 * whole:.0f} us a step, {busy:.0f} us in {launches:g} kernels")
     for name in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
         print(f"{times[name] / STEPS:8.1f} us {counts[name] / STEPS:5g} x  {name[:90]}", flush=True)

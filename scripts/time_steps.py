@@ -2,7 +2,8 @@
 
     python scripts/time_steps.py [--task image] [--width 256] [--batch 65536] [--device cuda]
 
-Image: the astronaut; surface: pymeshlab's bunny, with half the batch on it. Each way trains a run of its own; blocks of
+Image: the astronaut; surface: pymeshlab's bunny, with half the batch on it; flow: from it, with a quarter on it, and
+half the batch in space and time. Each way trains a run of its own; blocks of
 steps alternate, so that a machine's noise meets all alike. Printed are medians over blocks, the first way's over each,
 and what the first 50 steps took, in which kernels are compiled and a graph is captured.
 """
@@ -24,16 +25,18 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from aire_nerfstudio.machine import machine
+from aire_nerfstudio.method_configs.flow import aire_flow_siren
 from aire_nerfstudio.method_configs.image import aire_image_siren
 from aire_nerfstudio.method_configs.sdf import aire_sdf_siren
 
 PRECISIONS = ("highest", "high", "medium")
+METHODS = {"image": aire_image_siren, "surface": aire_sdf_siren, "flow": aire_flow_siren}
 
 
 def main() -> None:
     """Train a little in each way, print a line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["image", "surface"], default="image")
+    parser.add_argument("--task", choices=list(METHODS), default="image")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=65_536)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["high", "medium"])
@@ -79,10 +82,14 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
 
 def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: bool, each: int) -> tuple[Any, str]:
     """A run that has begun, and its precision."""
-    config = copy.deepcopy((aire_image_siren if given.task == "image" else aire_sdf_siren).config)
+    config = copy.deepcopy(METHODS[given.task].config)
     manager = config.pipeline.datamanager
     if given.task == "image":
         manager.train_num_rays_per_batch = given.batch
+    elif given.task == "flow":
+        manager.on_surface = manager.off_surface = given.batch // 4
+        manager.space_time = given.batch // 2
+        manager.pool = max(given.batch, 100_000)
     else:
         manager.on_surface = manager.off_surface = given.batch // 2
         manager.pool = max(given.batch, 100_000)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from triton_oracle import ALLOWED, DEVICE, compare, done, relative, twins
 
-from aire_nerfstudio.fields.differential import gradient_and_motion_by_torch
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops.mean_curvature import reference
 from aire_nerfstudio.ops.triton_curvature import gradient_and_motion
 
 # Odd widths, two to four layers, more rows than a program's share, fewer than one.
@@ -23,7 +23,7 @@ SHAPES = [((70, 33), 3, 150), ((20, 66, 10), 4, 65), ((12, 9, 5, 16), 4, 33), ((
 def well_bent(network: SineMLP, d: int, rows: int) -> Tensor:
     """Points ``[rows, d]`` whose gradients are not small beside the others': elsewhere the normal's rounding is all."""
     x = 2 * torch.rand(20 * rows, d, device=DEVICE) - 1
-    gradient, _ = gradient_and_motion_by_torch(network, x)
+    gradient, _ = reference(x, *network.for_ops()[:4])
     return x[gradient[:, :3].norm(dim=-1).argsort(descending=True)[: 10 * rows : 10]]
 
 
@@ -34,7 +34,7 @@ def outputs_and_gradients() -> None:
         network, exact = twins(widths, d)
         parameters, exact_parameters = list(network.parameters()), list(exact.parameters())
         x = well_bent(network, d, rows)
-        ours, wanted = gradient_and_motion(x, *network.for_ops()[:4]), gradient_and_motion_by_torch(exact, x.double())
+        ours, wanted = gradient_and_motion(x, *network.for_ops()[:4]), reference(x.double(), *exact.for_ops()[:4])
         compare(ours, wanted, 5e-3)
         with torch.no_grad():
             alone = gradient_and_motion(x, *network.for_ops()[:4])
@@ -81,7 +81,7 @@ def far_from_ones() -> None:
         found = torch.autograd.grad(outputs[0].sum() + outputs[1].sum(), list(network.parameters()))
         assert all(torch.isfinite(t).all() for t in (*outputs, *found))
         if gain and omega < 100:
-            wanted = gradient_and_motion_by_torch(exact, x.double())
+            wanted = reference(x.double(), *exact.for_ops()[:4])
             compare(outputs, wanted, 5e-3)
             loss = wanted[0].sum() + wanted[1].sum()
             compare(found, torch.autograd.grad(loss, list(exact.parameters()), allow_unused=True), 2 * ALLOWED)

@@ -108,9 +108,9 @@ def test_derivatives(kind, activation, widths, d):
     for a, b in zip(found, expected, strict=True):
         assert _relative(a, b) < of_second
 
-    assert mean_curvature.is_possible(x, *network.for_ops()[:3])
     gradient, motion = differential.gradient_and_motion(network, x)
-    gradient64, motion64 = differential.gradient_and_motion_by_torch(exact, x.double())
+    assert isinstance(motion.grad_fn, mean_curvature._MeanCurvature._backward_cls)
+    gradient64, motion64 = mean_curvature.reference(x.double(), *exact.for_ops()[:4])
     assert _relative(gradient, gradient64) < of_gradients
     assert _relative(motion, motion64) < of_second
     # Neither depends on the last bias.

@@ -5,14 +5,13 @@ import torch
 
 from aire_nerfstudio.fields.differential import (
     gradient_and_motion,
-    gradient_and_motion_by_torch,
     motion,
     value_gradient_hessian,
 )
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.ops import backend
-from aire_nerfstudio.ops.mean_curvature import _MeanCurvature
+from aire_nerfstudio.ops.mean_curvature import _MeanCurvature, reference
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +37,7 @@ def _twins(widths, d, activation, omega=20.0):
 
 
 @pytest.mark.parametrize("activation", ["siren", "finer"])
-@pytest.mark.parametrize(("widths", "d"), [((7,), 3), ((33, 64, 5), 3), ((40, 65), 4), ((16, 16, 64), 4)])
+@pytest.mark.parametrize(("widths", "d"), [((7,), 3), ((33, 64, 5), 3), ((40, 65), 4), ((97, 16, 64), 4)])
 @pytest.mark.parametrize("rows", [64, 97, 300])
 def test_outputs_and_gradients_are_those_of_pytorch_in_double(activation, widths, d, rows):
     torch.manual_seed(rows)
@@ -55,10 +54,25 @@ def test_outputs_and_gradients_are_those_of_pytorch_in_double(activation, widths
     expected = torch.autograd.grad(total, list(exact.parameters())[:-1])
     found = torch.autograd.grad((gradient * gg).sum() + (moved * gm).sum(), list(network.parameters()))
     assert not found[-1].any()  # a constant moves nothing
-    plain_gradient, plain_moved = gradient_and_motion_by_torch(network, x)
+    plain_gradient, plain_moved = reference(x, *network.for_ops()[:4])
     plain = torch.autograd.grad((plain_gradient * gg).sum() + (plain_moved * gm).sum(), list(network.parameters())[:-1])
     for a, b, c in zip(found, expected, plain, strict=False):
         assert _relative(a, b) < 5 * _relative(c, b) + 1e-4
+
+
+@pytest.mark.parametrize("width", [20, 100])
+def test_backward_twice_and_evaluations_give_the_same(width):
+    """Of a narrow network nothing is kept between the two passes."""
+    network, _ = _twins((width, 30), 4, "finer")
+    points = torch.rand(200, 4)
+    outputs = gradient_and_motion(network, points)
+    loss, parameters = sum(o.square().sum() for o in outputs), list(network.parameters())
+    first = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, parameters), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        for a, b in zip(outputs, gradient_and_motion(network, points), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_the_loss_of_a_flow_trains_as_in_double():

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.fields.differential import gradient_and_motion, gradient_and_motion_by_torch, motion
+from aire_nerfstudio.fields.differential import gradient_and_motion, motion
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, flow_residual, surface_loss
 from aire_nerfstudio.ops import compositing, sine_network, tcnn
+from aire_nerfstudio.ops import mean_curvature as curvature
 from aire_nerfstudio.ops import ray_marching as marching
 from aire_nerfstudio.ops import value_gradient as derivative
 from aire_nerfstudio.ops.graphed import GraphedStep
@@ -199,7 +200,7 @@ def flow_case(width: int, rows: int, device: str) -> Case:
 
     ways = {
         "autograd": step(autograd),
-        "closed form": step(lambda: gradient_and_motion_by_torch(network, x)),
+        "closed form": step(lambda: curvature.reference(x, *network.for_ops()[:4])),
         "ours": step(lambda: gradient_and_motion(network, x)),
     }
     if device.startswith("cuda"):

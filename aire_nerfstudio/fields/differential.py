@@ -17,7 +17,8 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops import mean_curvature
 from aire_nerfstudio.ops import value_gradient as ops
 from aire_nerfstudio.ops.activations import derivatives
-from aire_nerfstudio.shapes import AnyPoints, AnyRows, PerRow, Points, Points3
+from aire_nerfstudio.ops.vectors import safe_norm
+from aire_nerfstudio.shapes import PerRow, Points, Points3
 
 
 def value_and_gradient(network: SineMLP, x: Points) -> tuple[PerRow, Points]:
@@ -99,11 +100,6 @@ def curvature_sum(gradient: Points, hessian: Float[Tensor, "n d d"]) -> PerRow:
     return motion(gradient, hessian) / gradient.norm(dim=-1)
 
 
-def safe_norm(vectors: AnyPoints) -> AnyRows:
-    """Euclidean norms ``[N]`` of ``[N, d]``, with gradient 0 where a vector is 0 rather than NaN."""
-    return torch.sqrt(vectors.square().sum(-1) + 1e-20)
-
-
 def motion(gradient: Points3, hessian: Float[Tensor, "n 3 3"]) -> PerRow:
     """``|grad f| div(grad f / |grad f|) = laplace f - n H n``, ``[N]``: no division by a gradient that may vanish.
 
@@ -116,60 +112,24 @@ def motion(gradient: Points3, hessian: Float[Tensor, "n 3 3"]) -> PerRow:
 
 
 def gradient_and_motion(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
-    """Gradient and :func:`motion` in the first three coordinates, with one second-order stream instead of six.
+    """Gradient and :func:`motion` in the first three coordinates, without a second-order stream.
 
-    With the normal ``n`` held fixed, ``laplace f - n H n`` is one second-order operator, carried through the layers
-    beside value and first derivatives. What the weights change through ``n`` itself comes back as a term of value 0 and
-    the right derivative, ``-2 (H n) . (n - fixed n)``.
+    :mod:`aire_nerfstudio.ops.mean_curvature` says how.
 
     Args:
         network: one output, four inputs ``(x, y, z, t)`` or three; SIREN or FINER.
         x: ``[N, d]``.
 
     Returns:
-        ``[N, d]`` and ``[N]``, both differentiable in the weights.
+        ``[N, d]`` and ``[N]``, both differentiable in the weights. Where the gradient vanishes, and there is no normal,
+        the motion is that across the third axis.
 
     Raises:
         ValueError: the network has more than one output, or is a SPDER.
     """
     _check(network, second=True)
     weights, biases, activation, omegas, _ = network.for_ops()
-    if mean_curvature.is_possible(x, weights, biases, activation):
-        return mean_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
-    return gradient_and_motion_by_torch(network, x)
-
-
-def gradient_and_motion_by_torch(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
-    """:func:`gradient_and_motion` in PyTorch's operations: the specification of the compiled one."""
-    with torch.enable_grad():
-        points = x.detach().requires_grad_()
-        normal = value_and_gradient(network, points)[1][:, :3]
-        fixed = (normal / safe_norm(normal)[:, None]).detach()
-        bent = torch.autograd.grad((normal * fixed).sum(), points)[0][:, :3]  # H n
-    across = fixed.T[:, :, None]
-    h, jacobian, second = x, None, None  # [N, n], [d, N, n], [N, n]
-    for layer, omega in network.sine_layers():
-        weight = layer.weight
-        value, slope, bend = derivatives(layer(h), network.activation, omega, order=2)
-        if jacobian is None or second is None:
-            dz = weight.T[:, None, :].expand(x.shape[-1], x.shape[0], -1)
-            second = bend * _tangential(dz[:3], across)
-        else:
-            dz = jacobian @ weight.T
-            second = slope * (second @ weight.T) + bend * _tangential(dz[:3], across)
-        jacobian = slope * dz
-        h = value
-    assert jacobian is not None
-    assert second is not None
-    last = network.affines()[-1].weight[0]
-    gradient = (jacobian @ last).T
-    now = gradient[:, :3] / safe_norm(gradient[:, :3])[:, None]
-    return gradient, second @ last - 2 * (bent * (now - fixed)).sum(-1)
-
-
-def _tangential(dz: Tensor, normal: Tensor) -> Tensor:
-    """``|grad z|^2 - (n . grad z)^2`` of ``dz [3, N, n]`` and ``normal [3, N, 1]``, ``[N, n]``."""
-    return dz.square().sum(0) - (normal * dz).sum(0).square()
+    return mean_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
 
 
 def _check(network: SineMLP, second: bool = False) -> None:

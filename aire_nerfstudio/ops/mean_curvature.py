@@ -1,14 +1,18 @@
-"""Gradient and mean-curvature motion of a sine network in one compiled call; the reference is in
-:func:`aire_nerfstudio.fields.differential.gradient_and_motion`, which asks :func:`gradient_and_motion` where it can.
+"""Gradient and mean-curvature motion of a sine network in one call: what losses on flows need.
+
+``laplace f - n H n`` is ``u H u + v H v`` for unit vectors u, v across the normal n, and of a network of one output
+that needs no second-order stream: with ``a = df/dh`` of a layer's values and ``s = dz/du`` of its pre-activations, it
+is the sum over layers and neurons of ``a act''(z) (s_u^2 + s_v^2)``. Equivalent PyTorch: :func:`reference`.
+Derivatives of :func:`gradient_and_motion`:
 
 =================  ==============  ================================================================
 derivative         compiled        remark
 =================  ==============  ================================================================
 weights, biases    yes             of both outputs, through the normal as well
-x                  refused         where ``x`` asks for it, the reference is used
+x                  by reference    where ``x`` asks for it, the whole call is the reference's
 second             refused         with ``create_graph``: an error says so
 =================  ==============  ================================================================
-"""  # noqa: D205
+"""
 
 from __future__ import annotations
 
@@ -20,66 +24,107 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops import triton_curvature, triton_passes
-from aire_nerfstudio.ops.activations import Activation
+from aire_nerfstudio.ops.activations import Activation, derivatives
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
+from aire_nerfstudio.ops.vectors import across, safe_norm
 
 KINDS = {"siren": 0, "finer": 1}
 
 
-def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation) -> bool:
-    """Whether :func:`gradient_and_motion` can be had: ``x [N, 3]`` or ``[N, 4]``, float32, rows enough.
+def reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The specification: values, the adjoint back to the gradient, then tangents along two directions across it.
 
-    On CPU, and through Triton on CUDA where ``torch.set_float32_matmul_precision`` is ``medium``.
+    These are held fixed; what the weights change through the normal comes back as a term of value 0 and the right
+    derivative, ``-2 (H n) . (n - fixed n)``, of which a second derivative would be wrong.
+
+    Args:
+        x: ``[N, d]``, the first three coordinates space.
+        weights: ``[n_1, d], ..., [1, n_k]``.
+        biases: ``[n_1], ..., [1]``.
+        activation: ``siren`` or ``finer``.
+        omegas: ``w0`` of each sine layer.
+
+    Returns:
+        ``df/dx [N, d]`` and ``laplace f - n H n [N]`` in the first three coordinates; where the gradient vanishes, and
+        there is no normal, across the third axis.
     """
-    fits = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
-    if not fits or weights[-1].shape[0] != 1:
-        return False
-    return triton_passes.is_possible(x, weights, biases, activation) or can_compile(MEAN_CURVATURE, x, weights, biases)
+    h, slopes, bends, adjoints = x, [], [], []
+    for weight, bias, omega in zip(weights, biases, omegas, strict=False):
+        h, slope, bend = derivatives(torch.nn.functional.linear(h, weight, bias), activation, omega, order=2)
+        slopes.append(slope)
+        bends.append(bend)
+    a = weights[-1].expand_as(slopes[-1])
+    for weight, slope in zip(weights[-2::-1], slopes[::-1], strict=True):
+        adjoints.append(a)
+        a = (a * slope) @ weight
+    gradient = a
+    normal = gradient[:, :3] / safe_norm(gradient[:, :3])[:, None]
+    fixed = normal.detach()
+    directions = torch.cat([across(fixed), fixed[None]])
+    t = torch.nn.functional.pad(directions, (0, x.shape[-1] - 3))
+    tangents, along = t[:2], t[2]
+    motion, bent = gradient.new_zeros(len(x)), gradient.new_zeros(2, len(x))
+    for weight, slope, bend, adjoint in zip(weights, slopes, bends, adjoints[::-1], strict=False):
+        s, curved = tangents @ weight.T, adjoint * bend
+        motion = motion + (curved * s.square().sum(0)).sum(-1)
+        with torch.no_grad():
+            s_along = along @ weight.T
+            bent += (s * (curved * s_along)).sum(-1)
+            along = slope * s_along
+        tangents = slope * s
+    through_normal = ((bent[..., None] * directions[:2]).sum(0) * (normal - fixed)).sum(-1)
+    return gradient, motion - 2 * through_normal
 
 
 def gradient_and_motion(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation, omegas: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """``df/dx [N, d]`` and ``laplace f - n H n [N]`` in the first three coordinates.
+    """As :func:`reference`, compiled where that is possible: float32, no autocast.
 
-    Args:
-        x: ``[N, d]``, for which :func:`is_possible`.
-        weights: ``[n_1, d], ..., [1, n_k]``.
-        biases: ``[n_1], ..., [1]``.
-        activation: ``siren`` or ``finer``.
-        omegas: ``w0`` of each sine layer.
+    On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
     """
-    if triton_passes.is_possible(x, weights, biases, activation):
+    fits = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
+    fits = fits and weights[-1].shape[0] == 1
+    if fits and triton_passes.is_possible(x, weights, biases, activation):
         return triton_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
-    return _MeanCurvature.apply(x, (activation, tuple(map(float, omegas))), *weights, *biases)
+    if not fits or not can_compile(MEAN_CURVATURE, x, weights, biases):
+        return reference(x, weights, biases, activation, omegas)
+    settings = (activation, tuple(map(float, omegas)), torch.is_grad_enabled())
+    return _MeanCurvature.apply(x, settings, *weights, *biases)
 
 
 class _MeanCurvature(torch.autograd.Function):
-    """Nothing is kept but the points: backward computes each tile again, which costs less than bringing it back."""
+    """What is dear to compute again is kept between the two; nothing but the points where products are cheap."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        activation, omegas = settings
+        activation, omegas, is_grad_enabled = settings
         count = len(parameters) // 2
         rows = x.detach().contiguous()
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradient, motion = torch.empty_like(rows), rows.new_empty(len(rows))
-        library = MEAN_CURVATURE.loaded()
+        library, kept = MEAN_CURVATURE.loaded(), None
+        if is_grad_enabled and any(ctx.needs_input_grad):
+            library.aire_mean_curvature_floats.restype = ctypes.c_int64
+            floats = library.aire_mean_curvature_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
+            kept = rows.new_empty(floats) if floats else None
         checked(
             library.aire_mean_curvature(
                 ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
-                pointer(gradient), pointer(motion), threads(),
+                pointer(gradient), pointer(motion), pointer(kept), threads(),
             )
         )  # fmt: skip
         ctx.settings, ctx.library = settings, library
-        ctx.save_for_backward(rows, *parameters)
+        ctx.save_for_backward(rows, kept, *parameters)
         return gradient, motion
 
     @staticmethod
     def backward(ctx: Any, grad_gradient: Tensor, grad_motion: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows, *parameters = ctx.saved_tensors
-        activation, omegas = ctx.settings
+        rows, kept, *parameters = ctx.saved_tensors
+        activation, omegas, _ = ctx.settings
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the compiled mean curvature cannot be differentiated twice (create_graph=True); set AIRE_OPS=off to "
@@ -92,7 +137,8 @@ class _MeanCurvature(torch.autograd.Function):
         checked(
             ctx.library.aire_mean_curvature_backward(
                 ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gg), pointer(gm),
-                ctypes.c_int64(len(rows)), pointers(gradients[:count]), pointers(gradients[count:]), threads(),
+                ctypes.c_int64(len(rows)), pointer(kept), pointers(gradients[:count]), pointers(gradients[count:]),
+                threads(),
             )
         )  # fmt: skip
         wanted = ctx.needs_input_grad[2:]

@@ -5,8 +5,9 @@
 // second-order stream: with a_l = df/dh_l and s_i = dz_l / du_i it is the sum over layers and neurons of
 //   a_l act''(z_l) q_l,   q_l = s_1^2 + s_2^2;   u H n, v H n likewise with s_1 s_n, s_2 s_n.
 // Forward: values h, their adjoint a and e = a act'(z) back to the gradient, tangents s and t = s act'(z) along u, v (n).
-// Backward does that again tile by tile (nothing is kept). With m the loss's gradient with respect to the motion and d that
-// with respect to the gradient, less 2 m / |grad f| times the part of H n across n (the motion's change through n):
+// Backward has z, a, s_1 and s_2 from it, or where that costs more than it saves does all of it again, tile by tile. With m the
+// loss's gradient with respect to the motion and d that with respect to the gradient, less 2 m / |grad f| times the part of
+// H n across n (the motion's change through n):
 //   tau_l = T_(l-1) W_l, T_0 = d;   T_l = tau act'(z) + m act''(z) q
 //   c_i = sigma_i,(l+1) W_(l+1);    sigma_i = c_i act'(z) + 2 m a act''(z) s_i
 //   dz_l = (dz_(l+1) W_(l+1)) act'(z) + a (tau act''(z) + m act'''(z) q) + (s_1 c_1 + s_2 c_2) act''(z)
@@ -17,33 +18,56 @@
 
 namespace {
 
-constexpr float TINY = 1e-20f;  // as safe_norm in fields/differential.py
+constexpr float TINY = 1e-20f;  // as safe_norm in ops/vectors.py
 constexpr int SPACE = 3;
-constexpr int MOTION_ROWS = 2 * MR;  // rows at a time; more would leave the cache
+constexpr int MOTION_ROWS = 2 * MR;  // rows at a time; one or four times as many take as long
+
+// From so many neurons on four products are dearer than what they give is to keep. The tile unit's are cheap: by how fast it
+// multiplies and memory answers there is nothing to gain, which was not measured.
+#if defined(AIRE_BF16_TERMS) && defined(__AMX_BF16__)
+constexpr int64_t KEEP_FROM = INT64_MAX;
+#else
+constexpr int64_t KEEP_FROM = 96;
+#endif
 
 // Of one layer of a tile, blocks of its rows one behind the other.
 struct Layer {
     float* right;  // h, t_1, t_2, t_n; backward puts T into the last
     float* left;   // dz, sigma_1, sigma_2, e
-    float* s;      // s_1, s_2, s_n; backward puts what T adds to dz into the last
-    float *slope, *bend, *third, *a;
-    static constexpr int64_t BLOCKS = 4 + 4 + 3 + 4;
+    float *slope, *bend, *third;
+    float* added;         // to dz, by T
+    float *z, *a, *s;     // two blocks of s; the three may lie where they are kept
+    static constexpr int64_t OWN = 4 + 4 + 4, KEPT = 4;
 };
 
 struct Workspace {
     int64_t tile;
-    Buffer points, memory, scratch, gradient, norm, bent;
+    Buffer points, memory, kept, scratch, gradient, norm;
     std::vector<Layer> layers;
+    float* bent;  // the motion, u H n, v H n
     Workspace(const Network& net, int64_t rows)
-        : tile(rows), points(4 * rows * net.in()), memory(Layer::BLOCKS * layer_floats(net, rows)),
-          scratch(3 * rows * row_length(net.widest())), gradient(rows * 4), norm(rows), bent(3 * rows) {
+        : tile(rows), points(4 * rows * net.in()), memory(Layer::OWN * layer_floats(net, rows)),
+          kept(kept_floats(net, rows)), scratch(3 * rows * row_length(net.widest())), gradient(rows * 4), norm(rows) {
         float* p = memory.p;
         for (int l = 0; l < net.layers; l++) {
             int64_t size = rows * row_length(net.width(l));
-            Layer layer{p, p + 4 * size, p + 8 * size, p + 11 * size, p + 12 * size, p + 13 * size, p + 14 * size};
-            layers.push_back(layer);
-            p += Layer::BLOCKS * size;
+            layers.push_back({p, p + 4 * size, p + 8 * size, p + 9 * size, p + 10 * size, p + 11 * size, 0, 0, 0});
+            p += Layer::OWN * size;
         }
+        keep_in(net, kept.p);
+    }
+    static int64_t kept_floats(const Network& net, int64_t rows) {
+        return Layer::KEPT * layer_floats(net, rows) + up(3 * rows, 16);  // whole cache lines
+    }
+    void keep_in(const Network& net, float* p) {
+        for (int l = 0; l < net.layers; l++) {
+            int64_t size = tile * row_length(net.width(l));
+            layers[l].z = p;
+            layers[l].a = p + size;
+            layers[l].s = p + 2 * size;
+            p += Layer::KEPT * size;
+        }
+        bent = p;
     }
 };
 
@@ -93,27 +117,51 @@ void frame(const float* n, float* u, float* v) {
     v[2] = -n[1];
 }
 
-// Fills work; all rows of the tile are computed, those that do not exist at x = 0. For backward KEEPS the normal's tangent.
-template <int KIND, bool KEEPS>
+// The rows of a tile, those that do not exist at x = 0.
+void take_points(const float* x, int64_t rows, int64_t d, Workspace& work) {
+    std::memcpy(work.points.p, x, 4 * rows * d);
+    std::fill(work.points.p + rows * d, work.points.p + work.tile * d, 0.0f);
+}
+
+// From the first layer's e: the gradient, its length, and the directions across and along it.
+void take_frame(const Network& net, const DerivativeWeights& weights, Workspace& work) {
+    int64_t d = net.in(), R = work.tile;
+    Place first = place_of(net, work, 0);
+    for (int64_t k = 0; k < d; k++)
+        weigh(first.here.left + 3 * first.block, first.ld, R, weights.first.p + k * first.columns, first.columns,
+              work.gradient.p + k, 4);
+    float *u = work.points.p + R * d, *v = u + R * d, *n = v + R * d;
+    std::memset(u, 0, 4 * 3 * R * d);
+    for (int64_t r = 0; r < R; r++) {
+        const float* g = work.gradient.p + 4 * r;
+        float norm = std::sqrt(g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + TINY);
+        work.norm.p[r] = norm;
+        for (int k = 0; k < SPACE; k++) n[r * d + k] = g[k] / norm;
+        frame(n + r * d, u + r * d, v + r * d);
+    }
+}
+
+// Fills work, for backward all of it, else two tangents will do.
+template <int KIND, bool IS_FOR_BACKWARD>
 void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work) {
     int L = net.layers;
-    int64_t d = net.in(), R = work.tile, streams = KEEPS ? 3 : 2;
-    std::memcpy(work.points.p, x, 4 * rows * d);
-    std::memset(work.points.p + rows * d, 0, 4 * (R - rows) * d);
+    int64_t d = net.in(), R = work.tile, streams = IS_FOR_BACKWARD ? 3 : 2;
+    take_points(x, rows, d, work);
     for (int l = 0; l < L; l++) {
         Place at = place_of(net, work, l);
         const Layer& here = at.here;
-        plain_product(at.before, at.ld_before, R, at.depth, weights.packed.forward[l].p, at.columns, here.right, at.ld);
+        plain_product(at.before, at.ld_before, R, at.depth, weights.packed.forward[l].p, at.columns, here.z, at.ld);
         float w = net.omega[l];
         for (int64_t r = 0; r < R; r++)
             for (int64_t j = 0; j < at.columns; j += LANES) {
                 int64_t i = r * at.ld + j;
-                vf v, s, t, c;
-                activate3<KIND>(load(here.right + i) + load(weights.packed.bias[l].p + j), w, v, s, t, c);
+                vf z = load(here.z + i) + load(weights.packed.bias[l].p + j), v, s, t, c;
+                activate3<KIND>(z, w, v, s, t, c);
+                store(here.z + i, z);
                 store(here.right + i, v);
                 store(here.slope + i, s);
                 store(here.bend + i, t);
-                if (KEEPS) store(here.third + i, c);
+                if (IS_FOR_BACKWARD) store(here.third + i, c);
             }
     }
     for (int l = L - 1; l >= 0; l--) {
@@ -133,51 +181,67 @@ void forward_tile(const Network& net, const DerivativeWeights& weights, const fl
                 store(e + i, load(here.a + i) * load(here.slope + i));
             }
     }
-    Place first = place_of(net, work, 0);
-    for (int64_t k = 0; k < d; k++)
-        weigh(first.here.left + 3 * first.block, first.ld, R, weights.first.p + k * first.columns, first.columns,
-              work.gradient.p + k, 4);
-    float *u = work.points.p + R * d, *v = u + R * d, *n = v + R * d;
-    std::memset(u, 0, 4 * 3 * R * d);
-    for (int64_t r = 0; r < R; r++) {
-        const float* g = work.gradient.p + 4 * r;
-        float norm = std::sqrt(g[0] * g[0] + g[1] * g[1] + g[2] * g[2] + TINY);
-        work.norm.p[r] = norm;
-        for (int k = 0; k < SPACE; k++) n[r * d + k] = g[k] / norm;
-        frame(n + r * d, u + r * d, v + r * d);
-    }
-    std::memset(work.bent.p, 0, 4 * 3 * R);
+    take_frame(net, weights, work);
+    std::memset(work.bent, 0, 4 * 3 * R);
+    float* s = work.scratch.p;
     for (int l = 0; l < L; l++) {
         Place at = place_of(net, work, l);
         const Layer& here = at.here;
         plain_product(at.before + R * at.ld_before, at.ld_before, streams * R, at.depth, weights.packed.forward[l].p,
-                      at.columns, here.s, at.ld);
+                      at.columns, s, at.ld);
         for (int64_t r = 0; r < R; r++) {
             vf motion{}, along_u{}, along_v{};
             for (int64_t j = 0; j < at.columns; j += LANES) {
                 int64_t i = r * at.ld + j;
                 vf slope = load(here.slope + i), weight = load(here.a + i) * load(here.bend + i);
-                vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                vf s1 = load(s + i), s2 = load(s + at.block + i);
                 motion += weight * (s1 * s1 + s2 * s2);
                 store(here.right + at.block + i, s1 * slope);
                 store(here.right + 2 * at.block + i, s2 * slope);
-                if (KEEPS) {
-                    vf s3 = load(here.s + 2 * at.block + i);
+                if (IS_FOR_BACKWARD) {
+                    vf s3 = load(s + 2 * at.block + i);
+                    store(here.s + i, s1);
+                    store(here.s + at.block + i, s2);
                     along_u += weight * s1 * s3;
                     along_v += weight * s2 * s3;
                     store(here.right + 3 * at.block + i, s3 * slope);
                 }
             }
-            work.bent.p[3 * r] += sum(motion);
-            if (KEEPS) {
-                work.bent.p[3 * r + 1] += sum(along_u);
-                work.bent.p[3 * r + 2] += sum(along_v);
+            work.bent[3 * r] += sum(motion);
+            if (IS_FOR_BACKWARD) {
+                work.bent[3 * r + 1] += sum(along_u);
+                work.bent[3 * r + 2] += sum(along_v);
             }
         }
     }
 }
 
-// After forward_tile: adds what gg [rows, d] (of the gradient) and gm [rows] (of the motion) ask for.
+// What forward_tile fills work with, from what was kept of it.
+template <int KIND>
+void restore_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work) {
+    take_points(x, rows, net.in(), work);
+    for (int l = 0; l < net.layers; l++) {
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        float w = net.omega[l];
+        for (int64_t r = 0; r < work.tile; r++)
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                vf v, s, t, c;
+                activate3<KIND>(load(here.z + i), w, v, s, t, c);
+                store(here.right + i, v);
+                store(here.right + at.block + i, load(here.s + i) * s);
+                store(here.right + 2 * at.block + i, load(here.s + at.block + i) * s);
+                store(here.left + 3 * at.block + i, load(here.a + i) * s);
+                store(here.slope + i, s);
+                store(here.bend + i, t);
+                store(here.third + i, c);
+            }
+    }
+    take_frame(net, weights, work);
+}
+
+// After forward_tile or restore_tile: adds what gg [rows, d] (of the gradient) and gm [rows] (of the motion) ask for.
 void backward_tile(const Network& net, const DerivativeWeights& weights, const float* gg, const float* gm, int64_t rows,
                    Workspace& work, Gradients& grads) {
     int L = net.layers;
@@ -189,7 +253,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
         for (int64_t k = 0; k < d; k++) {
             float bar = r < rows ? gg[r * d + k] : 0;
             if (k < SPACE)
-                bar += gain * (work.bent.p[3 * r + 1] * u[r * d + k] + work.bent.p[3 * r + 2] * v[r * d + k]);
+                bar += gain * (work.bent[3 * r + 1] * u[r * d + k] + work.bent[3 * r + 2] * v[r * d + k]);
             direction[r * d + k] = bar;
         }
     }
@@ -206,7 +270,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
                 vf tau = load(scratch + i), s1 = load(here.s + i), s2 = load(here.s + at.block + i);
                 vf curved = m * (s1 * s1 + s2 * s2), bend = load(here.bend + i);
                 store(here.right + 3 * at.block + i, tau * load(here.slope + i) + curved * bend);
-                store(here.s + 2 * at.block + i, load(here.a + i) * (tau * bend + curved * load(here.third + i)));
+                store(here.added + i, load(here.a + i) * (tau * bend + curved * load(here.third + i)));
             }
         }
     }
@@ -227,7 +291,7 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
                 vf slope = load(here.slope + i), bend = load(here.bend + i), weight = m * load(here.a + i) * bend;
                 vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
                 vf c1 = load(scratch + at.block + i), c2 = load(scratch + 2 * at.block + i);
-                vf z = load(scratch + i) * slope + load(here.s + 2 * at.block + i) + (s1 * c1 + s2 * c2) * bend;
+                vf z = load(scratch + i) * slope + load(here.added + i) + (s1 * c1 + s2 * c2) * bend;
                 store(here.left + i, z);
                 store(here.left + at.block + i, c1 * slope + weight * s1);
                 store(here.left + 2 * at.block + i, c2 * slope + weight * s2);
@@ -248,22 +312,32 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
 
 }  // namespace
 
-// Both return 0, or 1 where memory ran out, 2 for another activation, 3 for fewer than 3 or more than 4 coordinates.
+// The last two return 0, or 1 where memory ran out, 2 for another activation, 3 for fewer than 3 or more than 4 coordinates.
 extern "C" {
 
+// What forward keeps for backward; where it is 0, memory is null, as it is where there will be no backward.
+int64_t aire_mean_curvature_floats(int layers, const int64_t* sizes, int64_t rows) {
+    Network net{layers, sizes, nullptr, nullptr, nullptr};
+    if (net.widest() < KEEP_FROM) return 0;
+    return (rows + MOTION_ROWS - 1) / MOTION_ROWS * Workspace::kept_floats(net, MOTION_ROWS);
+}
+
 int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float* const* W, const float* const* b,
-                        const float* omega, const float* x, int64_t rows, float* gradient, float* motion, int threads) {
+                        const float* omega, const float* x, int64_t rows, float* gradient, float* motion, float* memory,
+                        int threads) {
     if (kind != SIREN && kind != FINER) return 2;
     if (sizes[0] < SPACE || sizes[0] > 4) return 3;
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
+        auto run = kind == SIREN ? (memory ? forward_tile<SIREN, true> : forward_tile<SIREN, false>)
+                                 : (memory ? forward_tile<FINER, true> : forward_tile<FINER, false>);
         over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
-            auto run = kind == SIREN ? forward_tile<SIREN, false> : forward_tile<FINER, false>;
+            if (memory) work.keep_in(net, memory + r / MOTION_ROWS * Workspace::kept_floats(net, MOTION_ROWS));
             run(net, weights, x + r * net.in(), count, work);
             for (int64_t i = 0; i < count; i++) {
                 std::memcpy(gradient + (r + i) * net.in(), work.gradient.p + 4 * i, 4 * net.in());
-                motion[r + i] = work.bent.p[3 * i];
+                motion[r + i] = work.bent[3 * i];
             }
         });
     } catch (const std::bad_alloc&) {
@@ -274,15 +348,18 @@ int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float*
 
 int aire_mean_curvature_backward(int kind, int layers, const int64_t* sizes, const float* const* W,
                                  const float* const* b, const float* omega, const float* x, const float* gg,
-                                 const float* gm, int64_t rows, float* const* dW, float* const* db, int threads) {
+                                 const float* gm, int64_t rows, float* memory, float* const* dW, float* const* db,
+                                 int threads) {
     if (kind != SIREN && kind != FINER) return 2;
     if (sizes[0] < SPACE || sizes[0] > 4) return 3;
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
         auto parts = gradients(net, threads);
+        auto run = kind == SIREN ? (memory ? restore_tile<SIREN> : forward_tile<SIREN, true>)
+                                 : (memory ? restore_tile<FINER> : forward_tile<FINER, true>);
         over_tiles<Workspace>(net, MOTION_ROWS, rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
-            auto run = kind == SIREN ? forward_tile<SIREN, true> : forward_tile<FINER, true>;
+            if (memory) work.keep_in(net, memory + r / MOTION_ROWS * Workspace::kept_floats(net, MOTION_ROWS));
             run(net, weights, x + r * net.in(), count, work);
             backward_tile(net, weights, gg + r * net.in(), gm + r, count, work, *parts[id]);
         });

@@ -7,6 +7,8 @@ from pathlib import Path
 
 
 def _load(name):
+    if f"emulated_{name}" in sys.modules:
+        return sys.modules[f"emulated_{name}"]
     path = Path(__file__).resolve().parent.parent / f"{name}.py"
     specification = importlib.util.spec_from_file_location(f"emulated_{name}", path)
     module = importlib.util.module_from_spec(specification)
