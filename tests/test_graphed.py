@@ -14,8 +14,9 @@ from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.control import Refused, Request
 from aire_nerfstudio.data.image_manager import ImageDataManager
+from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.losses import FlowWeights, flow_loss
+from aire_nerfstudio.losses import FlowWeights, eikonal, flow_loss, flow_residual
 from aire_nerfstudio.method_configs.image import aire_image_siren
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
@@ -116,6 +117,38 @@ def test_a_graph_keeps_what_its_penalty_reads(captures):
     other.add_(1)
     step(*_batch(32), weight=0.3, reads=[other])
     assert len(captures) == 3
+
+
+@NEEDS_CUDA
+@pytest.mark.parametrize("kind", ["surface", "flow"])
+def test_losses_on_derivatives_at_medium_are_captured(kind):
+    """Replayed at points and weights other than those of the capture."""
+
+    def loss(network, _, points):
+        if kind == "surface":
+            value, gradient = value_and_gradient(network, points)
+            return {"error": value.square().mean() + eikonal(gradient[:, :3]).mean()}, {}
+        gradient, motion = gradient_and_motion(network, points)
+        return {"error": flow_residual(gradient[:, 3], motion, 1e-2).square().mean()}, {}
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        network = SineMLP(4, (20, 12), 1).cuda()
+        graph = GraphedStep(network, loss)
+        for _ in range(2):
+            points = 2 * torch.rand(1024, 4, device="cuda") - 1
+            stepped = graph(points)
+            error = loss(network, None, points)[0]["error"]
+            assert torch.equal(stepped.total, error)
+            parameters = list(network.parameters())
+            expected = torch.autograd.grad(error, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, expected, strict=True):
+                assert torch.equal(parameter.grad, torch.zeros_like(parameter) if gradient is None else gradient)
+                with torch.no_grad():
+                    parameter.add_(1e-2 * torch.rand_like(parameter))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @NEEDS_CUDA
