@@ -2,7 +2,7 @@
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
 #   bash scripts/gpu_suite.sh OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: the last six)
-# first and second are the most telling, some ten minutes each, each part with a limit: ops and speed at 256 and 512; a fit,
+# first and second are the most telling, some ten minutes each, at most twenty, each part with a limit: ops and speed at 256 and 512; a fit,
 # derivatives, and a minute of Lego at two precisions.
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
@@ -70,7 +70,7 @@ second)
     export SUITE_LIMIT=120
     run "Derivatives are right" python -m pytest -v --tb=short -p no:cacheprovider "$source_folder"/tests/test_triton_derivatives.py -k cuda_finds
     TAIL=80 run "Speed of derivatives" aire-bench --widths 256 --batches 16384 65536 --cases surface flow --repeats 5 --no-compile \
-        --precisions high medium --out "$out/first-derivatives"
+        --precisions high medium --out "$out/second-derivatives"
     for loss in surface flow; do
         TAIL=40 run "Kernels of a step, $loss" python "$source_folder"/scripts/profile_cuda.py --widths 256 --precisions medium --loss "$loss"
     done

@@ -1,4 +1,4 @@
-"""Value and gradient by Triton against the reference in double precision; run by test_triton_gradient.py.
+"""Value and gradient by Triton against the reference in double precision; run by test_triton_derivatives.py.
 
 python checks_triton_gradient.py siren|finer cpu|cuda      # cpu: with TRITON_INTERPRET=1
 """
@@ -64,7 +64,13 @@ def far_from_ones() -> None:
     """Layers between which gradients are beyond float16's largest number or below its smallest, and layers of zeros."""
     torch.manual_seed(3)
     x = 2 * torch.rand(70, 2, device=DEVICE) - 1
-    for omega, spread, gain in ((300.0, 0.3, 200.0), (0.1, 1.0, 1e-8), (10.0, 0.03, 0.0), (10.0, 0.0, 1.0)):
+    for omega, spread, gain in (
+        (300.0, 0.3, 200.0),
+        (0.1, 1.0, 1e-8),
+        (10.0, 0.03, 0.0),
+        (10.0, 0.0, 1.0),
+        (10.0, 0.03, 1e4),
+    ):
         network, _ = twins((24, 24, 24), 2, omega)
         with torch.no_grad():
             for layer in network.affines()[1:-1]:
@@ -80,6 +86,36 @@ def far_from_ones() -> None:
             compare((value, gradient), wanted, 2e-3)
             expected = torch.autograd.grad(wanted[0].sum() + wanted[1].square().sum(), list(exact.parameters()))
             compare(found, expected, ALLOWED)
+
+
+def rows_beside_a_large_one() -> None:
+    """What all rows but one leave in the weights, when the loss's gradient of that one is 10,000 times as large."""
+    torch.manual_seed(4)
+    network, exact = twins((24, 24, 24), 3, 100.0)
+    x = 2 * torch.rand(65, 3, device=DEVICE) - 1
+    factors = torch.randn(65, 3, device=DEVICE)
+    factors[7] *= 1e4
+    others = factors.clone()
+    others[7] = 0
+    (_, ours), (_, wanted) = both(network, exact, x)
+    middle = list(network.parameters())[2:4]
+    found = torch.autograd.grad((ours * factors).sum(), middle, retain_graph=True)
+    large = torch.autograd.grad((wanted * (factors - others)).sum(), list(exact.parameters())[2:4], retain_graph=True)
+    expected = torch.autograd.grad((wanted * others).sum(), list(exact.parameters())[2:4])
+    for a, b, c in zip(found, large, expected, strict=True):
+        # Float16's rounding of the large one's part is not theirs to lose digits by.
+        assert float((a.double() - b - c).norm()) < ALLOWED * float(c.norm()) + 2e-3 * float(b.norm())
+
+
+def an_infinite_point() -> None:
+    """Spoils its own row alone."""
+    network, _ = twins((20, 30), 3)
+    x = 2 * torch.rand(70, 3, device=DEVICE) - 1
+    x[5] = float("inf")
+    with torch.no_grad():
+        value, gradient = value_and_gradient(x, *network.for_ops()[:4])
+    is_sound = torch.isfinite(value) & torch.isfinite(gradient).all(-1)
+    assert is_sound.nonzero().flatten().tolist() == [i for i in range(70) if i != 5]
 
 
 def derivatives_of_gradients() -> None:
@@ -101,4 +137,6 @@ outputs_and_gradients()
 no_points()
 far_from_ones()
 derivatives_of_gradients()
+rows_beside_a_large_one()
+an_infinite_point()
 done()

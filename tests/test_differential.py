@@ -120,6 +120,8 @@ def test_what_has_no_such_derivative_is_refused():
     for function in (value_gradient_hessian, gradient_and_motion):
         with pytest.raises(ValueError, match="not bounded near 0"):
             function(_network("spder"), x)
+    with pytest.raises(ValueError, match="2 inputs"):
+        gradient_and_motion(SineMLP(2, (8,), 1), x[:, :2].float())
 
 
 def test_spder_is_finite_at_zero():

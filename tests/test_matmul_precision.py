@@ -91,7 +91,9 @@ def test_only_products_are_rounded(kind):
     assert _relative(network(x), _twin(network)(x.double())) < 1e-6
 
 
-@pytest.mark.parametrize(("activation", "widths", "d"), [("siren", (40, 33, 20), 3), ("finer", (17, 64), 4)])
+@pytest.mark.parametrize(
+    ("activation", "widths", "d"), [("siren", (40, 33, 20), 3), ("finer", (17, 64), 4), ("siren", (128, 33), 4)]
+)
 def test_derivatives(kind, activation, widths, d):
     torch.manual_seed(1)
     network = SineMLP(d, widths, 1, activation, 8.0, 8.0)
@@ -134,6 +136,19 @@ def test_backward_stays_with_the_library_of_its_forward(kind):
     torch.set_float32_matmul_precision(KINDS[kind][0])
     found = torch.autograd.grad(y.square().sum(), list(network.parameters()))
     assert all(_relative(a, b) < KINDS[kind][2] for a, b in zip(found, expected, strict=True))
+
+
+def test_what_mean_curvature_kept_stays_with_its_library(kind):
+    torch.manual_seed(2)
+    network = SineMLP(4, (128, 20), 1, "siren", 8.0, 8.0)
+    x, parameters = 2 * torch.rand(200, 4) - 1, list(network.parameters())
+    found = []
+    for between in (KINDS[kind][0], "highest"):
+        torch.set_float32_matmul_precision(KINDS[kind][0])
+        gradient, motion = differential.gradient_and_motion(network, x)
+        torch.set_float32_matmul_precision(between)
+        found.append(torch.autograd.grad(gradient.square().mean() + motion.square().mean(), parameters))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_what_is_not_finite_stays_so(kind):

@@ -75,6 +75,23 @@ def test_backward_twice_and_evaluations_give_the_same(width):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("direction", [(0, 0, 1), (0, 0, -1), (0, 1, 0), (-1, 0, 0)])
+def test_normals_along_an_axis(direction):
+    """Of which the frame across them is made with care."""
+    network, exact = _twins((20, 30), 4, "siren", 4.0)
+    for net in (network, exact):
+        with torch.no_grad():
+            weight = net.affines()[0].weight
+            weight[:, :3] = weight[:, 3:].abs() * torch.tensor(direction)
+    x = (2 * torch.rand(100, 4) - 1) / 10
+    gradient, moved = gradient_and_motion(network, x)
+    _, true_gradient, hessian = value_gradient_hessian(exact, x.double(), (0, 1, 2))
+    wanted = motion(true_gradient[:, :3], hessian)
+    assert (moved - wanted).abs().max() < 1e-4 * hessian.norm(dim=(1, 2)).max()
+    for g in torch.autograd.grad((gradient[:, 0] + moved).mean(), list(network.parameters())):
+        assert g.isfinite().all()
+
+
 def test_the_loss_of_a_flow_trains_as_in_double():
     torch.manual_seed(0)
     network, exact = _twins((48, 40), 4, "siren", 10.0)
@@ -87,6 +104,24 @@ def test_the_loss_of_a_flow_trains_as_in_double():
 
     for a, b in zip(gradients(network, torch.float32), gradients(exact, torch.float64), strict=True):
         assert _relative(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["siren", "finer"])
+def test_the_references_second_derivatives_are_those_of_the_hessian(activation, monkeypatch):
+    monkeypatch.setenv("AIRE_OPS", "off")
+    _, network = _twins((9, 12), 4, activation, 4.0)
+    x = (2 * torch.rand(70, 4) - 1).double().requires_grad_()
+    parameters = list(network.parameters())[:-1]
+
+    def second(gradient, moved):
+        inputs = [x, *parameters]
+        first = torch.autograd.grad((gradient.sum(-1) * moved).sum(), inputs, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(f.square().sum() for f in first), inputs)]
+
+    found = second(*gradient_and_motion(network, x))
+    _, gradient, hessian = value_gradient_hessian(network, x, (0, 1, 2))
+    for a, b in zip(found, second(gradient, motion(gradient[:, :3], hessian)), strict=True):
+        assert _relative(a, b) < 1e-8
 
 
 def test_where_the_gradient_vanishes_nothing_blows_up():

@@ -125,9 +125,13 @@ def gradient_and_motion(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
         the motion is that across the third axis.
 
     Raises:
-        ValueError: the network has more than one output, or is a SPDER.
+        ValueError: the network has more than one output or fewer than three inputs, or is a SPDER.
     """
     _check(network, second=True)
+    if network.in_features < 3:
+        raise ValueError(
+            f"the network has {network.in_features} inputs; mean curvature is of three coordinates in space"
+        )
     weights, biases, activation, omegas, _ = network.for_ops()
     return mean_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.backend import Library, is_off
 
+# Activations whose derivatives are compiled, by their number there: SPDER's second has no bound at 0.
+SMOOTH = {"siren": 0, "finer": 1}
 # Below so many rows the call costs more than it saves.
 FEWEST_ROWS = 64
 

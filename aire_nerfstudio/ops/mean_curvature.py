@@ -10,7 +10,7 @@ derivative         compiled        remark
 =================  ==============  ================================================================
 weights, biases    yes             of both outputs, through the normal as well
 x                  by reference    where ``x`` asks for it, the whole call is the reference's
-second             refused         with ``create_graph``: an error says so
+second             refused         with ``create_graph``: an error says so; :func:`reference` has them
 =================  ==============  ================================================================
 """
 
@@ -25,11 +25,17 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_curvature, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import (
+    SMOOTH,
+    Arguments,
+    can_compile,
+    checked,
+    pointer,
+    pointers,
+    threads,
+)
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
 from aire_nerfstudio.ops.vectors import across, safe_norm
-
-KINDS = {"siren": 0, "finer": 1}
 
 
 def reference(
@@ -37,8 +43,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """The specification: values, the adjoint back to the gradient, then tangents along two directions across it.
 
-    These are held fixed; what the weights change through the normal comes back as a term of value 0 and the right
-    derivative, ``-2 (H n) . (n - fixed n)``, of which a second derivative would be wrong.
+    The two are smooth in the normal, and only their span matters: derivatives of any order are right.
 
     Args:
         x: ``[N, d]``, the first three coordinates space.
@@ -61,22 +66,17 @@ def reference(
         adjoints.append(a)
         a = (a * slope) @ weight
     gradient = a
-    normal = gradient[:, :3] / safe_norm(gradient[:, :3])[:, None]
-    fixed = normal.detach()
-    directions = torch.cat([across(fixed), fixed[None]])
-    t = torch.nn.functional.pad(directions, (0, x.shape[-1] - 3))
-    tangents, along = t[:2], t[2]
-    motion, bent = gradient.new_zeros(len(x)), gradient.new_zeros(2, len(x))
+    length = safe_norm(gradient[:, :3])[:, None]
+    normal = gradient[:, :3] / length
+    # Where there is no normal its derivative, which is divided by that length, says nothing.
+    normal = torch.where(length > 1e-9, normal, normal.detach())
+    tangents = torch.nn.functional.pad(across(normal), (0, x.shape[-1] - 3))
+    motion = gradient.new_zeros(len(x))
     for weight, slope, bend, adjoint in zip(weights, slopes, bends, adjoints[::-1], strict=False):
-        s, curved = tangents @ weight.T, adjoint * bend
-        motion = motion + (curved * s.square().sum(0)).sum(-1)
-        with torch.no_grad():
-            s_along = along @ weight.T
-            bent += (s * (curved * s_along)).sum(-1)
-            along = slope * s_along
+        s = tangents @ weight.T
+        motion = motion + (adjoint * bend * s.square().sum(0)).sum(-1)
         tangents = slope * s
-    through_normal = ((bent[..., None] * directions[:2]).sum(0) * (normal - fixed)).sum(-1)
-    return gradient, motion - 2 * through_normal
+    return gradient, motion
 
 
 def gradient_and_motion(
@@ -86,7 +86,7 @@ def gradient_and_motion(
 
     On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
     """
-    fits = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
+    fits = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
     fits = fits and weights[-1].shape[0] == 1
     if fits and triton_passes.is_possible(x, weights, biases, activation):
         return triton_curvature.gradient_and_motion(x, weights, biases, activation, omegas)
@@ -113,7 +113,7 @@ class _MeanCurvature(torch.autograd.Function):
             kept = rows.new_empty(floats) if floats else None
         checked(
             library.aire_mean_curvature(
-                ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
+                ctypes.c_int(SMOOTH[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
                 pointer(gradient), pointer(motion), pointer(kept), threads(),
             )
         )  # fmt: skip
@@ -136,7 +136,7 @@ class _MeanCurvature(torch.autograd.Function):
         gg, gm = grad_gradient.contiguous(), grad_motion.contiguous()
         checked(
             ctx.library.aire_mean_curvature_backward(
-                ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gg), pointer(gm),
+                ctypes.c_int(SMOOTH[activation]), *arguments.network, pointer(rows), pointer(gg), pointer(gm),
                 ctypes.c_int64(len(rows)), pointer(kept), pointers(gradients[:count]), pointers(gradients[count:]),
                 threads(),
             )

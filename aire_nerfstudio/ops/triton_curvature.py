@@ -1,7 +1,8 @@
 """Gradient and mean-curvature motion of a sine network on CUDA through Triton: float16 products, the rest float32.
 
-Used where ``torch.set_float32_matmul_precision`` is ``medium``; :mod:`~aire_nerfstudio.ops.triton_curvature_kernels`
-tells the passes. Where the gradient vanishes, and there is no normal, the motion is that across an arbitrary one.
+Used where ``torch.set_float32_matmul_precision`` is ``medium``, for hidden weights as in
+:mod:`~aire_nerfstudio.ops.triton_gradient`; :mod:`~aire_nerfstudio.ops.triton_curvature_kernels` tells the passes.
+Where the gradient vanishes, and there is no normal, the motion is that across the third axis.
 
 =================  ==============  ================================================================
 derivative         compiled        remark
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.triton_launches import plain, total_parts
-from aire_nerfstudio.ops.triton_passes import KINDS, Kept, Passes
+from aire_nerfstudio.ops.arguments import SMOOTH
+from aire_nerfstudio.ops.triton_launches import on_device, plain, total_parts
+from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
 def gradient_and_motion(
@@ -33,7 +35,8 @@ def gradient_and_motion(
     Where :func:`~aire_nerfstudio.ops.triton_passes.is_possible`.
     """
     settings = (activation, tuple(map(float, omegas)), torch.is_grad_enabled())
-    return _TritonCurvature.apply(x, settings, *weights, *biases)
+    with on_device(x):
+        return _TritonCurvature.apply(x, settings, *weights, *biases)
 
 
 class _TritonCurvature(torch.autograd.Function):
@@ -44,7 +47,7 @@ class _TritonCurvature(torch.autograd.Function):
         activation, omegas, is_grad_enabled = settings
         rows, *_ = plain(x, ())
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
-        passes = _Curvature(rows, parameters, omegas, KINDS[activation])
+        passes = _Curvature(rows, parameters, omegas, SMOOTH[activation])
         gradient, bent, frame = passes.outputs_and_motion(keeps)
         if keeps:
             ctx.settings = settings
@@ -62,7 +65,7 @@ class _TritonCurvature(torch.autograd.Function):
         layers = len(ctx.settings[1])
         frame, saved = _Frame.of(saved, layers), saved[1 + 3 * layers :]
         parameters, kept = saved[: 2 * layers + 2], Kept.of(saved[2 * layers + 2 :])
-        passes = _Curvature(rows, parameters, ctx.settings[1], KINDS[ctx.settings[0]], kept)
+        passes = _Curvature(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)
         grads = (grad_gradient.detach().contiguous(), grad_motion.detach().contiguous())
         gradients = passes.backward(*grads, gradient, bent, frame)
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]

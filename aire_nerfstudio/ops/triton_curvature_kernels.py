@@ -29,7 +29,7 @@ from aire_nerfstudio.ops.triton_activations import derivatives_of
 from aire_nerfstudio.ops.triton_gradient_kernels import entered, largest_of, loaded
 from aire_nerfstudio.ops.triton_kernels import Tile
 from aire_nerfstudio.ops.triton_products import points_product, product, products
-from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in
+from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, largest_size_in
 
 # Rows of a program that works through points.
 POINTS = 256
@@ -47,7 +47,7 @@ def tile(is_entry: bool) -> Tile:
 def frame(gradient, directions, rows, INPUTS: tl.constexpr, ROWS: tl.constexpr):
     """Directions [3, rows, INPUTS]: two unit vectors at right angles to each gradient [rows, INPUTS], and its own.
 
-    All in the first three coordinates. Source of the two: Duff et al. 2017, "Building an orthonormal basis, revisited".
+    All in the first three coordinates; the two as in :func:`~aire_nerfstudio.ops.vectors.across`.
     """
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = r < rows
@@ -397,7 +397,7 @@ def _bounds(sizes, n_sizes, s_scale, omega, KIND: tl.constexpr, BLOCK: tl.conste
     slope = omega
     growth = 0.0
     if KIND != 0:
-        slope = omega * (1 + 2 * largest_in(sizes, n_sizes, BLOCK))
+        slope = omega * (1 + 2 * largest_size_in(sizes, n_sizes, BLOCK))
         growth = 2 * omega
     bend = slope * slope + growth
     third = slope * (slope * slope + 3 * growth)

@@ -1,6 +1,7 @@
-"""Value and spatial gradient of a sine network on CUDA through Triton: float16 products, float32 sums, weights, phases.
+"""Value and spatial gradient of a sine network on CUDA through Triton: float16 products, float32 sums.
 
-Used where ``torch.set_float32_matmul_precision`` is ``medium``. The passes are told in
+Used where ``torch.set_float32_matmul_precision`` is ``medium``. Hidden weights become float16 as they are: a layer of
+which the largest is below 1e-4 loses digits, above 65,504 it is infinite. The passes are told in
 :mod:`~aire_nerfstudio.ops.triton_gradient_kernels`; each is a launch a layer, and a launch for the scale of what it
 leaves in float16.
 
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.triton_launches import measure, plain, total_parts
-from aire_nerfstudio.ops.triton_passes import KINDS, Kept, Passes
+from aire_nerfstudio.ops.arguments import SMOOTH
+from aire_nerfstudio.ops.triton_launches import measure, on_device, plain, total_parts
+from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
 def value_and_gradient(
@@ -34,7 +36,8 @@ def value_and_gradient(
     Where :func:`~aire_nerfstudio.ops.triton_passes.is_possible`.
     """
     settings = (activation, tuple(map(float, omegas)), torch.is_grad_enabled())
-    return _TritonGradient.apply(x, settings, *weights, *biases)
+    with on_device(x):
+        return _TritonGradient.apply(x, settings, *weights, *biases)
 
 
 class _TritonGradient(torch.autograd.Function):
@@ -45,7 +48,7 @@ class _TritonGradient(torch.autograd.Function):
         activation, omegas, is_grad_enabled = settings
         rows, *_ = plain(x, ())
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
-        passes = Passes(rows, parameters, omegas, KINDS[activation])
+        passes = Passes(rows, parameters, omegas, SMOOTH[activation])
         value, gradient = passes.outputs(keeps)
         if keeps:
             ctx.settings = settings
@@ -61,7 +64,7 @@ class _TritonGradient(torch.autograd.Function):
         parameters, kept = saved[:count], Kept.of(saved[count:])
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
-        passes = _Backward(rows, parameters, ctx.settings[1], KINDS[ctx.settings[0]], kept)
+        passes = _Backward(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)
         gradients = passes(grad_value.detach().contiguous(), grad_gradient.detach().contiguous())
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
         return None, None, *wanted
@@ -123,9 +126,16 @@ class _Backward(Passes):
         mixed, largest_mixed = self.half(layer), numbers()
         kernels.tangent[grid](
             before[-1].out, here.packed, here.phase, factor, here.adjoint, mixed, out, largest, largest_mixed,
-            count, self.columns[layer - 1], self.columns[layer], self.omegas[layer], KIND=self.kind, **tile,
+            1 / self._mixed_room(layer), count, self.columns[layer - 1], self.columns[layer], self.omegas[layer],
+            KIND=self.kind, **tile,
         )  # fmt: skip
         return _Tangent(out, scale, mixed, largest_mixed), largest
+
+    def _mixed_room(self, layer: int) -> float:
+        """What the product of a layer's s and a, each at most LARGEST over its slopes, is divided by in float16."""
+        from aire_nerfstudio.ops.triton_sums import LARGEST
+
+        return LARGEST.value / max(1.0, self.omegas[layer]) ** 2
 
     def _last(
         self, grad: Tensor, largest_grad: Tensor, before: _Tangent, largest: Tensor
@@ -152,12 +162,11 @@ class _Backward(Passes):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A layer's dz, its scale and largest numbers; gradients of its biases and, of the first, its weights."""
         from aire_nerfstudio.ops import triton_gradient_kernels as kernels
-        from aire_nerfstudio.ops.triton_sums import LARGEST
 
         here, behind, one = self.layers[layer], self.layers[layer + 1], self.one
         entry = self.inputs if layer == 0 else 0
         # Of the first layer nothing becomes float16: its scale may be any.
-        gain, other = (1.0, one) if entry else (LARGEST.value, tangent.scale)
+        gain, other = (1.0, one) if entry else (self._mixed_room(layer), tangent.scale)
         first, second = (largest, behind.norms, scale), (tangent.largest_mixed, one, gain, here.scale, other)
         scale, factors = self._scale_of_sum(layer, first, second, one)
         tile, grid, numbers = self.shared_out(layer, layer == 0)

@@ -91,6 +91,8 @@ def last_forward(
     w = tl.load(last + c, mask=c < width, other=0.0)[None, :]
     tl.store(y + tl.program_id(1).to(tl.int64) * rows + place, tl.sum(v * w, 1), mask=is_row)
     e = tl.where(is_row[:, None], slope_of(keep, omega, KIND) * (w * tl.load(scale)), 0.0)
+    # What is not a number stays so.
+    e = tl.where(tl.abs(e) > LARGEST, tl.where(e > 0, LARGEST, -LARGEST), e)
     tl.store(back + at, e.to(tl.float16), mask=is_row[:, None])
     tl.store(largest + program, largest_of(e))
 
@@ -152,10 +154,10 @@ def tangent_entry(
 
 @triton.jit(do_not_specialize=["rows"])
 def tangent(
-    x, weight, kept, factor, adjoint, mixed, out, largest, largest_mixed, rows, depth, columns, omega,
+    x, weight, kept, factor, adjoint, mixed, out, largest, largest_mixed, gain, rows, depth, columns, omega,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Out [rows, columns] = s . act'(z), s = factor (x weight^T), and mixed = s . adjoint / LARGEST, all float16.
+    """Out [rows, columns] = s . act'(z), s = factor (x weight^T), and mixed = gain s . adjoint, all float16.
 
     x is [rows, depth], weight [columns, depth], adjoint a. largest and largest_mixed [programs]: of out and mixed.
     """
@@ -169,7 +171,7 @@ def tangent(
     t = s * slope_of(loaded(kept, at, is_row, KIND), omega, KIND)
     tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
     tl.store(largest + program, largest_of(t))
-    both = s * (1.0 / LARGEST) * tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32)
+    both = s * gain * tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32)
     tl.store(mixed + at, both.to(tl.float16), mask=is_row[:, None])
     tl.store(largest_mixed + program, largest_of(both))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ class Measured(NamedTuple):
     grad: Tensor
     sums: Tensor
     largest: Tensor
+
+
+def on_device(t: Tensor) -> AbstractContextManager[Any]:
+    """Makes a tensor's device the current one, on which Triton launches; nothing where there is none."""
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
 def plain(x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:

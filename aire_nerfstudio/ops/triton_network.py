@@ -34,6 +34,7 @@ from aire_nerfstudio.ops.triton_launches import (
     Measured,
     finish,
     measure,
+    on_device,
     packed,
     padded,
     plain,
@@ -91,7 +92,8 @@ def triton_network(
     """
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
     settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind, torch.is_grad_enabled())
-    return _TritonNetwork.apply(x, settings, *weights, *biases)
+    with on_device(x):
+        return _TritonNetwork.apply(x, settings, *weights, *biases)
 
 
 class _Kept(NamedTuple):
@@ -173,7 +175,8 @@ def triton_mean_square(
     """
     kind = KINDS[activation, detach_finer_scale and activation == "finer"]
     settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
-    return _TritonMeanSquare.apply(x, target, settings, *weights, *biases)
+    with on_device(x):
+        return _TritonMeanSquare.apply(x, target, settings, *weights, *biases)
 
 
 class _TritonMeanSquare(torch.autograd.Function):

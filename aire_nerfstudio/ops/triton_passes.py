@@ -15,10 +15,11 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation
+from aire_nerfstudio.ops.arguments import SMOOTH
 from aire_nerfstudio.ops.triton_launches import finish, packed, plain, total, up
 
-KINDS = {"siren": 0, "finer": 1}
-# Of sizes of the last layer's gradients, in float16: far from both of its ends, whatever FINER's slopes are.
+# Of sizes of the last layer's gradients over its slopes, in float16; FINER's slopes reach its end at |z| of 2,000,
+# where float32 has no phase left.
 LAST_ROOM = 16.0
 
 
@@ -27,7 +28,7 @@ def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], 
 
     ``d`` is 4 or less, the sine layers, of SIREN or FINER, two or more, the output one.
     """
-    if activation not in KINDS or x.requires_grad or x.dim() != 2 or not 0 < x.shape[1] <= triton_network.NARROW:
+    if activation not in SMOOTH or x.requires_grad or x.dim() != 2 or not 0 < x.shape[1] <= triton_network.NARROW:
         return False
     if len(weights) < 3 or weights[-1].shape[0] != 1:
         return False

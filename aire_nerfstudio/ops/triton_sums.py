@@ -145,9 +145,9 @@ def next_scale(
     grad = largest_in(grads, n_grads, BLOCK)
     slope = omega
     if KIND == 3:
-        slope = omega * (1 + tl.sqrt(omega * largest_in(sizes, n_sizes, BLOCK)))
+        slope = omega * (1 + tl.sqrt(omega * largest_size_in(sizes, n_sizes, BLOCK)))
     elif KIND != 0:
-        slope = omega * (1 + 2 * largest_in(sizes, n_sizes, BLOCK))
+        slope = omega * (1 + 2 * largest_size_in(sizes, n_sizes, BLOCK))
     # One after the other: their product might be beyond float32.
     before = tl.load(scale)
     room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(largest_in(norms, n_norms, BLOCK), 1e-37) / slope
@@ -194,7 +194,7 @@ def scale_of_sum(
     slope = omega
     bend = omega * omega
     if KIND != 0:
-        rate = 1 + 2 * largest_in(sizes, n_sizes, BLOCK)
+        rate = 1 + 2 * largest_size_in(sizes, n_sizes, BLOCK)
         slope = omega * rate
         bend = slope * slope + 2 * omega
     gained = gain / tl.load(scale) / tl.load(other_scale)
@@ -217,3 +217,9 @@ def largest_in(values, count, BLOCK: tl.constexpr):
         i = begin + tl.arange(0, BLOCK)
         found = tl.maximum(found, tl.load(values + i, mask=i < count, other=0.0))
     return tl.max(found, 0)
+
+
+@triton.jit
+def largest_size_in(sizes, count, BLOCK: tl.constexpr):
+    """The same of |z|, finite: one infinite point does not spoil the others' scale."""
+    return tl.minimum(largest_in(sizes, count, BLOCK), 1e15)

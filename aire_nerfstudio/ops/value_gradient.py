@@ -22,11 +22,17 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_gradient, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import (
+    SMOOTH,
+    Arguments,
+    can_compile,
+    checked,
+    pointer,
+    pointers,
+    threads,
+)
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
 
-# SPDER's second derivative has no bound at 0.
-KINDS = {"siren": 0, "finer": 1}
 MOST_COORDINATES = 8
 
 
@@ -65,7 +71,7 @@ def value_and_gradient(
     """
     if triton_passes.is_possible(x, weights, biases, activation):
         return triton_gradient.value_and_gradient(x, weights, biases, activation, omegas)
-    is_possible = activation in KINDS and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
+    is_possible = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
     is_possible = is_possible and weights[-1].shape[0] == 1
     if not is_possible or not can_compile(VALUE_GRADIENT, x, weights, biases):
         return reference(x, weights, biases, activation, omegas)
@@ -99,7 +105,7 @@ class _ValueGradient(torch.autograd.Function):
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         checked(
             ctx.library.aire_value_gradient_backward(
-                ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), pointer(gf), pointer(gg),
+                ctypes.c_int(SMOOTH[activation]), *arguments.network, pointer(rows), pointer(gf), pointer(gg),
                 ctypes.c_int64(len(rows)), pointer(kept),
                 pointers(gradients[:count]), pointers(gradients[count:]), threads(),
             )
@@ -133,7 +139,7 @@ def _forward(
     value, gradient = rows.new_empty(len(rows)), torch.empty_like(rows)
     checked(
         library.aire_value_gradient(
-            ctypes.c_int(KINDS[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
+            ctypes.c_int(SMOOTH[activation]), *arguments.network, pointer(rows), ctypes.c_int64(len(rows)),
             pointer(value), pointer(gradient), pointer(kept), threads(),
         )
     )  # fmt: skip

@@ -12,7 +12,7 @@
 //   c_i = sigma_i,(l+1) W_(l+1);    sigma_i = c_i act'(z) + 2 m a act''(z) s_i
 //   dz_l = (dz_(l+1) W_(l+1)) act'(z) + a (tau act''(z) + m act'''(z) q) + (s_1 c_1 + s_2 c_2) act''(z)
 // and dW_l = dz h + sigma_1 t_1 + sigma_2 t_2 + e T, one product over four rows a point. Where the gradient vanishes, and
-// there is no normal, an arbitrary one is taken.
+// there is no normal, the third axis is taken.
 
 #include "network.h"
 
@@ -106,7 +106,7 @@ Place place_of(const Network& net, const Workspace& work, int l) {
             is_first ? net.in() : net.width(l - 1), is_first ? net.in() : row_length(net.width(l - 1))};
 }
 
-// Two unit vectors across the unit vector n (Duff et al. 2017, "Building an orthonormal basis, revisited").
+// Two unit vectors across the unit vector n, as across in ops/vectors.py.
 void frame(const float* n, float* u, float* v) {
     float sign = n[2] < 0 ? -1 : 1, a = -1 / (sign + n[2]), b = n[0] * n[1] * a;
     u[0] = 1 + sign * n[0] * n[0] * a;
