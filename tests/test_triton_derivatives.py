@@ -15,7 +15,7 @@ from aire_nerfstudio.ops.value_gradient import value_and_gradient
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-OPS = ["gradient", "curvature"]
+OPS = ["gradient", "curvature", "scales"]
 
 
 def _check(op, *arguments, **environment):
