@@ -28,7 +28,7 @@ import triton.language as tl
 from aire_nerfstudio.ops.triton_activations import derivatives_of
 from aire_nerfstudio.ops.triton_gradient_kernels import entered, largest_of, loaded
 from aire_nerfstudio.ops.triton_kernels import Tile
-from aire_nerfstudio.ops.triton_products import points_product, product, products
+from aire_nerfstudio.ops.triton_products import points_product, product, products, tile_of
 from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, largest_size_in
 
 # Rows of a program that works through points.
@@ -130,11 +130,7 @@ def tangents_entry(
     points [rows, ENTRY], directions [3, rows, ENTRY], weight [width, ENTRY], adjoint [rows, columns] = a adjoint_scale.
     shares [column programs, rows, 3]: see the module. largest [programs].
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     _, slope, bend, _ = derivatives_of(keep, omega, KIND)
@@ -170,11 +166,7 @@ def tangents(
     s_i = factor x_i weight^T is at ``scale``; x [STREAMS, rows, depth], weight [columns, depth]. shares [column
     programs, rows, 3] and adjoint as in :func:`tangents_entry`; where LAST, a is last [width], and there is no out.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64) * columns
     first, second, third = products(x, weight, place, is_row, c, rows, depth, depth, 1, STREAMS, ROWS, COLUMNS, DEPTH)
     gain = tl.load(factor)
@@ -209,10 +201,7 @@ def source_entry(
     KIND: tl.constexpr, ENTRY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = scales_0 T of the first layer, float16; all else as in :func:`tangents_entry`."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     _, slope, bend, _ = derivatives_of(keep, omega, KIND)
     first = points_product(directions, weight, place, is_row, c, width, ENTRY)
@@ -220,8 +209,16 @@ def source_entry(
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
     t = points_product(direction, weight, place, is_row, c, width, ENTRY) * slope
     t = (t + m * bend * (first * first + second * second)) * tl.load(scales)
-    tl.store(out + place[:, None] * columns + c[None, :], t.to(tl.float16), mask=is_row[:, None])
+    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
     tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
+
+
+@triton.jit
+def _across(s, s_scale, at, is_row, stride):
+    """S_1 and s_2 of s [2, rows, columns], at s_scale."""
+    inverse = 1 / tl.load(s_scale)
+    first = tl.load(s + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
+    return first, tl.load(s + stride + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -234,30 +231,18 @@ def source(
 
     x [rows, depth] is T of the layer before times before []; s [2, rows, columns] is at s_scale. largest [programs].
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     tau = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
     _, slope, bend, third = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
-    curved = m * _squares(s, s_scale, at, is_row, rows, columns)
+    first, second = _across(s, s_scale, at, is_row, rows.to(tl.int64) * columns)
+    curved = m * (first * first + second * second)
     t = (tau * slope + curved * bend) * tl.load(scales)
     tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
     tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
     a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
     both = a * (tau * bend + curved * third) * tl.load(scales + 1)
     tl.store(mixed + at, both.to(tl.float16), mask=is_row[:, None])
-
-
-@triton.jit
-def _squares(s, s_scale, at, is_row, rows, columns):
-    """S_1^2 + s_2^2 of s [2, rows, columns], at s_scale."""
-    inverse = 1 / tl.load(s_scale)
-    first = tl.load(s + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
-    second = tl.load(s + rows.to(tl.int64) * columns + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
-    return first * first + second * second
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -272,20 +257,14 @@ def last_source(
     scaled dz, and of T, which is the last weights' gradient. largest and largest_others [programs]: of dz, of sigmas.
     """
     block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64) * columns
     program = block * tl.num_programs(1) + tl.program_id(1)
     parts += block.to(tl.int64) * 2 * columns + c
     tau = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
     _, slope, bend, third = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
-    inverse = 1 / tl.load(s_scale)
-    first = tl.load(s + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
-    second = tl.load(s + stride + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
+    first, second = _across(s, s_scale, at, is_row, stride)
     curved = m * (first * first + second * second)
     tl.store(parts + columns, tl.sum(tau * slope + curved * bend, 0))
     w = tl.load(last + c, mask=c < width, other=0.0)[None, :]
@@ -315,11 +294,7 @@ def reverse(
     dz, of sigmas.
     """
     block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64) * columns
     program = block * tl.num_programs(1) + tl.program_id(1)
     g, c1, c2 = products(grads, weight, place, is_row, c, rows, depth, 1, columns, 3, ROWS, COLUMNS, DEPTH)
@@ -327,9 +302,7 @@ def reverse(
     c1 *= other
     c2 *= other
     _, slope, bend, _ = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
-    inverse = 1 / tl.load(s_scale)
-    first = tl.load(s + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
-    second = tl.load(s + stride + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
+    first, second = _across(s, s_scale, at, is_row, stride)
     both = tl.load(mixed + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(mixed_scale))
     dz = g * (1 / tl.load(before)) * slope + both + bend * (first * c1 + second * c2)
     dz *= tl.load(scales)
@@ -358,11 +331,7 @@ def reverse_entry(
     That is dz x + a . act'(z) d + sigma_1 u + sigma_2 v, for points x, direction d and directions u, v.
     """
     block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64) * ENTRY
     parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
     g, c1, c2 = products(grads, weight, place, is_row, c, rows, depth, 1, columns, 3, ROWS, COLUMNS, DEPTH)

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from aire_nerfstudio.ops.triton_activations import ROUND, derivatives_of, slope_of, turns, value_and_kept
 from aire_nerfstudio.ops.triton_kernels import Tile
-from aire_nerfstudio.ops.triton_products import entry, points_product, product
+from aire_nerfstudio.ops.triton_products import entry, points_product, product, tile_of
 from aire_nerfstudio.ops.triton_sums import LARGEST
 
 
@@ -72,12 +72,8 @@ def last_forward(
     programs, rows]: this program's share of the output; largest [programs]: its largest |back|. Where KEEP, kept gets
     what backward needs of z, and for others than SIREN sizes [programs] the largest |z|.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    at = place[:, None] * columns + c[None, :]
     z = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH)
     z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
     v, keep = value_and_kept(z, omega, KIND)
@@ -110,11 +106,7 @@ def adjoint(
     |back|. Where ENTRY, the first layer's of points [rows, ENTRY]: instead of back gradient [column programs, rows,
     ENTRY], this program's share of back times entry_weight [width, ENTRY] over scale [].
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     a = product(behind, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH) * tl.load(factor)
     if KEEP:
         tl.store(out + at, a.to(tl.float16), mask=is_row[:, None])
@@ -141,14 +133,11 @@ def tangent_entry(
 
     points and direction are [rows, ENTRY], weight [width, ENTRY]. largest [programs]: the largest |out|.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     s = points_product(direction, weight, place, is_row, c, width, ENTRY)
     t = s * (slope_of(keep, omega, KIND) * tl.load(factor))
-    tl.store(out + place[:, None] * columns + c[None, :], t.to(tl.float16), mask=is_row[:, None])
+    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
     tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
 
 
@@ -161,12 +150,8 @@ def tangent(
 
     x is [rows, depth], weight [columns, depth], adjoint a. largest and largest_mixed [programs]: of out and mixed.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    at = place[:, None] * columns + c[None, :]
     s = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * tl.load(factor)
     t = s * slope_of(loaded(kept, at, is_row, KIND), omega, KIND)
     tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
@@ -187,11 +172,7 @@ def last_tangent(
     2, columns]: sums over rows of out, and of grad act(z) + s . act'(z), which is the last weights' gradient.
     """
     block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     s = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
     keep = loaded(kept, at, is_row, KIND)
     g = tl.load(grad + place, mask=is_row, other=0.0)[:, None]
@@ -220,11 +201,7 @@ def reverse(
     as well, the first weights' gradient.
     """
     block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
+    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
     parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
     g = product(grad, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH) * tl.load(scales)
     m = tl.load(mixed + at, mask=is_row[:, None], other=0.0).to(tl.float32) * tl.load(scales + 1)

@@ -7,6 +7,15 @@ import triton.language as tl
 
 
 @triton.jit
+def tile_of(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """This program's columns; which of its rows there are and which they are, int64; where its numbers lie."""
+    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = r.to(tl.int64)
+    return c, r < rows, place, place[:, None] * columns + c[None, :]
+
+
+@triton.jit
 def product(
     x, weight, place, is_row, c, depth, along_column, along_depth,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
