@@ -3,13 +3,15 @@
 //
 // laplace f - n H n is u H u + v H v for directions u, v across the normal n, and of a network of one output that needs no
 // second-order stream: with a_l = df/dh_l and s_i = dz_l / du_i it is the sum over layers and neurons of
-//   a_l act''(z_l) q_l,   q_l = s_1^2 + s_2^2;   u H n, v H n likewise with s_1 s_n, s_2 s_n.
-// Forward: values h, their adjoint a and e = a act'(z) back to the gradient, tangents s and t = s act'(z) along u, v (n).
-// Backward has z, a, s_1 and s_2 from it, or where that costs more than it saves does all of it again, tile by tile. With m the
-// loss's gradient with respect to the motion and d that with respect to the gradient, less 2 m / |grad f| times the part of
-// H n across n (the motion's change through n):
+//   a_l act''(z_l) q_l,   q_l = s_1^2 + s_2^2.
+// Forward: values h, their adjoint a and e = a act'(z) back to the gradient, tangents s and t = s act'(z) along u and v.
+// Backward has z, a and s from it, or where that costs more than it saves does all of it again, tile by tile. With m the
+// loss's gradient with respect to the motion, it first goes back through the tangents,
+//   c_i = sigma_i,(l+1) W_(l+1);    sigma_i = c_i act'(z) + 2 m a act''(z) s_i,
+// which at the points is what m asks of u and v, 2 m H u and 2 m H v. Their parts along n are what the motion changes by
+// through the normal: divided by |grad f| and subtracted, along u and v, from the loss's gradient with respect to grad f they
+// make d. Then forward and back once more,
 //   tau_l = T_(l-1) W_l, T_0 = d;   T_l = tau act'(z) + m act''(z) q
-//   c_i = sigma_i,(l+1) W_(l+1);    sigma_i = c_i act'(z) + 2 m a act''(z) s_i
 //   dz_l = (dz_(l+1) W_(l+1)) act'(z) + a (tau act''(z) + m act'''(z) q) + (s_1 c_1 + s_2 c_2) act''(z)
 // and dW_l = dz h + sigma_1 t_1 + sigma_2 t_2 + e T, one product over four rows a point. Where the gradient vanishes, and
 // there is no normal, the third axis is taken.
@@ -32,22 +34,22 @@ constexpr int64_t KEEP_FROM = 96;
 
 // Of one layer of a tile, blocks of its rows one behind the other.
 struct Layer {
-    float* right;  // h, t_1, t_2, t_n; backward puts T into the last
+    float* right;  // h, t_1, t_2, T
     float* left;   // dz, sigma_1, sigma_2, e
     float *slope, *bend, *third;
-    float* added;         // to dz, by T
-    float *z, *a, *s;     // two blocks of s; the three may lie where they are kept
+    float* added;      // to dz, by sigmas and T
+    float *z, *a, *s;  // s_1, s_2; the three may lie where they are kept
     static constexpr int64_t OWN = 4 + 4 + 4, KEPT = 4;
 };
 
 struct Workspace {
     int64_t tile;
-    Buffer points, memory, kept, scratch, gradient, norm;
+    Buffer points, memory, kept, scratch, gradient, norm, motion;
     std::vector<Layer> layers;
-    float* bent;  // the motion, u H n, v H n
     Workspace(const Network& net, int64_t rows)
         : tile(rows), points(4 * rows * net.in()), memory(Layer::OWN * layer_floats(net, rows)),
-          kept(kept_floats(net, rows)), scratch(3 * rows * row_length(net.widest())), gradient(rows * 4), norm(rows) {
+          kept(kept_floats(net, rows)), scratch(2 * rows * row_length(net.widest())), gradient(rows * 4), norm(rows),
+          motion(rows) {
         float* p = memory.p;
         for (int l = 0; l < net.layers; l++) {
             int64_t size = rows * row_length(net.width(l));
@@ -56,9 +58,7 @@ struct Workspace {
         }
         keep_in(net, kept.p);
     }
-    static int64_t kept_floats(const Network& net, int64_t rows) {
-        return Layer::KEPT * layer_floats(net, rows) + up(3 * rows, 16);  // whole cache lines
-    }
+    static int64_t kept_floats(const Network& net, int64_t rows) { return Layer::KEPT * layer_floats(net, rows); }
     void keep_in(const Network& net, float* p) {
         for (int l = 0; l < net.layers; l++) {
             int64_t size = tile * row_length(net.width(l));
@@ -67,7 +67,6 @@ struct Workspace {
             layers[l].s = p + 2 * size;
             p += Layer::KEPT * size;
         }
-        bent = p;
     }
 };
 
@@ -91,7 +90,7 @@ void weigh(const float* A, int64_t ld, int64_t rows, const float* w, int64_t col
     }
 }
 
-// A network's layer, its inputs' right block (points, u, v, n or d for the first layer) and its rows' lengths.
+// A network's layer, its inputs' right block (points, u, v, and n or d for the first layer) and its rows' lengths.
 struct Place {
     const Layer& here;
     int64_t columns, ld, block;
@@ -141,11 +140,11 @@ void take_frame(const Network& net, const DerivativeWeights& weights, Workspace&
     }
 }
 
-// Fills work, for backward all of it, else two tangents will do.
+// Fills work; the third derivative only for backward.
 template <int KIND, bool IS_FOR_BACKWARD>
 void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, Workspace& work) {
     int L = net.layers;
-    int64_t d = net.in(), R = work.tile, streams = IS_FOR_BACKWARD ? 3 : 2;
+    int64_t d = net.in(), R = work.tile;
     take_points(x, rows, d, work);
     for (int l = 0; l < L; l++) {
         Place at = place_of(net, work, l);
@@ -182,36 +181,22 @@ void forward_tile(const Network& net, const DerivativeWeights& weights, const fl
             }
     }
     take_frame(net, weights, work);
-    std::memset(work.bent, 0, 4 * 3 * R);
-    float* s = work.scratch.p;
+    std::memset(work.motion.p, 0, 4 * R);
     for (int l = 0; l < L; l++) {
         Place at = place_of(net, work, l);
         const Layer& here = at.here;
-        plain_product(at.before + R * at.ld_before, at.ld_before, streams * R, at.depth, weights.packed.forward[l].p,
-                      at.columns, s, at.ld);
+        plain_product(at.before + R * at.ld_before, at.ld_before, 2 * R, at.depth, weights.packed.forward[l].p, at.columns,
+                      here.s, at.ld);
         for (int64_t r = 0; r < R; r++) {
-            vf motion{}, along_u{}, along_v{};
+            vf motion{};
             for (int64_t j = 0; j < at.columns; j += LANES) {
                 int64_t i = r * at.ld + j;
-                vf slope = load(here.slope + i), weight = load(here.a + i) * load(here.bend + i);
-                vf s1 = load(s + i), s2 = load(s + at.block + i);
-                motion += weight * (s1 * s1 + s2 * s2);
+                vf slope = load(here.slope + i), s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                motion += load(here.a + i) * load(here.bend + i) * (s1 * s1 + s2 * s2);
                 store(here.right + at.block + i, s1 * slope);
                 store(here.right + 2 * at.block + i, s2 * slope);
-                if (IS_FOR_BACKWARD) {
-                    vf s3 = load(s + 2 * at.block + i);
-                    store(here.s + i, s1);
-                    store(here.s + at.block + i, s2);
-                    along_u += weight * s1 * s3;
-                    along_v += weight * s2 * s3;
-                    store(here.right + 3 * at.block + i, s3 * slope);
-                }
             }
-            work.bent[3 * r] += sum(motion);
-            if (IS_FOR_BACKWARD) {
-                work.bent[3 * r + 1] += sum(along_u);
-                work.bent[3 * r + 2] += sum(along_v);
-            }
+            work.motion.p[r] += sum(motion);
         }
     }
 }
@@ -246,18 +231,44 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
                    Workspace& work, Gradients& grads) {
     int L = net.layers;
     int64_t d = net.in(), R = work.tile;
-    const float *u = work.points.p + R * d, *v = u + R * d;
-    float* direction = work.points.p + 3 * R * d;  // of the normal, which is not asked for any more
-    for (int64_t r = 0; r < R; r++) {
-        float gain = r < rows ? -2 * gm[r] / work.norm.p[r] : 0;
-        for (int64_t k = 0; k < d; k++) {
-            float bar = r < rows ? gg[r * d + k] : 0;
-            if (k < SPACE)
-                bar += gain * (work.bent[3 * r + 1] * u[r * d + k] + work.bent[3 * r + 2] * v[r * d + k]);
-            direction[r * d + k] = bar;
-        }
-    }
     float* scratch = work.scratch.p;
+    std::memset(scratch, 0, 4 * 2 * R * row_length(net.width(L - 1)));
+    for (int l = L - 1; l >= 0; l--) {
+        Place at = place_of(net, work, l);
+        const Layer& here = at.here;
+        for (int64_t r = 0; r < R; r++) {
+            float m = r < rows ? 2 * gm[r] : 0;
+            for (int64_t j = 0; j < at.columns; j += LANES) {
+                int64_t i = r * at.ld + j;
+                vf slope = load(here.slope + i), bend = load(here.bend + i), weight = m * load(here.a + i) * bend;
+                vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
+                vf c1 = load(scratch + i), c2 = load(scratch + at.block + i);
+                store(here.left + at.block + i, c1 * slope + weight * s1);
+                store(here.left + 2 * at.block + i, c2 * slope + weight * s2);
+                store(here.added + i, (s1 * c1 + s2 * c2) * bend);
+            }
+        }
+        if (l > 0)
+            plain_product(here.left + at.block, at.ld, 2 * R, net.width(l), weights.packed.backward[l].p, up(at.depth, NR),
+                          scratch, at.ld_before);
+    }
+    // Along n, what the first layer's sigmas ask of u and v is their product with its tangent along n.
+    Place first = place_of(net, work, 0);
+    const float *u = work.points.p + R * d, *v = u + R * d;
+    float* direction = work.points.p + 3 * R * d;
+    plain_product(direction, d, R, d, weights.packed.forward[0].p, first.columns, scratch, first.ld);
+    for (int64_t r = 0; r < R; r++) {
+        vf of_u{}, of_v{};
+        for (int64_t j = 0; j < first.columns; j += LANES) {
+            int64_t i = r * first.ld + j;
+            vf along = load(scratch + i);
+            of_u += along * load(first.here.left + first.block + i);
+            of_v += along * load(first.here.left + 2 * first.block + i);
+        }
+        float by_u = sum(of_u) / work.norm.p[r], by_v = sum(of_v) / work.norm.p[r];
+        for (int64_t k = 0; k < d; k++)
+            direction[r * d + k] = (r < rows ? gg[r * d + k] : 0) - by_u * u[r * d + k] - by_v * v[r * d + k];
+    }
     for (int l = 0; l < L; l++) {
         Place at = place_of(net, work, l);
         const Layer& here = at.here;
@@ -270,7 +281,8 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
                 vf tau = load(scratch + i), s1 = load(here.s + i), s2 = load(here.s + at.block + i);
                 vf curved = m * (s1 * s1 + s2 * s2), bend = load(here.bend + i);
                 store(here.right + 3 * at.block + i, tau * load(here.slope + i) + curved * bend);
-                store(here.added + i, load(here.a + i) * (tau * bend + curved * load(here.third + i)));
+                vf added = load(here.a + i) * (tau * bend + curved * load(here.third + i));
+                store(here.added + i, load(here.added + i) + added);
             }
         }
     }
@@ -279,31 +291,24 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
         for (int64_t j = 0; j < top.columns; j += LANES)
             store(grads.tile_last.p + j,
                   load(grads.tile_last.p + j) + load(top.here.right + 3 * top.block + r * top.ld + j));
-    std::memset(scratch, 0, 4 * 3 * top.block);
+    std::memset(scratch, 0, 4 * top.block);
     for (int l = L - 1; l >= 0; l--) {
         Place at = place_of(net, work, l);
         const Layer& here = at.here;
         float* db = grads.tile_b[l].p;
-        for (int64_t r = 0; r < R; r++) {
-            float m = r < rows ? 2 * gm[r] : 0;
+        for (int64_t r = 0; r < R; r++)
             for (int64_t j = 0; j < at.columns; j += LANES) {
                 int64_t i = r * at.ld + j;
-                vf slope = load(here.slope + i), bend = load(here.bend + i), weight = m * load(here.a + i) * bend;
-                vf s1 = load(here.s + i), s2 = load(here.s + at.block + i);
-                vf c1 = load(scratch + at.block + i), c2 = load(scratch + 2 * at.block + i);
-                vf z = load(scratch + i) * slope + load(here.added + i) + (s1 * c1 + s2 * c2) * bend;
+                vf z = load(scratch + i) * load(here.slope + i) + load(here.added + i);
                 store(here.left + i, z);
-                store(here.left + at.block + i, c1 * slope + weight * s1);
-                store(here.left + 2 * at.block + i, c2 * slope + weight * s2);
                 store(db + j, load(db + j) + z);
             }
-        }
         if (l == 0) {
             add_outer_narrow(here.left, at.ld, net.width(0), work.points.p, d, d, 4 * R, grads.W[0].p);
             break;
         }
         add_outer(here.left, at.ld, net.width(l), at.before, at.ld_before, at.depth, 4 * R, grads.W[l].p);
-        plain_product(here.left, at.ld, 3 * R, net.width(l), weights.packed.backward[l].p, up(at.depth, NR), scratch,
+        plain_product(here.left, at.ld, R, net.width(l), weights.packed.backward[l].p, up(at.depth, NR), scratch,
                       at.ld_before);
     }
     grads.end_tile(net);
@@ -337,7 +342,7 @@ int aire_mean_curvature(int kind, int layers, const int64_t* sizes, const float*
             run(net, weights, x + r * net.in(), count, work);
             for (int64_t i = 0; i < count; i++) {
                 std::memcpy(gradient + (r + i) * net.in(), work.gradient.p + 4 * i, 4 * net.in());
-                motion[r + i] = work.bent[3 * i];
+                motion[r + i] = work.motion.p[i];
             }
         });
     } catch (const std::bad_alloc&) {
