@@ -85,7 +85,8 @@ def far_from_ones() -> None:
         if omega < 100:  # else float16's phases say nothing any more
             compare((value, gradient), wanted, 2e-3)
             expected = torch.autograd.grad(wanted[0].sum() + wanted[1].square().sum(), list(exact.parameters()))
-            compare(found, expected, ALLOWED)
+            # Sums over points of either sign.
+            compare(found, expected, 2 * ALLOWED)
 
 
 def rows_beside_a_large_one() -> None:
