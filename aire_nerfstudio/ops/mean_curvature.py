@@ -25,15 +25,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_curvature, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import (
-    SMOOTH,
-    Arguments,
-    can_compile,
-    checked,
-    pointer,
-    pointers,
-    threads,
-)
+from aire_nerfstudio.ops.arguments import SMOOTH, Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
 from aire_nerfstudio.ops.vectors import across, safe_norm
 

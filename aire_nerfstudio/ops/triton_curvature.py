@@ -23,7 +23,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH
-from aire_nerfstudio.ops.triton_launches import on_device, plain, total_parts
+from aire_nerfstudio.ops.triton_launches import on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
@@ -45,13 +45,12 @@ class _TritonCurvature(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         activation, omegas, is_grad_enabled = settings
-        rows, *_ = plain(x, ())
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
-        passes = _Curvature(rows, parameters, omegas, SMOOTH[activation])
+        passes = _Curvature(x, parameters, omegas, SMOOTH[activation])
         gradient, bent, frame = passes.outputs_and_motion(keeps)
         if keeps:
             ctx.settings = settings
-            ctx.save_for_backward(rows, gradient, bent, *frame.flat(), *parameters, *passes.kept.flat())
+            ctx.save_for_backward(passes.rows, gradient, bent, *frame.flat(), *parameters, *passes.kept.flat())
         return gradient, bent[:, 0].clone()
 
     @staticmethod

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH
-from aire_nerfstudio.ops.triton_launches import measure, on_device, plain, total_parts
+from aire_nerfstudio.ops.triton_launches import measure, on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
@@ -46,13 +46,12 @@ class _TritonGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         activation, omegas, is_grad_enabled = settings
-        rows, *_ = plain(x, ())
         keeps = is_grad_enabled and any(ctx.needs_input_grad)
-        passes = Passes(rows, parameters, omegas, SMOOTH[activation])
+        passes = Passes(x, parameters, omegas, SMOOTH[activation])
         value, gradient = passes.outputs(keeps)
         if keeps:
             ctx.settings = settings
-            ctx.save_for_backward(rows, *parameters, *passes.kept.flat())
+            ctx.save_for_backward(passes.rows, *parameters, *passes.kept.flat())
         return value, gradient
 
     @staticmethod

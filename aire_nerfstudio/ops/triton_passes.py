@@ -46,6 +46,7 @@ class Layer:
         back: e, float16 ``[rows, n]``; not of the first.
         packed: float16 weight ``[n, n']``; not of the first.
         norms: largest sums down its columns ``[m]``; not of the first.
+        row_norms: largest sums along the weight's rows ``[m]``, once somebody asked.
         sizes: largest |z| ``[m]``; not of SIREN.
         scale: of adjoint and back, ``[1]``.
     """
@@ -56,6 +57,7 @@ class Layer:
     back: Any = None
     packed: Any = None
     norms: Any = None
+    row_norms: Any = None
     sizes: Any = None
     scale: Any = None
 
@@ -147,10 +149,11 @@ class Passes:
         """Largest sums along a layer's weight's rows ``[m]``."""
         from aire_nerfstudio.ops import triton_sums as sums
 
-        weight = self.weights[layer]
-        norms = weight.new_empty(-(-weight.shape[0] // sums.NORM_ROWS))
-        sums.row_norms[norms.shape](weight, norms, *weight.shape, ROWS=sums.NORM_ROWS, COLUMNS=sums.NORM_COLUMNS)
-        return norms
+        here, weight = self.layers[layer], self.weights[layer]
+        if here.row_norms is None:
+            norms = here.row_norms = weight.new_empty(-(-weight.shape[0] // sums.NORM_ROWS))
+            sums.row_norms[norms.shape](weight, norms, *weight.shape, ROWS=sums.NORM_ROWS, COLUMNS=sums.NORM_COLUMNS)
+        return here.row_norms
 
     def outputs(self, keeps: bool) -> tuple[Tensor, Tensor]:
         """The network's value ``[rows]`` and gradient ``[rows, d]``; what backward wants is kept if ``keeps``."""

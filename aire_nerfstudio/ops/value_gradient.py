@@ -22,15 +22,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_gradient, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import (
-    SMOOTH,
-    Arguments,
-    can_compile,
-    checked,
-    pointer,
-    pointers,
-    threads,
-)
+from aire_nerfstudio.ops.arguments import SMOOTH, Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
 
 MOST_COORDINATES = 8
