@@ -29,7 +29,7 @@ from aire_nerfstudio.ops.triton_activations import derivatives_of
 from aire_nerfstudio.ops.triton_gradient_kernels import entered, largest_of, loaded
 from aire_nerfstudio.ops.triton_kernels import Tile
 from aire_nerfstudio.ops.triton_products import points_product, product, products, tile_of
-from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, largest_size_in
+from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, slope_bound
 
 # Rows of a program that works through points.
 POINTS = 256
@@ -363,10 +363,9 @@ def reverse_entry(
 @triton.jit
 def _bounds(sizes, n_sizes, s_scale, omega, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Of |act'|, |act''|, |act'''|, and of |s|, which :func:`tangents` left below LARGEST when multiplied by act'."""
-    slope = omega
+    slope = slope_bound(sizes, n_sizes, omega, KIND, BLOCK)
     growth = 0.0
     if KIND != 0:
-        slope = omega * (1 + 2 * largest_size_in(sizes, n_sizes, BLOCK))
         growth = 2 * omega
     bend = slope * slope + growth
     third = slope * (slope * slope + 3 * growth)

@@ -143,11 +143,7 @@ def next_scale(
     largest |z| of this layer, which bound the slope of FINER and SPDER.
     """
     grad = largest_in(grads, n_grads, BLOCK)
-    slope = omega
-    if KIND == 3:
-        slope = omega * (1 + tl.sqrt(omega * largest_size_in(sizes, n_sizes, BLOCK)))
-    elif KIND != 0:
-        slope = omega * (1 + 2 * largest_size_in(sizes, n_sizes, BLOCK))
+    slope = slope_bound(sizes, n_sizes, omega, KIND, BLOCK)
     # One after the other: their product might be beyond float32.
     before = tl.load(scale)
     room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(largest_in(norms, n_norms, BLOCK), 1e-37) / slope
@@ -191,12 +187,10 @@ def scale_of_sum(
     mixed_norms times gain over both scales []. factors [2]: found over before, found gain over both scales. sizes:
     largest |z|, which bound the derivatives of FINER.
     """
-    slope = omega
-    bend = omega * omega
+    slope = slope_bound(sizes, n_sizes, omega, KIND, BLOCK)
+    bend = slope * slope
     if KIND != 0:
-        rate = 1 + 2 * largest_size_in(sizes, n_sizes, BLOCK)
-        slope = omega * rate
-        bend = slope * slope + 2 * omega
+        bend += 2 * omega
     gained = gain / tl.load(scale) / tl.load(other_scale)
     behind = tl.load(before)
     bound = largest_in(grads, n_grads, BLOCK) * largest_in(norms, n_norms, BLOCK) / behind * slope
@@ -220,6 +214,11 @@ def largest_in(values, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def largest_size_in(sizes, count, BLOCK: tl.constexpr):
-    """The same of |z|, finite: one infinite point does not spoil the others' scale."""
-    return tl.minimum(largest_in(sizes, count, BLOCK), 1e15)
+def slope_bound(sizes, n_sizes, omega, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest |act'(z)| where ``sizes`` bound |z|; finite, so that one infinite point does not spoil the others."""
+    slope = omega
+    if KIND == 3:
+        slope = omega * (1 + tl.sqrt(omega * tl.minimum(largest_in(sizes, n_sizes, BLOCK), 1e15)))
+    elif KIND != 0:
+        slope = omega * (1 + 2 * tl.minimum(largest_in(sizes, n_sizes, BLOCK), 1e15))
+    return slope
