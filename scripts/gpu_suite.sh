@@ -53,7 +53,7 @@ first)
     # shellcheck disable=SC2086
     TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
         "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
-        "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
+        "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
     export SUITE_LIMIT=120
     TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py
     TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/first"
@@ -76,9 +76,11 @@ second)
     done
     export SUITE_LIMIT=200
     if [ -n "${SCENE:-}" ]; then
+        run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 --data "$SCENE" \
+            --block 100 --blocks 3
         for precision in high medium; do
             run "Lego, $precision" aire-compare --data "$SCENE" --minutes 1 --views 20 --output-dir "$out/first-lego-$precision" \
-                --methods "aire-siren, $precision=aire-siren --matmul-precision $precision"
+                --methods "aire-siren, $precision=aire-siren --matmul-precision $precision --pipeline.model.cuda-graph True --steps-per-iteration 10"
         done
     else left_out "a minute of Lego: SCENE names no folder"; fi
     unset SUITE_LIMIT
@@ -87,7 +89,7 @@ ops)
     run "What is built" python -m aire_nerfstudio.ops
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
-        "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
+        "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
         "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_triton_adam.py \
         "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then
@@ -100,6 +102,7 @@ bench)
     for task in image surface; do
         run "Steps of ns-train, $task" python "$source_folder"/scripts/time_steps.py --task "$task" --precisions highest high medium
     done
+    run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 ${SCENE:+--data "$SCENE"}
     run "Overhead of nerfstudio's trainer" python "$source_folder"/scripts/bench_overhead.py --rays 4096 --width 182
     ;;
 images)

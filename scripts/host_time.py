@@ -51,7 +51,7 @@ class Standing(graphed._Graph):
 def main() -> None:
     """Train, print a line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["image", "sdf", "flow"])
+    parser.add_argument("task", choices=["image", "sdf", "flow", "nerf"])
     parser.add_argument("--steps-per-iteration", type=int, default=50, metavar="K")
     given = parser.parse_args()
     each = given.steps_per_iteration
@@ -75,6 +75,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = tiny_config(given.task, folder, max_num_iterations=STEPS // each, steps_per_iteration=each)
         config.steps_per_save = config.steps_per_eval_batch = 10 * STEPS
+        if given.task == "nerf":
+            # How long the grid takes is the device's time.
+            config.pipeline.model.grid_every = 10 * STEPS
         moments = {"unit": "percent", "densify_at": 1, "decay_start": 30, "prune_at": 60}
         config.pipeline.model.adaptation = replace(config.pipeline.model.adaptation, **moments)
         train(config)

@@ -1,11 +1,13 @@
 """Milliseconds of a step through ns-train's trainer, with and without graphs, in one process and in turn.
 
     python scripts/time_steps.py [--task image] [--width 256] [--batch 65536] [--device cuda]
+    python scripts/time_steps.py --task nerf --width 182 --batch 4096 --data LEGO
 
 Image: the astronaut; surface: pymeshlab's bunny, with half the batch on it; flow: from it, with a quarter on it, and
-half the batch in space and time. Each way trains a run of its own; blocks of
-steps alternate, so that a machine's noise meets all alike. Printed are medians over blocks, the first way's over each,
-and what the first 50 steps took, in which kernels are compiled and a graph is captured.
+half the batch in space and time; nerf: a batch of rays through a scene in Blender's format, or the demo scene. Each way
+trains a run of its own; blocks of steps alternate, so that a machine's noise meets all alike. Printed are medians over
+blocks, the first way's over each, and what the first 50 steps took, of nerf 300, in which kernels are compiled, a graph
+is captured and the occupancy grid comes about.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from aire_nerfstudio.machine import machine
 from aire_nerfstudio.method_configs.flow import aire_flow_siren
 from aire_nerfstudio.method_configs.image import aire_image_siren
+from aire_nerfstudio.method_configs.nerf import aire_siren
 from aire_nerfstudio.method_configs.sdf import aire_sdf_siren
 
 PRECISIONS = ("highest", "high", "medium")
-METHODS = {"image": aire_image_siren, "surface": aire_sdf_siren, "flow": aire_flow_siren}
+METHODS = {"image": aire_image_siren, "surface": aire_sdf_siren, "flow": aire_flow_siren, "nerf": aire_siren}
+# Steps before any is timed.
+BEGIN = {"nerf": 300}
 
 
 def main() -> None:
@@ -39,6 +44,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(METHODS), default="image")
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--batch", type=int, default=65_536)
+    parser.add_argument("--data", type=Path, help="of nerf: a folder in Blender's format (the demo scene)")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["high", "medium"])
     parser.add_argument("--block", type=int, default=200, help="steps timed at once, a multiple of 50")
     parser.add_argument("--blocks", type=int, default=7)
@@ -64,7 +70,7 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
     begun = {}
     for name, (trainer, precision) in ways.items():
         torch.set_float32_matmul_precision(precision)
-        begun[name] = _steps(trainer, 50)
+        begun[name] = _steps(trainer, BEGIN.get(given.task, 50))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(given.blocks):
         for name, (trainer, precision) in ways.items():
@@ -74,8 +80,8 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
     for name, found in times.items():
         median = statistics.median(found)
         print(
-            f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x; the first 50 "
-            f"steps took {begun[name]:.2f} s",
+            f"{name}: {median:.3f} ms ({min(found):.3f} to {max(found):.3f}), {first / median:.2f}x; the first "
+            f"{BEGIN.get(given.task, 50)} steps took {begun[name]:.2f} s",
             flush=True,
         )
 
@@ -84,7 +90,7 @@ def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: boo
     """A run that has begun, and its precision."""
     config = copy.deepcopy(METHODS[given.task].config)
     manager = config.pipeline.datamanager
-    if given.task == "image":
+    if given.task in ("image", "nerf"):
         manager.train_num_rays_per_batch = given.batch
     elif given.task == "flow":
         manager.on_surface = manager.off_surface = given.batch // 4
@@ -93,7 +99,15 @@ def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: boo
     else:
         manager.on_surface = manager.off_surface = given.batch // 2
         manager.pool = max(given.batch, 100_000)
-    config.pipeline.model.widths, config.pipeline.model.cuda_graph = (given.width,) * 3, graph
+    model = config.pipeline.model
+    model.cuda_graph = graph
+    if given.task == "nerf":
+        model.density_widths = model.colour_widths = (given.width,) * 3
+        model.n_features, config.data = given.width, given.data
+        if given.data is not None:
+            manager.dataparser.data = given.data
+    else:
+        model.widths = (given.width,) * 3
     config.matmul_precision, config.machine.device_type, config.steps_per_iteration = precision, given.device, each
     config.vis, config.quiet, config.report = "tensorboard", True, False
     config.output_dir, config.timestamp = folder / f"{precision} {graph} {each}", "run"

@@ -336,7 +336,7 @@ def test_graphs_refuse_what_comes_between_backward_and_update(setting, said):
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("task", ["image", "sdf", "flow"])
+@pytest.mark.parametrize("task", ["image", "sdf", "flow", "nerf"])
 def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path):
     """Through densification, decay and removal, whatever steps an iteration has, but for the rate's rounding."""
     ends = {}

@@ -127,9 +127,9 @@ def test_the_emulated_device_is_like_one(device):
     [
         (["test_graphed.py", "test_triton_adam.py"], "", 24),
         (
-            ["test_ray_ops.py", "test_rays_manager.py"],
+            ["test_ray_ops.py", "test_padded_samples.py", "test_rays_manager.py"],
             "(cuda or gpu or drawn or large or any_size) and not sources",
-            46,
+            90,
         ),
         (["test_triton_network.py"], "cuda_finds and siren or on_cuda", 2),
         (["test_triton_derivatives.py"], "cuda_finds and siren", 3),
@@ -199,7 +199,7 @@ TRAININGS = """
     quiet = sum(not each for each in waits)
     print("steps without a wait:", quiet, "of", STEPS)
     # All but evaluations, checkpoints, changes of the architecture, captures and looks for faults, in so short a run.
-    if task == "nerf":
+    if task == "nerf" and not is_graph:
         assert statistics.median(map(len, waits)) <= 5, waits
     else:
         assert quiet > 0.4 * STEPS, waits
@@ -212,7 +212,8 @@ TRAININGS = """
 
 
 @pytest.mark.parametrize(
-    ("task", "how"), [("nerf", "plain"), ("image", "graph"), ("sdf", "graph"), ("flow", "plain"), ("flow", "graph")]
+    ("task", "how"),
+    [("nerf", "plain"), ("nerf", "graph"), ("image", "graph"), ("sdf", "graph"), ("flow", "plain"), ("flow", "graph")],
 )
 def test_training_there_resumes_and_does_not_wait(device, tmp_path, task, how):
     assert "trained" in _python(device, TRAININGS, task, how, tmp_path)

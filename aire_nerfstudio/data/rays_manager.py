@@ -91,6 +91,13 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         super().setup_train()
         self.train_ray_generator = _quick(self.train_ray_generator)
 
+    def next_pixels(self, step: int) -> dict[str, Tensor]:
+        """The batch of nerfstudio's ``next_train``, without its rays: ``image [N, 3 or 4]``, ``indices [N, 3]``."""
+        self.train_count += 1
+        pictures = next(self.iter_train_image_dataloader)
+        assert self.train_pixel_sampler is not None
+        return self.train_pixel_sampler.sample(pictures)
+
     def setup_eval(self) -> None:
         """See nerfstudio."""
         super().setup_eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -66,9 +66,8 @@ class AdaptiveModelConfig(ModelConfig):
     lattice_limit: int | None = None
     """Largest frequency of the variant zell's lattice; None: 19 in two dimensions, 4 in three."""
     cuda_graph: bool = False
-    """Whether a step, the optimizer's update among it, is one CUDA graph: images, surfaces and flows on CUDA, where
-    launching kernels of a small network takes longer than running them. With --steps-per-iteration, nerfstudio's own
-    work is left out as well."""
+    """Whether a step, the optimizer's update among it, is one CUDA graph: on CUDA launching kernels of a small network
+    takes longer than running them. With --steps-per-iteration, nerfstudio's own work is left out as well."""
     ema_decay: float = 0.95
     """Decay of the weight average used for evaluation and rendering, in [0, 1); 0: no average."""
     ema_every: int | None = None
@@ -228,6 +227,30 @@ class AdaptiveModel(PartViews):
 
     def _twins(self) -> list[list[NeuronGroup]]:
         return [] if self.field_average is None else [self.adaptive_groups(self.field_average)]
+
+    # --- a step as a CUDA graph ------------------------------------------------------------------------------------
+
+    def check_graph(self) -> None:
+        """Refuse graphs where what they need cannot be had.
+
+        Raises:
+            InputError: saying what it is.
+        """
+
+    def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
+        """What a captured step gets at each replay, by name; None where this step cannot be a graph."""
+        points, batch = datamanager.next_train(step)
+        return {"points": points, **batch}
+
+    def graph_outputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Outputs for :meth:`graph_batch`, and what of it loss and metrics ask for; captured, without a wait."""
+        rest = dict(batch)
+        return self(rest.pop("points")), rest
+
+    @property
+    def graph_revision(self) -> Hashable:
+        """Changes with whatever may change the loss besides batch, parameters and the penalty's weight."""
+        return self.revision
 
     # --- training --------------------------------------------------------------------------------------------------
 

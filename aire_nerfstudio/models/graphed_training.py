@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class GraphedTraining:
     Of several processes each computes gradients so; what follows them stays nerfstudio's.
 
     Args:
-        trainer: set up; its model's loss is a function of parameters and batch, points first.
+        trainer: set up; its model says what a step's batch is, and what of (``graph_batch``, ``graph_outputs``).
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -36,6 +36,7 @@ class GraphedTraining:
             raise InputError(
                 f"cuda_graph is True, and {len(optimizers)} groups of parameters are trained, not one; leave it out"
             )
+        self._model.check_graph()
         self._names: tuple[str, ...] = ()
         self._step = GraphedStep(self._model.field, self._loss, optimizers[0] if distributed.count() == 1 else None)
 
@@ -47,24 +48,24 @@ class GraphedTraining:
     def step(self, number: int) -> Stepped | None:
         """The optimizer step ``number``; None where it cannot be a graph, and nothing is done."""
         model = self._model
-        points, batch = cast(tuple[Tensor, dict[str, Any]], self._pipeline.datamanager.next_train(number))
-        if not self._step.can_step(points, *batch.values()):
+        batch = model.graph_batch(self._pipeline.datamanager, number)
+        if batch is None or not self._step.can_step(*batch.values()):
             return None
         self._names = tuple(batch)
         stepped = self._step(
-            points, *batch.values(), weight=model.penalty_weight, reads=model.penalty_reads(),
-            revision=(model.revision, self._names),
+            *batch.values(), weight=model.penalty_weight, reads=model.penalty_reads(),
+            revision=(model.graph_revision, self._names),
         )  # fmt: skip
         metrics = dict(stepped.others)
         model.batch_loss, model.batch_error = stepped.total, metrics.pop(BATCH_ERROR, None)
         return replace(stepped, others=metrics)
 
-    def _loss(self, field: nn.Module, weight: Tensor | None, points: Tensor, *values: Tensor) -> Terms:
-        model, batch = self._model, dict(zip(self._names, values, strict=True))
+    def _loss(self, field: nn.Module, weight: Tensor | None, *values: Tensor) -> Terms:
+        model = self._model
         model.penalty_weight_there = weight
         try:
             # As nerfstudio's pipeline does; the model finds its field's parameters replaced.
-            outputs = model(points)
+            outputs, batch = model.graph_outputs(dict(zip(self._names, values, strict=True)))
             metrics = model.get_metrics_dict(outputs, batch)
             losses = model.get_loss_dict(outputs, batch, metrics)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -15,17 +16,22 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
-from aire_nerfstudio.data.rays_manager import IS_OPEN
-from aire_nerfstudio.distributed import shared_rand
+from aire_nerfstudio.data.perspective_rays import PerspectiveRays
+from aire_nerfstudio.data.rays_manager import IS_OPEN, RaysDataManager
+from aire_nerfstudio.distributed import share, shared_rand
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
-from aire_nerfstudio.models.image_metrics import image_metrics, psnr
+from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics
 from aire_nerfstudio.models.nerf_rendering import render_rays
+from aire_nerfstudio.models.sample_room import SampleRoom
 from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop
+from aire_nerfstudio.ops.occupancy import Occupancy
+from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded
+from aire_nerfstudio.ops.ray_library import ray_library
 from aire_nerfstudio.ops.ray_marching import (
     Samples,
     march_rays_train,
@@ -95,8 +101,10 @@ class NerfModelConfig(AdaptiveModelConfig):
     def check(self) -> None:
         """As every adaptive model's, and what marching needs."""
         super().check()
-        if self.cuda_graph:
-            raise InputError("cuda_graph is True, but rays meet another number of samples each step; leave it out")
+        if self.cuda_graph and self.marcher == "nerfacc":
+            raise InputError(
+                "cuda_graph is True and marcher is nerfacc, which waits for the number of samples; use aire"
+            )
         if not 0 < self.early_stop_epsilon < 1:
             raise InputError(f"early_stop_epsilon is {self.early_stop_epsilon}; it must lie in (0, 1)")
         if not 0 <= self.cone_angle < 1:
@@ -145,6 +153,8 @@ class NerfModel(AdaptiveModel):
             raise InputError(str(error)) from error
         self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
+        self._room = SampleRoom()
+        self._ray_generator: PerspectiveRays | None = None
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
         self._set_contraction(self._is_wanted_contracted())
@@ -185,6 +195,13 @@ class NerfModel(AdaptiveModel):
                 )
             self._set_contraction(was_contracted)
         super().set_extra_state(state)
+        if self.config.cuda_graph:
+            self._room.restore(state.get("room", []), torch.device(self.device))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """As every adaptive model's; memory for samples where steps are graphs."""
+        room = self._room.state() if self.config.cuda_graph else []
+        return super().get_extra_state() | ({"room": room} if room else {})
 
     def _print_plan(self, total_steps: int) -> None:
         if self.is_contracted and self.config.scene_contraction is None:
@@ -220,6 +237,7 @@ class NerfModel(AdaptiveModel):
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":
             self.grid.update(self.field.density_of, everywhere=True)
+            self._room.forget()
 
     def before_step(self, step: int) -> None:
         """As every adaptive model's; the grid follows the density."""
@@ -227,6 +245,7 @@ class NerfModel(AdaptiveModel):
         if step % self.config.grid_every == 0:
             # Contracted, what a voxel holds is spread over as much more as samples there are longer.
             self.grid.update(self.field.density_of, everywhere=step < self.config.grid_warmup)
+            self._room.follow()
 
     def _limits(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Where the scene begins and ends on normalised rays, ``[N]`` each."""
@@ -245,19 +264,22 @@ class NerfModel(AdaptiveModel):
             ``rgb [N, 3]``, ``depth [N, 1]`` (expected distance along the ray), ``accumulation [N, 1]``; outside
             training also ``normals [N, 3]`` in [0, 1] (0.5 + n / 2); in training also ``num_samples [1]``.
         """
-        is_training = self.training
         field = cast(SineRadianceField, self.evaluated_field)
-        origins = field.normalise(ray_bundle.origins).reshape(-1, 3)
-        directions = ray_bundle.directions.reshape(-1, 3)
-        near, far = self._limits(origins, directions)
-        if ray_bundle.nears is not None and ray_bundle.fars is not None:
-            # The viewer's crop box arrives as near and far distances, in world units.
-            near = torch.maximum(near, ray_bundle.nears.reshape(-1) / field.half_side)
-            far = torch.minimum(far, ray_bundle.fars.reshape(-1) / field.half_side)
-        scene = (origins, directions, near, far)
-        outputs = self._rendered_for_training(field, *scene) if is_training else self._rendered(field, *scene)
+        scene = self._scene(field, ray_bundle)
+        outputs = self._rendered_for_training(field, *scene) if self.training else self._rendered(field, *scene)
         shape = ray_bundle.origins.shape[:-1]
         return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
+
+    def _scene(self, field: SineRadianceField, rays: RayBundle) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Origins and directions ``[N, 3]`` in the frame of the cube, and where the scene begins and ends, ``[N]``."""
+        origins = field.normalise(rays.origins).reshape(-1, 3)
+        directions = rays.directions.reshape(-1, 3)
+        near, far = self._limits(origins, directions)
+        if rays.nears is not None and rays.fars is not None:
+            # The viewer's crop box arrives as near and far distances, in world units.
+            near = torch.maximum(near, rays.nears.reshape(-1) / field.half_side)
+            far = torch.minimum(far, rays.fars.reshape(-1) / field.half_side)
+        return origins, directions, near, far
 
     def _rendered_for_training(
         self, field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
@@ -267,24 +289,92 @@ class NerfModel(AdaptiveModel):
         jitter = shared_rand(n_rays, device=origins.device)
         scene = (origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
         if self.config.marcher == "nerfacc":
-            samples = march_rays_train_by_nerfacc(*scene)
+            marched = march_rays_train_by_nerfacc(*scene)
         else:
-            samples = march_rays_train(*scene, self.config.cone_angle)
+            marched = march_rays_train(*scene, self.config.cone_angle)
 
         def density(part: Samples) -> Tensor:
             return field.density(part.positions(origins, directions))
 
-        reached, _ = early_stop(samples, n_rays, density, self.config.early_stop_epsilon)
-        samples = samples.select(reached)
+        reached, _ = early_stop(marched, n_rays, density, self.config.early_stop_epsilon)
+        self._room.measure(len(marched.starts), len(reached))
+        outputs = self._composited(field, marched.select(reached), origins, directions, far)
+        return outputs | {"num_samples": torch.full((1,), len(reached), device=origins.device)}
+
+    def _composited(
+        self, field: SineRadianceField, samples: Samples, origins: Tensor, directions: Tensor, far: Tensor
+    ) -> dict[str, Tensor]:
+        """Colour, depth and accumulation of the rays to which ``far [N]`` belongs."""
         sigma, features = field.features(samples.positions(origins, directions))
         rgb = field.colour(directions[samples.ray_indices], features)
-        _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, n_rays)
-        return {
-            "rgb": colour,
-            "depth": _expected_depth(accumulation, depth, far) * field.half_side,
-            "accumulation": accumulation,
-            "num_samples": torch.full((1,), len(samples.starts), device=origins.device),
-        }
+        _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, len(far))
+        depth = _expected_depth(accumulation, depth, far) * field.half_side
+        return {"rgb": colour, "depth": depth, "accumulation": accumulation}
+
+    # --- a step as a CUDA graph ------------------------------------------------------------------------------------
+
+    def check_graph(self) -> None:
+        """Refuse graphs where marching is PyTorch's, whose sizes depend on what it finds."""
+        if ray_library(self.grid.density) is None:
+            raise InputError(
+                "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "
+                "leave cuda_graph out"
+            )
+
+    @property
+    def graph_revision(self) -> Hashable:
+        """As every adaptive model's; how many samples a graph has memory for."""
+        return super().graph_revision, self._room.sizes, self.is_contracted
+
+    def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
+        """Pixels or rays, all that a step draws at random, and the grid; None where memory for samples is unknown."""
+        if self._room.sizes is None:
+            return None
+        generator = getattr(datamanager, "train_ray_generator", None)
+        self._ray_generator = None
+        if isinstance(datamanager, RaysDataManager) and isinstance(generator, PerspectiveRays):
+            self._ray_generator = generator
+            pixels = datamanager.next_pixels(step)
+            given = {"indices": share(pixels["indices"])}
+        else:
+            rays, pixels = datamanager.next_train(step)
+            given = {"origins": share(rays.origins), "directions": share(rays.directions)}
+        given["image"] = share(pixels["image"])
+        given = {name: value.to(self.device) for name, value in given.items()}
+        image = given["image"]
+        given["jitter"] = shared_rand(len(image), device=image.device)
+        if self._is_background_random(image):
+            given["background"] = shared_rand(len(image), 3, device=image.device)
+        return given | {"grid": self.grid.occupancy.bits}
+
+    def graph_outputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As in training without a graph; ``complete []`` tells for how many rays there was memory."""
+        assert self._room.sizes is not None
+        field, config = self.field, self.config
+        if self._ray_generator is not None:
+            rays = self._ray_generator(batch["indices"])
+        else:
+            blank = torch.zeros_like(batch["origins"][..., :1])
+            rays = RayBundle(batch["origins"], batch["directions"], pixel_area=blank)
+        origins, directions, near, far = self._scene(field, rays)
+        n_rays, (most_marched, most_reached) = len(origins), self._room.sizes
+        grid = Occupancy(self.grid.occupied, self.grid.is_contracted, batch["grid"])
+        scene = (origins, directions, near, far, grid, self._step_length)
+        marched = march_rays_padded(*scene, most_marched, batch["jitter"], config.cone_angle)
+        # A ray more, of which padding is.
+        origins, directions = (nn.functional.pad(t, (0, 0, 0, 1)) for t in (origins, directions))
+
+        def density(part: Samples) -> Tensor:
+            return field.density(part.positions(origins, directions))
+
+        reached = early_stop_padded(marched, n_rays, density, config.early_stop_epsilon, most_reached)
+        self._room.note(marched.total, reached.total)
+        outputs = self._composited(field, reached.samples, origins, directions, far)
+        outputs["accumulation"] = outputs["accumulation"][:, None]
+        outputs |= {"num_samples": reached.total, "complete": reached.complete}
+        if "background" in batch:
+            outputs["background"] = batch["background"]
+        return outputs, {"image": batch["image"]}
 
     def _rendered(
         self, field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
@@ -331,29 +421,53 @@ class NerfModel(AdaptiveModel):
             if has_alpha:
                 truth = truth * image[..., 3:] + self._background(truth) * (1 - image[..., 3:])
             return rgb, truth
-        is_random = has_alpha or self.config.background_color == "random"
-        background = shared_rand(*rgb.shape, device=rgb.device) if is_random else self._background(rgb)
+        if not self._is_background_random(image):
+            background = self._background(rgb)
+        elif "background" in outputs:
+            background = outputs["background"]
+        else:
+            background = shared_rand(*rgb.shape, device=rgb.device)
         if has_alpha:
             truth = truth * image[..., 3:] + background * (1 - image[..., 3:])
         return rgb + background * (1 - outputs["accumulation"]), truth
+
+    def _is_background_random(self, image: Tensor) -> bool:
+        """Whether training draws the colour behind the scene."""
+        return image.shape[-1] == 4 or self.config.background_color == "random"
+
+    def _error(self, outputs: dict[str, Tensor], image: Tensor) -> Tensor:
+        """Mean squared error of a batch, over the rays for which there was memory, ``[]``.
+
+        In training metrics and loss ask for the same, which is kept.
+        """
+        if "error" in outputs:
+            return outputs["error"]
+        rgb, truth = self._with_truth(outputs, image)
+        squares = (rgb - truth).square()
+        if "complete" in outputs:
+            complete = outputs["complete"]
+            is_complete = torch.arange(len(rgb), device=rgb.device) < complete
+            error = torch.where(is_complete[:, None], squares, 0).sum() / (3 * complete).clamp_min(1)
+        else:
+            error = squares.mean()
+        if self.training:
+            outputs["error"] = error
+        return error
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Mean squared error of the colours, and the adaptation's penalty."""
-        rgb, truth = self._with_truth(outputs, batch["image"])
-        loss = {"rgb_loss": (rgb - truth).square().mean()}
+        loss = {"rgb_loss": self._error(outputs, batch["image"])}
         if self.training:
             loss["adaptation_loss"] = self.adaptation_loss(loss["rgb_loss"])
         return loss
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """PSNR of the batch and samples used."""
-        with torch.no_grad():
-            rgb, truth = self._with_truth(outputs, batch["image"])
-            metrics = {"psnr": psnr(rgb, truth)}
-            if "num_samples" in outputs:
-                metrics["num_samples_per_batch"] = outputs["num_samples"].sum()
+        metrics = {"psnr": decibel_of(self._error(outputs, batch["image"]).detach())}
+        if "num_samples" in outputs:
+            metrics["num_samples_per_batch"] = outputs["num_samples"].sum()
         return metrics
 
     def get_image_metrics_and_images(

@@ -129,12 +129,13 @@ def composite_rays_train(
     Args:
         sigmas: densities, ``[M]``, in inverse units of the intervals.
         rgbs: colours, ``[M, C]``.
-        samples: packed.
+        samples: packed; those of ray ``N`` belong to none (:mod:`~aire_nerfstudio.ops.padded_samples`).
         n_rays: ``N``.
 
     Returns:
-        ``weights [M]``, colour ``[N, C]`` (premultiplied), accumulation ``[N]`` in [0, 1], and depth ``[N]``, the sum
-        of weight times middle of the interval (divide by the accumulation for the expected distance).
+        ``weights [M]``, zero where a sample belongs to no ray; colour ``[N, C]`` (premultiplied), accumulation ``[N]``
+        in [0, 1], and depth ``[N]``, the sum of weight times middle of the interval (divide by the accumulation for the
+        expected distance).
     """
     moves = samples.starts.requires_grad or samples.ends.requires_grad
     if moves or _library(sigmas, rgbs, samples) is None:
@@ -147,10 +148,11 @@ def reference(sigmas: Tensor, rgbs: Tensor, samples: Samples, n_rays: int) -> tu
     thickness = sigmas * (samples.ends - samples.starts)
     weights = torch.exp(-exclusive_sum(thickness, samples.ray_indices)) * -torch.expm1(-thickness)
     middle = 0.5 * (samples.starts + samples.ends)
-    colour = rgbs.new_zeros(n_rays, rgbs.shape[-1]).index_add(0, samples.ray_indices, weights[:, None] * rgbs)
-    accumulation = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights)
-    depth = weights.new_zeros(n_rays).index_add(0, samples.ray_indices, weights * middle)
-    return weights, colour, accumulation, depth
+    weights = torch.where(samples.ray_indices < n_rays, weights, 0)
+    colour = rgbs.new_zeros(n_rays + 1, rgbs.shape[-1]).index_add(0, samples.ray_indices, weights[:, None] * rgbs)
+    accumulation = weights.new_zeros(n_rays + 1).index_add(0, samples.ray_indices, weights)
+    depth = weights.new_zeros(n_rays + 1).index_add(0, samples.ray_indices, weights * middle)
+    return weights, colour[:n_rays], accumulation[:n_rays], depth[:n_rays]
 
 
 class _Composite(torch.autograd.Function):
@@ -163,7 +165,8 @@ class _Composite(torch.autograd.Function):
         parts = [t.detach().contiguous() for t in (sigmas, rgbs, starts, ends, ray_indices)]
         library = ray_library(*parts)
         assert library is not None
-        weights = torch.empty_like(parts[0])
+        # Zero where no ray passes.
+        weights = torch.zeros_like(parts[0])
         colour = weights.new_zeros(n_rays, rgbs.shape[-1])
         thickness, accumulation, depth = (weights.new_zeros(n_rays) for _ in range(3))
         sizes = (n_rays, len(weights), rgbs.shape[-1])
@@ -181,7 +184,7 @@ class _Composite(torch.autograd.Function):
             inputs = [t for t, need in zip((sigmas, rgbs), needs, strict=True) if need]
             found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
             return *(next(found) if need else None for need in needs), None, None, None, None
-        d_sigmas, d_rgbs = torch.empty_like(parts[0]), torch.empty_like(parts[1])
+        d_sigmas, d_rgbs = torch.zeros_like(parts[0]), torch.zeros_like(parts[1])
         given = [g.contiguous() for g in grads]
         ctx.library.call("aire_composite_backward", *ctx.sizes, *parts, weights, *given, d_sigmas, d_rgbs)
         return d_sigmas, d_rgbs, None, None, None, None

@@ -115,10 +115,13 @@ class Occupancy:
     Args:
         occupied: bool ``[G, G, G]``, indexed x, y, z; not to be changed afterwards.
         is_contracted: whether the grid's cube holds all of space (:func:`~aire_nerfstudio.ops.contraction.contract`).
+        bits: what the compiled marchers are to read, which may then change; None: made of ``occupied``.
     """
 
-    def __init__(self, occupied: Tensor, is_contracted: bool = False) -> None:
+    def __init__(self, occupied: Tensor, is_contracted: bool = False, bits: Tensor | None = None) -> None:
         self.occupied, self.is_contracted = occupied, is_contracted
+        if bits is not None:
+            self.__dict__["bits"] = bits
 
     @property
     def resolution(self) -> int:

@@ -8,13 +8,14 @@ are taken at the middle.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.occupancy import Occupancy, voxel_indices
-from aire_nerfstudio.ops.ray_library import has_shapes, ray_library
+from aire_nerfstudio.ops.ray_library import Argument, RayLibrary, has_shapes, ray_library
 from aire_nerfstudio.shapes import Box, PerRay, Rays3
 
 # What march_rays writes as a ray's next sample, or as its distance, once it has ended.
@@ -111,20 +112,50 @@ def march_rays_train(
     _check(step, dt_gamma)
     if len(near) == 0:
         return Samples(near.new_zeros(0), near.new_zeros(0), near.new_zeros(0, dtype=torch.long))
-    extra = [] if jitter is None else [jitter]
-    library = ray_library(origins, directions, near, far, occupancy.occupied, *extra)
-    if library is None or not _fit(origins, directions, near, far, *extra):
+    march = CountedMarch.of(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
+    if march is None:
         return march_by_torch(origins, directions, near, far, occupancy, step, jitter, dt_gamma)
-    rays = [t.contiguous() for t in (origins, directions, near, far)]
-    shift = None if jitter is None else jitter.contiguous()
-    grid = _for_library(occupancy, step, dt_gamma)
-    counts = torch.empty(len(near), dtype=torch.long, device=near.device)
-    library.call("aire_march_count", len(near), *rays, shift, *grid, counts)
-    offsets = counts.cumsum(0)
-    total = int(offsets[-1])
-    starts, ends, ray_indices = near.new_empty(total), near.new_empty(total), counts.new_empty(total)
-    library.call("aire_march_fill", len(near), *rays, shift, *grid, offsets - counts, starts, ends, ray_indices)
-    return Samples(starts, ends, ray_indices)
+    total = int(march.offsets[-1])
+    samples = Samples(near.new_empty(total), near.new_empty(total), march.counts.new_empty(total))
+    march.write(samples)
+    return samples
+
+
+@dataclass(frozen=True)
+class CountedMarch:
+    """Compiled marching whose samples have been counted, before memory is made for them.
+
+    Attributes:
+        counts: samples of each ray, int64 ``[N]``.
+        offsets: their sums up to each ray, that one included, int64 ``[N]``.
+    """
+
+    _library: RayLibrary
+    _scene: tuple[Argument, ...]
+    counts: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def of(
+        cls, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupancy: Occupancy, step: float,
+        jitter: Tensor | None, dt_gamma: float,
+    ) -> CountedMarch | None:  # fmt: skip
+        """As :func:`march_rays_train` takes it; None where PyTorch's operations are to be used."""
+        extra = [] if jitter is None else [jitter]
+        library = ray_library(origins, directions, near, far, occupancy.occupied, *extra)
+        if library is None or not _fit(origins, directions, near, far, *extra):
+            return None
+        rays = [t.contiguous() for t in (origins, directions, near, far)]
+        shift = None if jitter is None else jitter.contiguous()
+        scene = (len(near), *rays, shift, *_for_library(occupancy, step, dt_gamma))
+        counts = torch.empty(len(near), dtype=torch.long, device=near.device)
+        library.call("aire_march_count", *scene, counts)
+        return cls(library, scene, counts, counts.cumsum(0))
+
+    def write(self, samples: Samples) -> None:
+        """Put the samples into memory ``[M]``, those of rays that do not fit in whole left out."""
+        capacity = len(samples.starts)
+        self._library.call("aire_march_fill", *self._scene, self.offsets, self.counts, capacity, *samples)
 
 
 def march_by_torch(

@@ -216,6 +216,12 @@ def can_fuse(weights: Sequence[Tensor]) -> bool:
     return is_narrow and widest <= kernels.FUSED_WIDTHS[-1]
 
 
+@functools.lru_cache(64)
+def _there(omegas: tuple[float, ...], device: torch.device) -> Tensor:
+    """``omegas`` on a device; the host waits for each copy, which no graph can hold."""
+    return torch.tensor(omegas, device=device)
+
+
 def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int) -> Tensor:
     from aire_nerfstudio.ops import triton_kernels as kernels
 
@@ -236,7 +242,7 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
     y = torch.empty(len(rows), out, device=rows.device)
     if len(rows):
         kernels.fused_forward[(-(-len(rows) // kernels.FUSED_ROWS),)](
-            rows, first, hidden, last, bias, last_bias, torch.tensor(omegas, device=rows.device), y,
+            rows, first, hidden, last, bias, last_bias, _there(tuple(omegas), rows.device), y,
             len(rows), rows.shape[1], out,
             LAYERS=layers, KIND=kind, WIDTH=width, OUT=kernels.FUSED_OUT, ROWS=kernels.FUSED_ROWS,
             num_warps=kernels.FUSED_WARPS,

@@ -39,13 +39,16 @@ int aire_march_count(int64_t rays, const float* origins, const float* directions
     });
 }
 
-// offsets [N]: where each ray's samples begin.
+// counts [N] are those of aire_march_count, offsets [N] their sums up to each ray, that one included. A ray whose samples end
+// beyond capacity is left out.
 int aire_march_fill(int64_t rays, const float* origins, const float* directions, const float* near, const float* far,
                     const float* jitter, const uint64_t* words, int64_t resolution, int64_t contracted, float step,
-                    float growth, const int64_t* offsets, float* starts, float* ends, int64_t* ray_indices, int64_t queue) {
+                    float growth, const int64_t* offsets, const int64_t* counts, int64_t capacity, float* starts, float* ends,
+                    int64_t* ray_indices, int64_t queue) {
     Bits grid{words, int32_t(resolution), contracted != 0};
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
-        int64_t at = offsets[n];
+        if (offsets[n] > capacity) return;
+        int64_t at = offsets[n] - counts[n];
         Ray ray = ray_at(origins, directions, near, far, jitter, grid.contracted, step, growth, n);
         march_on(ray, grid, step, growth, 0.0f, INT64_MAX, [&](float start, float end) {
             starts[at] = start;
@@ -82,6 +85,32 @@ int aire_visibility(int64_t rays, int64_t samples, const float* sigmas, const fl
             before += sigmas[i] * (ends[i] - starts[i]);
         }
         depth[n] = before;
+    });
+}
+
+// counts [N]: samples of each ray that light reaches, which are its first ones.
+int aire_reached(int64_t rays, int64_t samples, const float* sigmas, const float* starts, const float* ends,
+                 const int64_t* ray_indices, float limit, int64_t* counts, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        int64_t begin = first_of(ray_indices, samples, n), i = begin;
+        for (float before = 0.0f; before < limit && i < samples && ray_indices[i] == n; i++)
+            before += sigmas[i] * (ends[i] - starts[i]);
+        counts[n] = i - begin;
+    });
+}
+
+// The first counts [N] samples of each ray, packed anew; offsets and capacity as in aire_march_fill.
+int aire_compact(int64_t rays, int64_t samples, const float* starts, const float* ends, const int64_t* ray_indices,
+                 const int64_t* offsets, const int64_t* counts, int64_t capacity, float* new_starts, float* new_ends,
+                 int64_t* new_indices, int64_t queue) {
+    return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
+        if (offsets[n] > capacity || counts[n] == 0) return;
+        int64_t from = first_of(ray_indices, samples, n), to = offsets[n] - counts[n];
+        for (int64_t i = 0; i < counts[n]; i++) {
+            new_starts[to + i] = starts[from + i];
+            new_ends[to + i] = ends[from + i];
+            new_indices[to + i] = n;
+        }
     });
 }
 
