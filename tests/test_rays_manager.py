@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from nerfstudio.data.pixel_samplers import (
 from nerfstudio.model_components.ray_generators import RayGenerator
 from PIL import Image
 
+from aire_nerfstudio.data import perspective_rays
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig, ResidentPixelSampler
+from aire_nerfstudio.data.reading import reading
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -37,14 +41,29 @@ def _indices(count, cameras):
     return (torch.rand(count, 3) * sizes).long()
 
 
+PHONE = torch.tensor([0.06, -0.08, 0, 0, -0.001, 0.0002])
+DISTORTIONS = {
+    "none": None,
+    "zero": torch.zeros(6),
+    "of one kind": PHONE,
+    "of each": torch.stack([PHONE, 3 * PHONE, torch.zeros(6)]),
+    "strong": torch.tensor([0.3, 0.2, -0.1, 0.05, 0.02, -0.03]),
+}
+
+
 @pytest.mark.parametrize("count", [0, 1, 257])
-@pytest.mark.parametrize("distortion", [None, torch.zeros(6)])
+@pytest.mark.parametrize("distortion", DISTORTIONS)
 @pytest.mark.parametrize("number", [torch.float32, torch.float64])
-def test_rays_are_nerfstudios_to_the_bit(count, distortion, number):
-    cameras = _cameras(distortion_params=distortion, number=number)
+@pytest.mark.parametrize("fits", [True, False])
+def test_rays_are_nerfstudios_to_the_bit(count, distortion, number, fits, monkeypatch):
+    monkeypatch.setattr(perspective_rays, "CHUNK", 50)
+    monkeypatch.setattr(perspective_rays, "MOST_BYTES", 24 * 3 * 7 * 19 if fits else 24 * 3 * 7 * 19 - 1)
+    cameras = _cameras(distortion_params=DISTORTIONS[distortion], number=number)
     assert suits(cameras)
     indices = _indices(count, cameras)
-    ours, theirs = PerspectiveRays(cameras)(indices), RayGenerator(cameras)(indices)
+    generator = PerspectiveRays(cameras)
+    assert (generator.table is not None) == (fits and distortion not in ("none", "zero"))
+    ours, theirs = generator(indices), RayGenerator(cameras)(indices)
     for name in ("origins", "directions", "pixel_area", "camera_indices"):
         a, b = getattr(ours, name), getattr(theirs, name)
         assert a.dtype == b.dtype
@@ -53,15 +72,28 @@ def test_rays_are_nerfstudios_to_the_bit(count, distortion, number):
     assert ours.times is theirs.times is None
 
 
+def test_cameras_of_one_kind_share_a_table_and_sizes_may_differ():
+    """As of a phone, whose pictures lie, and one of which stands."""
+    cameras = _cameras(4, distortion_params=PHONE)
+    for name in ("fx", "fy", "cx", "cy", "height", "width"):
+        values = getattr(cameras, name).clone()
+        values[1:] = values[1].clone()
+        setattr(cameras, name, values)
+    cameras.height[2], cameras.width[2] = 19, 7
+    generator = PerspectiveRays(cameras)
+    assert generator.table.shape == (2, 19, 19, 2, 3)
+    indices = torch.tensor([[0, 6, 18], [2, 18, 6], [3, 0, 0]])
+    assert torch.equal(generator(indices).directions, RayGenerator(cameras)(indices).directions)
+
+
 @pytest.mark.parametrize(
     "others",
     [
         {"camera_type": CameraType.FISHEYE},
-        {"distortion_params": torch.tensor([0.1, 0, 0, 0, 0, 0])},
         {"times": torch.zeros(3, 1)},
         {"metadata": {"some": torch.zeros(3, 1)}},
     ],
-    ids=["fisheye", "distorted", "with times", "with metadata"],
+    ids=["fisheye", "with times", "with metadata"],
 )
 def test_other_cameras_are_left_to_nerfstudio(others):
     assert not suits(_cameras(**others))
@@ -175,3 +207,39 @@ def test_every_pixel_is_drawn_as_often():
 def test_large_pictures_stay_where_they_are(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1 << 20, 1 << 30))
     assert not _manager(RaysDataManagerConfig, "cuda").next_train(0)[1]["image"].is_cuda
+
+
+def _describe(folder, text):
+    (folder / "transforms.json").write_text(text)
+
+
+SPOILED = {
+    "no folder": (shutil.rmtree, r"cannot read .*AssertionError: Data directory .* does not exist"),
+    "no description": (lambda folder: (folder / "transforms.json").unlink(), r"cannot read .*transforms\.json"),
+    "cut off": (
+        lambda folder: (folder / "transforms.json").write_text('{"frames": ['),
+        r"cannot read .*JSONDecodeError",
+    ),
+    "no frames": (_no_frames, r"cannot read .*KeyError: 'frames'"),
+    "a picture missing": (
+        lambda folder: (folder / "2.png").unlink(),
+        r"1 of the 4 pictures .* not there, .*2\.png; add",
+    ),
+    "a picture that is none": (lambda folder: (folder / "1.png").write_text("no"), r"cannot read .*UnidentifiedImage"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_capture_that_cannot_be_read_is_refused_in_a_line(masked, tmp_path, how):
+    spoil, said = SPOILED[how]
+    spoil(tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        RaysDataManagerConfig(dataparser=masked).setup(device="cpu")
+    message = str(refused.value)
+    assert re.search(said, message), message
+    assert "\n" not in message
+
+
+def test_what_does_not_come_from_the_data_is_not_taken_for_it():
+    with pytest.raises(ValueError, match=r"^ours$"), reading(None, "folder"):
+        raise ValueError("ours")

@@ -1,27 +1,32 @@
-"""Rays of perspective cameras without distortion: nerfstudio's, to the bit, in a few operations and without a wait."""
+"""Rays of perspective cameras: nerfstudio's, to the bit, in a few operations and without a wait."""
 
 from __future__ import annotations
 
 import torch
-from nerfstudio.cameras.camera_utils import _EPS
+from nerfstudio.cameras.camera_utils import _EPS, radial_and_tangential_undistort
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
+
+# Bytes that tables of undistorted pixels may take: a camera of 1920 x 1080 pixels has one of 50 million.
+MOST_BYTES = 512 << 20
+# Pixels that are undistorted at once.
+CHUNK = 1 << 16
 
 
 def suits(cameras: Cameras) -> bool:
     """Whether :class:`PerspectiveRays` makes these cameras' rays."""
     if cameras.ndim != 1 or cameras.times is not None or cameras.metadata:
         return False
-    if not bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all()):
-        return False
-    return cameras.distortion_params is None or not bool(cameras.distortion_params.any())
+    return bool((cameras.camera_type == CameraType.PERSPECTIVE.value).all())
 
 
 class PerspectiveRays(nn.Module):
     """As nerfstudio's ``RayGenerator``, which looks at each batch for other kinds of cameras and for distortion.
 
-    On CUDA each such look waits for the device, a dozen times a batch.
+    On CUDA each such look waits for the device, a dozen times a batch. OpenCV's distortion is undone by ten iterations
+    of some thirty operations each: here once for all pixels of each kind of camera, where that fits into
+    :data:`MOST_BYTES`, and for each batch elsewhere.
 
     Args:
         cameras: on the device of the rays; :func:`suits` them.
@@ -29,12 +34,21 @@ class PerspectiveRays(nn.Module):
 
     intrinsics: Tensor
     poses: Tensor
+    distortion: Tensor | None
+    table: Tensor | None
+    kinds: Tensor | None
 
     def __init__(self, cameras: Cameras) -> None:
         super().__init__()
         parts = torch.cat([cameras.fx, cameras.fy, cameras.cx, cameras.cy], -1)
         self.register_buffer("intrinsics", parts, persistent=False)
         self.register_buffer("poses", cameras.camera_to_worlds, persistent=False)
+        distortion = cameras.distortion_params
+        distortion = distortion if distortion is not None and bool(distortion.any()) else None
+        self.register_buffer("distortion", distortion, persistent=False)
+        table, kinds = (None, None) if distortion is None else _table(cameras, parts, distortion)
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("kinds", kinds, persistent=False)
 
     def forward(self, ray_indices: Tensor) -> RayBundle:
         """Rays through the middles of pixels.
@@ -46,19 +60,58 @@ class PerspectiveRays(nn.Module):
             ``origins`` and unit ``directions``, ``[N, 3]``; ``pixel_area`` and ``directions_norm``, ``[N, 1]``.
         """
         camera, row, column = ray_indices.to(self.poses.device).unbind(-1)
-        fx, fy, cx, cy = self.intrinsics[camera].unbind(-1)
-        right, down = column + 0.5 - cx, row + 0.5 - cy
-        # Through the pixel, and through its neighbours to the right and below.
-        across = torch.stack([right / fx, (right + 1) / fx, right / fx])
-        along = torch.stack([down / fy, down / fy, (down + 1) / fy]) * -1
-        # Intrinsics may be float64, as those of nerfstudio's blender-data are; directions are float32 there, too.
-        in_camera = torch.stack([across, along, torch.full_like(across, -1)], -1).float()
+        if self.table is not None and self.kinds is not None:
+            across, along = self.table[self.kinds[camera], row, column].unbind(1)
+        else:
+            distortion = None if self.distortion is None else self.distortion[camera]
+            across, along = _places(self.intrinsics[camera], distortion, row, column)
+        in_camera = torch.stack([across, along, torch.full_like(across, -1)], -1)
         pose = self.poses[camera]
-        in_world = (in_camera[..., None, :] * pose[..., :3, :3]).sum(-1)
+        in_world = (in_camera[..., None, :] * pose[:, None, :3, :3]).sum(-1)
         norm = torch.linalg.vector_norm(in_world, dim=-1, keepdim=True).clamp_min(float(_EPS))
         directions = in_world / norm
-        distances = (directions[0] - directions[1:]).square().sum(-1).sqrt()
+        distances = (directions[:, :1] - directions[:, 1:]).square().sum(-1).sqrt()
         return RayBundle(
-            origins=pose[..., :3, 3], directions=directions[0], pixel_area=(distances[0] * distances[1])[..., None],
-            camera_indices=camera[..., None], metadata={"directions_norm": norm[0]},
+            origins=pose[..., :3, 3], directions=directions[:, 0], pixel_area=distances.prod(-1, keepdim=True),
+            camera_indices=camera[..., None], metadata={"directions_norm": norm[:, 0]},
         )  # fmt: skip
+
+
+def _places(intrinsics: Tensor, distortion: Tensor | None, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays through pixels, and through their neighbours to the right and below, meet the plane z = -1.
+
+    Args:
+        intrinsics: focal lengths and principal point, ``[N, 4]``.
+        distortion: OpenCV's, as nerfstudio orders it, ``[N, 6]``; None: there is none.
+        row: ``[N]``.
+        column: ``[N]``.
+
+    Returns:
+        To the right and up, float32 ``[N, 3]`` each.
+    """
+    fx, fy, cx, cy = intrinsics.unbind(-1)
+    right, down = column + 0.5 - cx, row + 0.5 - cy
+    across = torch.stack([right / fx, (right + 1) / fx, right / fx], -1)
+    along = torch.stack([down / fy, down / fy, (down + 1) / fy], -1)
+    if distortion is not None:
+        undistorted = radial_and_tangential_undistort(torch.stack([across, along], -1), distortion[:, None])
+        across, along = undistorted.unbind(-1)
+    # Intrinsics may be float64, as those of nerfstudio's blender-data are; directions are float32 there, too.
+    return across.float(), (along * -1).float()
+
+
+def _table(cameras: Cameras, intrinsics: Tensor, distortion: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """:func:`_places` of all pixels of each kind of camera, ``[K, H, W, 2, 3]``, and each camera's kind ``[C]``."""
+    described = torch.cat([intrinsics, distortion.to(intrinsics)], -1)
+    kinds, of_cameras = torch.unique(described, dim=0, return_inverse=True)
+    height, width = int(cameras.height.max()), int(cameras.width.max())
+    if 24 * len(kinds) * height * width > MOST_BYTES:
+        return None, None
+    table = torch.empty(len(kinds), height * width, 2, 3, device=intrinsics.device)
+    for kind, filled in zip(kinds, table, strict=True):
+        for begin in range(0, height * width, CHUNK):
+            pixel = torch.arange(begin, min(begin + CHUNK, height * width), device=intrinsics.device)
+            one = kind.expand(len(pixel), -1)
+            places = _places(one[:, :4], one[:, 4:].to(distortion.dtype), pixel // width, pixel % width)
+            filled[begin : begin + CHUNK] = torch.stack(places, 1)
+    return table.view(len(kinds), height, width, 2, 3), of_cameras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
+from aire_nerfstudio.data.reading import reading
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
 # Of the device's free memory, what pictures may take where nothing is said.
 SHARE_OF_MEMORY = 0.25
@@ -75,12 +78,34 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
 
     config: RaysDataManagerConfig
 
+    @exit_on_bad_input
+    def __init__(self, config: RaysDataManagerConfig, *args: Any, **kwargs: Any) -> None:
+        with reading(config.dataparser, config.data or config.dataparser.data):
+            super().__init__(config, *args, **kwargs)
+
     def create_train_dataset(self) -> InputDataset:
         """See nerfstudio, which takes entries out of a list that is the class's."""
         dataset = super().create_train_dataset()
+        self._check_files(dataset)
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
         dataset.metadata[IS_OPEN] = _is_open(dataset)
         return dataset
+
+    def create_eval_dataset(self) -> InputDataset:
+        """See nerfstudio."""
+        dataset = super().create_eval_dataset()
+        self._check_files(dataset)
+        return dataset
+
+    def _check_files(self, dataset: InputDataset) -> None:
+        """Refuse a scene of which pictures are missing, where they will be opened."""
+        named = [Path(name) for name in dataset.image_filenames]
+        missing = [] if self.test_mode == "inference" else [path for path in named if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(named)} pictures that the scene names are not there, the first "
+                f"{missing[0]}; add them, or take their frames out"
+            )
 
     def setup_train(self) -> None:
         """See nerfstudio."""
