@@ -215,17 +215,11 @@ def _describe(folder, text):
 
 SPOILED = {
     "no folder": (shutil.rmtree, r"cannot read .*AssertionError: Data directory .* does not exist"),
-    "no description": (lambda folder: (folder / "transforms.json").unlink(), r"cannot read .*transforms\.json"),
-    "cut off": (
-        lambda folder: (folder / "transforms.json").write_text('{"frames": ['),
-        r"cannot read .*JSONDecodeError",
-    ),
-    "no frames": (_no_frames, r"cannot read .*KeyError: 'frames'"),
-    "a picture missing": (
-        lambda folder: (folder / "2.png").unlink(),
-        r"1 of the 4 pictures .* not there, .*2\.png; add",
-    ),
-    "a picture that is none": (lambda folder: (folder / "1.png").write_text("no"), r"cannot read .*UnidentifiedImage"),
+    "no description": (lambda at: (at / "transforms.json").unlink(), r"cannot read .*transforms\.json"),
+    "cut off": (lambda at: _describe(at, '{"frames": ['), r"cannot read .*JSONDecodeError"),
+    "no frames": (lambda at: _describe(at, '{"fl_x": 20.0}'), r"cannot read .*KeyError: 'frames'"),
+    "a picture missing": (lambda at: (at / "2.png").unlink(), r"1 of the 4 pictures .* not there, .*2\.png; add"),
+    "a picture that is none": (lambda at: (at / "1.png").write_text("no"), r"cannot read .*UnidentifiedImage"),
 }
 
 
