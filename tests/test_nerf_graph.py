@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
+from aire_nerfstudio.adaptation.base import Report
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.sample_room import GRANULE, MARGIN, SampleRoom
 from aire_nerfstudio.ops import backend
@@ -53,13 +54,17 @@ def _gradients(model, loss):
 
 @NEEDS_MARCHER
 @pytest.mark.parametrize("spare", [0, 1, 5000])
-def test_with_memory_for_all_it_is_the_step_without(pipeline, spare):
-    model = pipeline.model
+def test_with_memory_for_all_it_is_the_step_without(pipeline, spare, monkeypatch):
+    model, counted = pipeline.model, []
+    measure = model._room.measure
+    monkeypatch.setattr(model._room, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     loss, metrics = _plain(pipeline, 3)
     expected = _gradients(model, loss)
     marched, reached = model._room.sizes  # of measure()
     assert marched > reached > 100
+    model._room.place(torch.device("cpu")).zero_()
     got, got_metrics, outputs = _graphed(pipeline, 3, (marched + spare, reached + spare))
+    assert tuple(model._room.state()[2:]) == counted[0]
     assert int(outputs["complete"]) == 96
     assert float(got.detach()) == pytest.approx(float(loss), rel=1e-5)
     for name, value in metrics.items():
@@ -112,6 +117,14 @@ def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
     assert torch.equal(torch.get_rng_state(), state)
     _plain(pipeline, 1)
     assert model.graph_batch(pipeline.datamanager, 1) is not None
+
+
+def test_a_removal_lets_a_step_count_again(pipeline):
+    model = pipeline.model
+    for event, is_known in (("densify", True), ("prune", False)):
+        model._room.measure(1000, 1000)
+        model.on_change(Report(1, event, (1,), (14,), (13,)))
+        assert (model._room.sizes is not None) == is_known
 
 
 @NEEDS_MARCHER
@@ -173,6 +186,11 @@ def test_room_follows_what_is_met():
     _noted(room, (9_000, 8_000))
     room.follow()
     assert room.sizes[0] < 12_000
+    # Of one of the two.
+    room.measure(100_000, 30_000)
+    _noted(room, (100_000, 1_000))
+    room.follow()
+    assert room.sizes == (begin[0], GRANULE * 3)
     room.forget()
     assert room.sizes is None
 
