@@ -1,10 +1,12 @@
 """Methods side by side: entries as typed, the clock, the shared scoring, and one whole comparison."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from commands import run_command as _run
 from PIL import Image
 
+from aire_nerfstudio.compare import cli
 from aire_nerfstudio.compare.cli import _last_words, as_name
 from aire_nerfstudio.compare.contestant import Contestant, contestant, scene_format
 from aire_nerfstudio.compare.report import Entry, common_views, markdown, page, ranked, table
@@ -185,6 +188,32 @@ def test_a_folder_that_is_no_trial_is_left_alone(tmp_path, demo):
     assert done.returncode == 1
     assert "would be overwritten" in done.stderr
     assert (tmp_path / "out" / "aire-siren" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("took", "steps"),
+    [(60.0, [600]), (51.1, [600]), (50.9, [600, int(600 / 50.9 * 60)]), (7.0, [600, int(600 / 7 * 60)])],
+)
+def test_what_ends_early_is_trained_once_more(monkeypatch, tmp_path, took, steps):
+    """With the speed of its whole run, and in a second call not again."""
+    asked = []
+
+    def run(trial):
+        asked.append(trial.steps)
+        outcome = {"rate": 10.0, "steps": trial.steps, "seconds": took if trial.steps == 600 else 20.0}
+        if trial.views:
+            Path(trial.folder).mkdir(parents=True, exist_ok=True)
+            kept = {"trial": dataclasses.asdict(trial), **outcome}
+            trial.result_path.write_text(json.dumps(kept))
+        return outcome
+
+    monkeypatch.setattr(cli, "_run", run)
+    compare = cli.Compare(tmp_path / "scene", minutes=1.0, output_dir=tmp_path / "out")
+    compare.output_dir.mkdir()
+    for _ in range(2):
+        outcome = compare._trained_in_time(["aire-siren"], tmp_path / "out" / "ours", "cpu", {})
+        assert outcome["steps"] == steps[-1]
+    assert asked == [cli.MANY_STEPS, *steps]
 
 
 @pytest.fixture(scope="module")

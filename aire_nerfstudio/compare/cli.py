@@ -34,6 +34,9 @@ from aire_nerfstudio.report.template import duration
 DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
 # A time becomes a number of steps after a trial of this share of it, at most so long. The clock stops what is slower.
 PILOT_SHARE, PILOT_SECONDS = 0.1, 20.0
+# Steps get quicker as grids empty and networks shrink: what ended before this share of its time is trained once more,
+# with as many steps as its whole run made a second.
+ENOUGH = 0.85
 # For set-up and rendering beside the training itself, before a trial counts as stuck.
 PATIENCE_SECONDS = 900.0
 MANY_STEPS = 10_000_000
@@ -137,47 +140,69 @@ class Compare:
                 f"--steps {self.steps} counts iterations; leave --steps-per-iteration out of {each.label!r}"
             )
         folder = self.output_dir.absolute() / as_name(each.label)
-        steps, seconds = self.steps, None
-        if steps is None:
-            seconds = 60 * self._minutes
-            steps = MANY_STEPS
-            if each.is_ours:
-                pilot = self._pilot(command, seconds, device, state)
-                if isinstance(pilot, str):
-                    return Entry(each.label, each.method, tuple(command), {}, folder, pilot)
-                steps = max(1, int(seconds * pilot))
-        trial = Trial(
-            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
-            state,
-        )  # fmt: skip
-        outcome: dict[str, Any] | str | None = self._kept(trial)
-        if outcome is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            outcome = _run(trial)
+        if self.steps is not None:
+            outcome = self._trained(command, folder, device, self.steps, None, state)
+        elif each.is_ours:
+            outcome = self._trained_in_time(command, folder, device, state)
+        else:
+            outcome = self._trained(command, folder, device, MANY_STEPS, 60 * self._minutes, state)
         if isinstance(outcome, str):
             return Entry(each.label, each.method, tuple(command), {}, folder, outcome)
         return Entry(each.label, each.method, tuple(command), outcome, folder, None)
 
-    def _pilot(self, command: list[str], seconds: float, device: str, state: dict[str, str]) -> float | str:
-        """Steps a second of a short run, or why there are none."""
-        path = self.output_dir / "rates.json"
+    def _trained(
+        self, command: list[str], folder: Path, device: str, steps: int, seconds: float | None, state: dict[str, str]
+    ) -> dict[str, Any] | str:
+        """What became of a training, an earlier call's if it was the same, or why there is nothing."""
+        trial = Trial(
+            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
+            state,
+        )  # fmt: skip
+        kept = self._kept(trial)
+        if kept is not None:
+            return kept
+        shutil.rmtree(folder, ignore_errors=True)
+        return _run(trial)
+
+    def _trained_in_time(
+        self, command: list[str], folder: Path, device: str, state: dict[str, str]
+    ) -> dict[str, Any] | str:
+        """Of a method whose schedule spans the run: a time becomes a number of steps."""
+        seconds, path = 60 * self._minutes, self.output_dir / "rates.json"
         known: dict[str, float] = _read(path) or {}
         key = json.dumps([command, state, seconds])
+        of_the_run = f"whole run {key}"
         if key not in known:
-            short = min(PILOT_SECONDS, PILOT_SHARE * seconds)
-            with tempfile.TemporaryDirectory() as folder:
-                outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0, state))
-            if isinstance(outcome, str):
-                return outcome
-            known[key] = outcome["rate"]
+            pilot = self._pilot(command, seconds, device, state)
+            if isinstance(pilot, str):
+                return pilot
+            known[key] = pilot
             write_text(path, json.dumps(known, indent=1))
-        return known[key]
+        if of_the_run not in known:
+            outcome = self._trained(command, folder, device, _steps(seconds, known[key]), seconds, state)
+            if isinstance(outcome, str) or outcome["seconds"] >= ENOUGH * seconds:
+                return outcome
+            known[of_the_run] = outcome["steps"] / outcome["seconds"]
+            write_text(path, json.dumps(known, indent=1))
+        return self._trained(command, folder, device, _steps(seconds, known[of_the_run]), seconds, state)
+
+    @staticmethod
+    def _pilot(command: list[str], seconds: float, device: str, state: dict[str, str]) -> float | str:
+        """Steps a second of a short run, or why there are none."""
+        short = min(PILOT_SECONDS, PILOT_SHARE * seconds)
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0, state))
+        return outcome if isinstance(outcome, str) else outcome["rate"]
 
     @staticmethod
     def _kept(trial: Trial) -> dict[str, Any] | None:
         """The outcome of an earlier call, if it was the same trial."""
         saved = _read(trial.result_path)
         return saved if saved is not None and saved.get("trial") == dataclasses.asdict(trial) else None
+
+
+def _steps(seconds: float, rate: float) -> int:
+    return max(1, int(seconds * rate))
 
 
 def _run(trial: Trial) -> dict[str, Any] | str:
