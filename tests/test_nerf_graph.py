@@ -9,7 +9,7 @@ from torch import nn
 
 from aire_nerfstudio.adaptation.base import Report
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.models.sample_room import GRANULE, MARGIN, SampleRoom
+from aire_nerfstudio.models.sample_counts import GRANULE, MARGIN, SampleCounts
 from aire_nerfstudio.ops import backend
 
 NEEDS_MARCHER = pytest.mark.skipif(
@@ -28,7 +28,14 @@ def pipeline(tmp_path_factory):
     with torch.no_grad():
         made.model.field.density_net.layers[-1].bias[0] = 4
     made.model.grid.update(made.model.field.density_of, everywhere=True)
+    made.model._step = 1  # at which nothing is decided
     return made
+
+
+@pytest.fixture(params=[True, False], ids=["stopped early", "to the end"])
+def stopped(request, pipeline):
+    pipeline.model._met.stops_early = request.param
+    return request.param
 
 
 def _plain(pipeline, seed):
@@ -41,7 +48,7 @@ def _graphed(pipeline, seed, sizes):
     """As GraphedTraining calls the model, without a graph."""
     model = pipeline.model
     torch.manual_seed(seed)
-    model._room.sizes = sizes
+    model._met.sizes = sizes
     batch = model.graph_batch(pipeline.datamanager, 1)
     outputs, rest = model.graph_outputs(batch)
     metrics = model.get_metrics_dict(outputs, rest)
@@ -54,17 +61,21 @@ def _gradients(model, loss):
 
 @NEEDS_MARCHER
 @pytest.mark.parametrize("spare", [0, 1, 5000])
-def test_with_memory_for_all_it_is_the_step_without(pipeline, spare, monkeypatch):
+def test_with_memory_for_all_it_is_the_step_without(pipeline, stopped, spare, monkeypatch):
     model, counted = pipeline.model, []
-    measure = model._room.measure
-    monkeypatch.setattr(model._room, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
+    measure = model._met.measure
+    monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     loss, metrics = _plain(pipeline, 3)
     expected = _gradients(model, loss)
-    marched, reached = model._room.sizes  # of measure()
-    assert marched > reached > 100
-    model._room.place(torch.device("cpu")).zero_()
+    marched, reached = model._met.sizes  # of measure()
+    assert marched > reached > 100 or not stopped
+    model._met.place(torch.device("cpu")).zero_()
     got, got_metrics, outputs = _graphed(pipeline, 3, (marched + spare, reached + spare))
-    assert tuple(model._room.state()[2:]) == counted[0]
+    assert model._met.state()["most"][0] == counted[0][0]
+    if stopped:
+        assert model._met.state()["most"][1] == counted[0][1]
+    else:
+        assert 100 < model._met.state()["most"][1] < counted[0][0] == counted[0][1]
     assert int(outputs["complete"]) == 96
     assert float(got.detach()) == pytest.approx(float(loss), rel=1e-5)
     for name, value in metrics.items():
@@ -78,8 +89,9 @@ def test_with_memory_for_all_it_is_the_step_without(pipeline, spare, monkeypatch
 def test_rays_that_find_no_memory_are_not_learned_from(pipeline, kind):
     """Loss and gradients are those of the batch that the others make."""
     model = pipeline.model
+    model._met.stops_early = kind == "reached"
     loss, _ = _plain(pipeline, 4)
-    marched, reached = model._room.sizes
+    marched, reached = model._met.sizes
     sizes = (marched // 4, reached) if kind == "marched" else (marched, reached // 4)
     got, _, outputs = _graphed(pipeline, 4, sizes)
     complete = int(outputs["complete"])
@@ -111,7 +123,7 @@ def test_a_batch_without_room_for_one_ray_teaches_nothing(pipeline):
 @NEEDS_MARCHER
 def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
     model = pipeline.model
-    model._room.forget()
+    model._met.forget()
     state = torch.get_rng_state()
     assert model.graph_batch(pipeline.datamanager, 1) is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -122,13 +134,13 @@ def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
 def test_a_removal_lets_a_step_count_again(pipeline):
     model = pipeline.model
     for event, is_known in (("densify", True), ("prune", False)):
-        model._room.measure(1000, 1000)
+        model._met.measure(1000, 1000)
         model.on_change(Report(1, event, (1,), (14,), (13,)))
-        assert (model._room.sizes is not None) == is_known
+        assert (model._met.sizes is not None) == is_known
 
 
 @NEEDS_MARCHER
-def test_rays_of_other_cameras_are_made_before_the_graph(pipeline, monkeypatch):
+def test_rays_of_other_cameras_are_made_before_the_graph(pipeline):
     """The same rays give the same loss."""
     expected, _, _ = _graphed(pipeline, 6, (1 << 14, 1 << 14))
     generator = pipeline.datamanager.train_ray_generator
@@ -137,8 +149,12 @@ def test_rays_of_other_cameras_are_made_before_the_graph(pipeline, monkeypatch):
         def forward(self, indices):
             return generator(indices)
 
-    monkeypatch.setattr(pipeline.datamanager, "train_ray_generator", Other())
-    got, _, _ = _graphed(pipeline, 6, (1 << 14, 1 << 14))
+    # Not by monkeypatch, which takes the module out of the manager for good.
+    pipeline.datamanager.train_ray_generator = Other()
+    try:
+        got, _, _ = _graphed(pipeline, 6, (1 << 14, 1 << 14))
+    finally:
+        pipeline.datamanager.train_ray_generator = generator
     assert float(got) == float(expected)
 
 
@@ -158,69 +174,112 @@ def test_nerfacc_and_graphs_are_refused(pipeline, monkeypatch):
 # --- how much memory -------------------------------------------------------------------------------------------------
 
 
-def _noted(room, *counts):
-    for marched, reached in counts:
-        room.note(torch.tensor(marched), torch.tensor(reached))
+def _noted(counts, *met):
+    for marched, reached in met:
+        counts.note(torch.tensor(marched), torch.tensor(reached))
 
 
-def test_room_follows_what_is_met():
-    room = SampleRoom()
-    room.follow()
-    assert room.sizes is None
-    room.measure(100_000, 30_000)
-    begin = room.sizes
+def test_memory_follows_what_is_met():
+    counts = SampleCounts()
+    counts.follow()
+    assert counts.sizes is None
+    counts.measure(100_000, 30_000)
+    begin = counts.sizes
     for size, count in zip(begin, (100_000, 30_000), strict=True):
         assert MARGIN * count <= size < MARGIN * count + GRANULE
         assert size % GRANULE == 0
     # What varies a little changes nothing, nor does a time in which nothing was noted.
-    _noted(room, (95_000, 31_000), (102_000, 28_000))
-    room.follow()
-    room.follow()
-    assert room.sizes == begin
+    _noted(counts, (95_000, 31_000), (102_000, 28_000))
+    counts.follow()
+    counts.follow()
+    assert counts.sizes == begin
     # More than there is memory for.
-    _noted(room, (120_000, 20_000), (90_000, 31_000))
-    room.follow()
-    assert room.sizes[0] >= MARGIN * 120_000
-    assert room.sizes[1] >= MARGIN * 31_000
+    _noted(counts, (120_000, 20_000), (90_000, 31_000))
+    counts.follow()
+    assert counts.sizes[0] >= MARGIN * 120_000
+    assert counts.sizes[1] >= MARGIN * 31_000
     # Far less, for as long as there was between two looks.
-    _noted(room, (9_000, 8_000))
-    room.follow()
-    assert room.sizes[0] < 12_000
+    _noted(counts, (9_000, 8_000))
+    counts.follow()
+    assert counts.sizes[0] < 12_000
     # Of one of the two.
-    room.measure(100_000, 30_000)
-    _noted(room, (100_000, 1_000))
-    room.follow()
-    assert room.sizes == (begin[0], GRANULE * 3)
-    room.forget()
-    assert room.sizes is None
+    counts.measure(100_000, 30_000)
+    _noted(counts, (100_000, 1_000))
+    counts.follow()
+    assert counts.sizes == (begin[0], GRANULE * 3)
+    counts.forget()
+    assert counts.sizes is None
 
 
 def test_where_rays_were_left_out_light_would_have_reached_more():
-    room = SampleRoom()
-    room.measure(10_000, 10_000)
-    size = room.sizes[0]
-    _noted(room, (2 * size, size))
-    room.follow()
-    assert room.sizes[1] >= 2 * size
+    counts = SampleCounts()
+    counts.measure(10_000, 10_000)
+    size = counts.sizes[0]
+    _noted(counts, (2 * size, size))
+    counts.follow()
+    assert counts.sizes[1] >= 2 * size
 
 
-def test_room_goes_through_a_checkpoint():
-    room, again = SampleRoom(), SampleRoom()
-    assert room.state() == []
-    again.restore(room.state(), torch.device("cpu"))
+def test_counts_go_through_a_checkpoint():
+    counts, again = SampleCounts(), SampleCounts()
+    assert counts.state() == {"stops_early": False, "sizes": [], "most": [0, 0]}
+    again.restore(counts.state(), torch.device("cpu"))
     assert again.sizes is None
-    room.measure(5000, 700)
-    _noted(room, (6000, 10))
-    again.restore(room.state(), torch.device("cpu"))
-    assert again.state() == room.state() == [*room.sizes, 6000, 10]
-    for made in (room, again):
+    counts.measure(5000, 700, decides=True)
+    _noted(counts, (6000, 10))
+    again.restore(counts.state(), torch.device("cpu"))
+    assert again.state() == counts.state() == {"stops_early": True, "sizes": list(counts.sizes), "most": [6000, 10]}
+    for made in (counts, again):
         made.follow()
-    assert again.sizes == room.sizes
+    assert again.sizes == counts.sizes
 
 
 @pytest.mark.parametrize(
-    "state", [[1, 2, 3], [0, 5, 1, 1], [5, 5, -1, 0], [5.0, 5, 1, 1], "room", {"a": 1}, [True] * 4]
+    "damage",
+    [
+        *(
+            {"sizes": [1, 2, 3]},
+            {"sizes": [0, 5]},
+            {"sizes": None},
+            {"most": [-1, 0]},
+            {"most": [5.0, 1]},
+            {"most": []},
+        ),
+        *({"stops_early": 1}, {"more": 3}, {"sizes": [True, True]}),
+    ],
 )
-def test_a_damaged_room_is_refused(state):
-    with pytest.raises(InputError, match=r"room is .*damaged"):
-        SampleRoom().restore(state, torch.device("cpu"))
+def test_damaged_counts_are_refused(damage):
+    with pytest.raises(InputError, match=r"sample_counts is .*damaged"):
+        SampleCounts().restore({**SampleCounts().state(), **damage}, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"sample_counts is 7; .*damaged"):
+        SampleCounts().restore(7, torch.device("cpu"))
+
+
+def test_light_that_reaches_little_is_looked_for():
+    """And then for as long as it does not reach nearly all."""
+    counts = SampleCounts()
+    for reached, decides, stops in (
+        *((100, True, False), (80, True, False), (70, False, False), (70, True, True), (80, True, True)),
+        *((90, False, True), (90, True, False), (80, True, False), (0, True, True)),
+    ):
+        counts.measure(100, reached, decides)
+        assert counts.stops_early is stops
+    for reached, stops in ((60, True), (90, False), (75, True)):
+        _noted(counts, (100, reached), (50, 5))
+        counts.follow()
+        assert counts.stops_early is stops
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_light_does_not_reach_changes_a_colour_by_less_than_epsilon(pipeline, monkeypatch, compiled):
+    model, colours = pipeline.model, []
+    if not compiled:
+        monkeypatch.setenv("AIRE_OPS", "off")
+    rays, _ = pipeline.datamanager.next_train(1)
+    for stops in (True, False):
+        torch.manual_seed(2)
+        model._met.stops_early = stops
+        colours.append(model(rays)["rgb"].detach())
+    model._met.measure(5, 5)
+    difference = float((colours[0] - colours[1]).abs().max())
+    assert 0 < difference < model.config.early_stop_epsilon

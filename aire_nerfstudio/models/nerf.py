@@ -27,10 +27,10 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics
 from aire_nerfstudio.models.nerf_rendering import render_rays
-from aire_nerfstudio.models.sample_room import SampleRoom
-from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop
+from aire_nerfstudio.models.sample_counts import SampleCounts
+from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop, visibility
 from aire_nerfstudio.ops.occupancy import Occupancy
-from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded
+from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded, reached_padded
 from aire_nerfstudio.ops.ray_library import ray_library
 from aire_nerfstudio.ops.ray_marching import (
     Samples,
@@ -153,7 +153,7 @@ class NerfModel(AdaptiveModel):
             raise InputError(str(error)) from error
         self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
-        self._room = SampleRoom()
+        self._met = SampleCounts()
         self._ray_generator: PerspectiveRays | None = None
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
@@ -195,13 +195,13 @@ class NerfModel(AdaptiveModel):
                 )
             self._set_contraction(was_contracted)
         super().set_extra_state(state)
-        if self.config.cuda_graph:
-            self._room.restore(state.get("room", []), torch.device(self.device))
+        # Earlier releases looked in each step for what light does not reach.
+        known = {"stops_early": True, "sizes": [], "most": [0, 0]}
+        self._met.restore(state.get("sample_counts", known), torch.device(self.device))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """As every adaptive model's; memory for samples where steps are graphs."""
-        room = self._room.state() if self.config.cuda_graph else []
-        return super().get_extra_state() | ({"room": room} if room else {})
+        """As every adaptive model's; what steps met on their rays."""
+        return super().get_extra_state() | {"sample_counts": self._met.state()}
 
     def _print_plan(self, total_steps: int) -> None:
         if self.is_contracted and self.config.scene_contraction is None:
@@ -237,7 +237,7 @@ class NerfModel(AdaptiveModel):
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":
             self.grid.update(self.field.density_of, everywhere=True)
-            self._room.forget()
+            self._met.forget()
 
     def before_step(self, step: int) -> None:
         """As every adaptive model's; the grid follows the density."""
@@ -245,7 +245,7 @@ class NerfModel(AdaptiveModel):
         if step % self.config.grid_every == 0:
             # Contracted, what a voxel holds is spread over as much more as samples there are longer.
             self.grid.update(self.field.density_of, everywhere=step < self.config.grid_warmup)
-            self._room.follow()
+            self._met.follow()
 
     def _limits(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Where the scene begins and ends on normalised rays, ``[N]`` each."""
@@ -296,20 +296,26 @@ class NerfModel(AdaptiveModel):
         def density(part: Samples) -> Tensor:
             return field.density(part.positions(origins, directions))
 
-        reached, _ = early_stop(marched, n_rays, density, self.config.early_stop_epsilon)
-        self._room.measure(len(marched.starts), len(reached))
-        outputs = self._composited(field, marched.select(reached), origins, directions, far)
-        return outputs | {"num_samples": torch.full((1,), len(reached), device=origins.device)}
+        samples, epsilon = marched, self.config.early_stop_epsilon
+        if self._met.stops_early:
+            reached, _ = early_stop(marched, n_rays, density, epsilon)
+            samples = marched.select(reached)
+        outputs, sigma = self._composited(field, samples, origins, directions, far)
+        count, decides = len(samples.starts), self._step % self.config.grid_every == 0
+        if decides and not self._met.stops_early:
+            count = int(visibility(sigma, marched, sigma.new_zeros(n_rays), epsilon).sum())
+        self._met.measure(len(marched.starts), count, decides)
+        return outputs | {"num_samples": torch.full((1,), len(samples.starts), device=origins.device)}
 
     def _composited(
         self, field: SineRadianceField, samples: Samples, origins: Tensor, directions: Tensor, far: Tensor
-    ) -> dict[str, Tensor]:
-        """Colour, depth and accumulation of the rays to which ``far [N]`` belongs."""
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Colour, depth and accumulation of the rays to which ``far [N]`` belongs, and the samples' densities."""
         sigma, features = field.features(samples.positions(origins, directions))
         rgb = field.colour(directions[samples.ray_indices], features)
         _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, len(far))
         depth = _expected_depth(accumulation, depth, far) * field.half_side
-        return {"rgb": colour, "depth": depth, "accumulation": accumulation}
+        return {"rgb": colour, "depth": depth, "accumulation": accumulation}, sigma.detach()
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
@@ -324,11 +330,12 @@ class NerfModel(AdaptiveModel):
     @property
     def graph_revision(self) -> Hashable:
         """As every adaptive model's; how many samples a graph has memory for."""
-        return super().graph_revision, self._room.sizes, self.is_contracted
+        met = self._met
+        return super().graph_revision, met.sizes, met.stops_early, self.is_contracted
 
     def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
         """Pixels or rays, all that a step draws at random, and the grid; None where memory for samples is unknown."""
-        if self._room.sizes is None:
+        if self._met.sizes is None:
             return None
         generator = getattr(datamanager, "train_ray_generator", None)
         self._ray_generator = None
@@ -349,15 +356,15 @@ class NerfModel(AdaptiveModel):
 
     def graph_outputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As in training without a graph; ``complete []`` tells for how many rays there was memory."""
-        assert self._room.sizes is not None
-        field, config = self.field, self.config
+        assert self._met.sizes is not None
+        field, config, met = self.field, self.config, self._met
         if self._ray_generator is not None:
             rays = self._ray_generator(batch["indices"])
         else:
             blank = torch.zeros_like(batch["origins"][..., :1])
             rays = RayBundle(batch["origins"], batch["directions"], pixel_area=blank)
         origins, directions, near, far = self._scene(field, rays)
-        n_rays, (most_marched, most_reached) = len(origins), self._room.sizes
+        n_rays, (most_marched, most_reached), epsilon = len(origins), self._met.sizes, config.early_stop_epsilon
         grid = Occupancy(self.grid.occupied, self.grid.is_contracted, batch["grid"])
         scene = (origins, directions, near, far, grid, self._step_length)
         marched = march_rays_padded(*scene, most_marched, batch["jitter"], config.cone_angle)
@@ -367,11 +374,12 @@ class NerfModel(AdaptiveModel):
         def density(part: Samples) -> Tensor:
             return field.density(part.positions(origins, directions))
 
-        reached = early_stop_padded(marched, n_rays, density, config.early_stop_epsilon, most_reached)
-        self._room.note(marched.total, reached.total)
-        outputs = self._composited(field, reached.samples, origins, directions, far)
+        used = early_stop_padded(marched, n_rays, density, epsilon, most_reached) if met.stops_early else marched
+        outputs, sigma = self._composited(field, used.samples, origins, directions, far)
+        total = used.total if met.stops_early else reached_padded(marched, n_rays, sigma, epsilon).sum()
+        met.note(marched.total, total)
         outputs["accumulation"] = outputs["accumulation"][:, None]
-        outputs |= {"num_samples": reached.total, "complete": reached.complete}
+        outputs |= {"num_samples": used.total, "complete": used.complete}
         if "background" in batch:
             outputs["background"] = batch["background"]
         return outputs, {"image": batch["image"]}

@@ -17,7 +17,7 @@ from aire_nerfstudio.ops.compositing import visibility
 from aire_nerfstudio.ops.occupancy import Occupancy
 from aire_nerfstudio.ops.ray_library import ray_library
 from aire_nerfstudio.ops.ray_marching import CountedMarch, Samples, march_rays_train
-from aire_nerfstudio.shapes import PerRay, Rays3
+from aire_nerfstudio.shapes import PerRay, PerRow, Rays3
 
 
 class PaddedSamples(NamedTuple):
@@ -93,23 +93,44 @@ def early_stop_padded(
     """
     _check(capacity)
     given = padded.samples
-    sigmas = density(given).contiguous()
+    sigmas = density(given)
     library = ray_library(sigmas, *given)
     if library is None or n_rays == 0:
         there = given.ray_indices < n_rays
-        samples, depth = given.select(there), sigmas.new_zeros(n_rays)
-        reached = visibility(sigmas[there], samples, depth, epsilon)
+        samples = given.select(there)
+        reached = visibility(sigmas[there], samples, sigmas.new_zeros(n_rays), epsilon)
         found = pad(samples.select(reached), n_rays, capacity)
         return found._replace(complete=torch.minimum(found.complete, padded.complete))
-    # Light reaches a ray's first samples, up to some one.
-    counts = torch.empty(n_rays, dtype=torch.long, device=sigmas.device)
-    sizes = n_rays, len(sigmas)
-    library.call("aire_reached", *sizes, sigmas, *given, -math.log(epsilon), counts)
+    counts = reached_padded(padded, n_rays, sigmas, epsilon)
     offsets = counts.cumsum(0)
     samples = _room(given.starts, n_rays, capacity)
+    sizes = n_rays, len(given.starts)
     library.call("aire_compact", *sizes, *given, offsets, counts, capacity, *samples)
     complete = torch.minimum((offsets <= capacity).sum(), padded.complete)
     return PaddedSamples(samples, offsets[-1], complete)
+
+
+@torch.no_grad()
+def reached_padded(padded: PaddedSamples, n_rays: int, sigmas: PerRow, epsilon: float) -> Tensor:
+    """How many samples of each ray light reaches, which are its first ones, int64 ``[N]``.
+
+    Args:
+        padded: of ``N`` rays, ``M`` of them.
+        n_rays: ``N``.
+        sigmas: densities, ``[M]``, in inverse units of the intervals; those that belong to no ray are not looked at.
+        epsilon: as :func:`~aire_nerfstudio.ops.compositing.visibility` takes it.
+    """
+    given = padded.samples
+    library = ray_library(sigmas, *given)
+    if library is None or n_rays == 0:
+        there = given.ray_indices < n_rays
+        samples = given.select(there)
+        reached = visibility(sigmas[there], samples, sigmas.new_zeros(n_rays), epsilon)
+        return torch.bincount(samples.ray_indices[reached], minlength=n_rays)
+    counts = torch.empty(n_rays, dtype=torch.long, device=sigmas.device)
+    limit = -math.log(epsilon)
+    library.call("aire_reached", n_rays, len(sigmas), sigmas.contiguous(), *given, limit, counts)
+    return counts
 
 
 def pad(samples: Samples, n_rays: int, capacity: int) -> PaddedSamples:
