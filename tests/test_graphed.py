@@ -18,6 +18,7 @@ from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_g
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, eikonal, flow_loss, flow_residual
 from aire_nerfstudio.method_configs.image import aire_image_siren
+from aire_nerfstudio.models import sample_counts
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
 from aire_nerfstudio.ops import graphed
@@ -336,10 +337,14 @@ def test_graphs_refuse_what_comes_between_backward_and_update(setting, said):
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize("task", ["image", "sdf", "flow", "nerf"])
-def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path):
+@pytest.mark.parametrize("task", ["image", "sdf", "flow", "nerf", "nerf, stopped early"])
+def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path, monkeypatch):
     """Through densification, decay and removal, whatever steps an iteration has, but for the rate's rounding."""
     ends = {}
+    if task.endswith("early"):
+        task = "nerf"
+        for name in ("STOP_BELOW", "STOP_ABOVE"):
+            monkeypatch.setattr(sample_counts, name, 2.0)
     for is_graphed, each in ((False, 1), (True, 1), (True, 4)):
         config = tiny_config(
             *(task, tmp_path / f"{is_graphed} {each}", {"cuda_graph": is_graphed}),

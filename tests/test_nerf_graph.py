@@ -9,6 +9,7 @@ from torch import nn
 
 from aire_nerfstudio.adaptation.base import Report
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.models import nerf
 from aire_nerfstudio.models.sample_counts import GRANULE, MARGIN, SampleCounts
 from aire_nerfstudio.ops import backend
 
@@ -134,7 +135,7 @@ def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
 def test_a_removal_lets_a_step_count_again(pipeline):
     model = pipeline.model
     for event, is_known in (("densify", True), ("prune", False)):
-        model._met.measure(1000, 1000)
+        model._met.measure(1000, 1000, 1)
         model.on_change(Report(1, event, (1,), (14,), (13,)))
         assert (model._met.sizes is not None) == is_known
 
@@ -158,17 +159,20 @@ def test_rays_of_other_cameras_are_made_before_the_graph(pipeline):
     assert float(got) == float(expected)
 
 
-def test_without_a_compiled_marcher_graphs_are_refused(pipeline, monkeypatch):
-    monkeypatch.setenv("AIRE_OPS", "off")
-    with pytest.raises(InputError, match=r"compiled marcher cannot be had.*leave cuda_graph out"):
-        pipeline.model.check_graph()
-
-
-def test_nerfacc_and_graphs_are_refused(pipeline, monkeypatch):
-    config = replace(pipeline.model.config, marcher="nerfacc", cuda_graph=True)
+@pytest.mark.parametrize(
+    ("setting", "is_compiled", "said"),
+    [
+        ({}, False, r"compiled marcher cannot be had.*leave cuda_graph out"),
+        ({"marcher": "nerfacc"}, True, r"marcher is nerfacc, which waits .*; use aire"),
+        ({"enable_collider": True}, True, r"enable_collider is True, which no graph applies"),
+    ],
+)
+def test_what_no_graph_can_hold_is_refused(pipeline, monkeypatch, setting, is_compiled, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(InputError, match=r"marcher is nerfacc, which waits .*; use aire"):
-        config.check()
+    monkeypatch.setattr(nerf, "_marcher_is_compiled", lambda: is_compiled)
+    replace(pipeline.model.config, cuda_graph=is_compiled and not setting).check()
+    with pytest.raises(InputError, match=said):
+        replace(pipeline.model.config, cuda_graph=True, **setting).check()
 
 
 # --- how much memory -------------------------------------------------------------------------------------------------
@@ -183,7 +187,7 @@ def test_memory_follows_what_is_met():
     counts = SampleCounts()
     counts.follow()
     assert counts.sizes is None
-    counts.measure(100_000, 30_000)
+    counts.measure(100_000, 30_000, 1000)
     begin = counts.sizes
     for size, count in zip(begin, (100_000, 30_000), strict=True):
         assert MARGIN * count <= size < MARGIN * count + GRANULE
@@ -203,7 +207,7 @@ def test_memory_follows_what_is_met():
     counts.follow()
     assert counts.sizes[0] < 12_000
     # Of one of the two.
-    counts.measure(100_000, 30_000)
+    counts.measure(100_000, 30_000, 1000)
     _noted(counts, (100_000, 1_000))
     counts.follow()
     assert counts.sizes == (begin[0], GRANULE * 3)
@@ -213,7 +217,7 @@ def test_memory_follows_what_is_met():
 
 def test_where_rays_were_left_out_light_would_have_reached_more():
     counts = SampleCounts()
-    counts.measure(10_000, 10_000)
+    counts.measure(10_000, 10_000, 1000)
     size = counts.sizes[0]
     _noted(counts, (2 * size, size))
     counts.follow()
@@ -222,13 +226,17 @@ def test_where_rays_were_left_out_light_would_have_reached_more():
 
 def test_counts_go_through_a_checkpoint():
     counts, again = SampleCounts(), SampleCounts()
-    assert counts.state() == {"stops_early": False, "sizes": [], "most": [0, 0]}
+    assert counts.state() == {"stops_early": False, "sizes": [], "most": [0, 0], "candidates": 0}
     again.restore(counts.state(), torch.device("cpu"))
     assert again.sizes is None
-    counts.measure(5000, 700, decides=True)
+    counts.measure(5000, 700, 1000, decides=True)
     _noted(counts, (6000, 10))
     again.restore(counts.state(), torch.device("cpu"))
-    assert again.state() == counts.state() == {"stops_early": True, "sizes": list(counts.sizes), "most": [6000, 10]}
+    assert (
+        again.state()
+        == counts.state()
+        == {"stops_early": True, "sizes": list(counts.sizes), "most": [6000, 10], "candidates": 1000}
+    )
     for made in (counts, again):
         made.follow()
     assert again.sizes == counts.sizes
@@ -245,7 +253,14 @@ def test_counts_go_through_a_checkpoint():
             {"most": [5.0, 1]},
             {"most": []},
         ),
-        *({"stops_early": 1}, {"more": 3}, {"sizes": [True, True]}),
+        *(
+            {"stops_early": 1},
+            {"more": 3},
+            {"sizes": [True, True]},
+            {"sizes": [512, 513]},
+            {"candidates": 1.0},
+            {"most": [1, 1 << 40]},
+        ),
     ],
 )
 def test_damaged_counts_are_refused(damage):
@@ -262,7 +277,7 @@ def test_light_that_reaches_little_is_looked_for():
         *((100, True, False), (80, True, False), (70, False, False), (70, True, True), (80, True, True)),
         *((90, False, True), (90, True, False), (80, True, False), (0, True, True)),
     ):
-        counts.measure(100, reached, decides)
+        counts.measure(100, reached, 1000, decides)
         assert counts.stops_early is stops
     for reached, stops in ((60, True), (90, False), (75, True)):
         _noted(counts, (100, reached), (50, 5))
@@ -280,6 +295,31 @@ def test_what_light_does_not_reach_changes_a_colour_by_less_than_epsilon(pipelin
         torch.manual_seed(2)
         model._met.stops_early = stops
         colours.append(model(rays)["rgb"].detach())
-    model._met.measure(5, 5)
+    model._met.measure(5, 5, 1)
     difference = float((colours[0] - colours[1]).abs().max())
     assert 0 < difference < model.config.early_stop_epsilon
+
+
+def test_memory_follows_the_batch_and_holds_one_ray():
+    counts = SampleCounts(least=3000)
+    counts.measure(100_000, 100, 1000)
+    assert counts.sizes[1] == GRANULE * 6  # from 3,000 on
+    begin = counts.sizes[0]
+    counts.fit(1000)
+    assert counts.sizes[0] == begin
+    counts.fit(4000)
+    assert 4 * begin <= counts.sizes[0] < 5 * begin
+    counts.fit(1)
+    assert counts.sizes == (GRANULE * 6, GRANULE * 6)
+
+
+def test_what_was_short_is_told():
+    counts = SampleCounts()
+    for stops, reached, was_short in ((False, 10_000, False), (True, 10_000, True), (True, 1000, False)):
+        counts.measure(10_000, 1000, 1000)
+        counts.stops_early = stops
+        _noted(counts, (10_000, reached))
+        assert counts.follow() is was_short
+    counts.measure(1000, 1000, 1000)
+    _noted(counts, (5000, 0))
+    assert counts.follow()

@@ -11,6 +11,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.pixel_samplers import (
     PairPixelSampler,
     PairPixelSamplerConfig,
@@ -57,13 +58,14 @@ DISTORTIONS = {
 @pytest.mark.parametrize("fits", [True, False])
 def test_rays_are_nerfstudios_to_the_bit(count, distortion, number, fits, monkeypatch):
     monkeypatch.setattr(perspective_rays, "CHUNK", 50)
-    monkeypatch.setattr(perspective_rays, "MOST_BYTES", 24 * 3 * 7 * 19 if fits else 24 * 3 * 7 * 19 - 1)
+    monkeypatch.setattr(perspective_rays, "MOST_PIXELS", 3 * 7 * 19 if fits else 3 * 7 * 19 - 1)
     cameras = _cameras(distortion_params=DISTORTIONS[distortion], number=number)
     assert suits(cameras)
     indices = _indices(count, cameras)
     generator = PerspectiveRays(cameras)
-    assert (generator.table is not None) == (fits and distortion not in ("none", "zero"))
+    assert generator.table is None
     ours, theirs = generator(indices), RayGenerator(cameras)(indices)
+    assert (generator.table is not None) == (fits and distortion not in ("none", "zero"))
     for name in ("origins", "directions", "pixel_area", "camera_indices"):
         a, b = getattr(ours, name), getattr(theirs, name)
         assert a.dtype == b.dtype
@@ -81,6 +83,7 @@ def test_cameras_of_one_kind_share_a_table_and_sizes_may_differ():
         setattr(cameras, name, values)
     cameras.height[2], cameras.width[2] = 19, 7
     generator = PerspectiveRays(cameras)
+    generator.prepare()
     assert generator.table.shape == (2, 19, 19, 2, 3)
     indices = torch.tensor([[0, 6, 18], [2, 18, 6], [3, 0, 0]])
     assert torch.equal(generator(indices).directions, RayGenerator(cameras)(indices).directions)
@@ -237,3 +240,18 @@ def test_a_capture_that_cannot_be_read_is_refused_in_a_line(masked, tmp_path, ho
 def test_what_does_not_come_from_the_data_is_not_taken_for_it():
     with pytest.raises(ValueError, match=r"^ours$"), reading(None, "folder"):
         raise ValueError("ours")
+    # A mistake of our own parser is one, though nerfstudio calls it.
+    parser = BlenderSceneConfig().setup()
+    parser._generate_dataparser_outputs = lambda split: None.nothing
+    with pytest.raises(AttributeError, match=r"nothing"), reading(None, "folder"):
+        parser.get_dataparser_outputs("train")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_want_of_memory_is_no_fault_of_the_pictures(masked, monkeypatch, error):
+    def opened(self, index):
+        raise error("no memory")
+
+    monkeypatch.setattr(InputDataset, "get_numpy_image", opened)
+    with pytest.raises(error, match=r"no memory"):
+        RaysDataManagerConfig(dataparser=masked).setup(device="cpu")

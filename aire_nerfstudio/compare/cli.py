@@ -35,8 +35,8 @@ DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp"
 # A time becomes a number of steps after a trial of this share of it, at most so long. The clock stops what is slower.
 PILOT_SHARE, PILOT_SECONDS = 0.1, 20.0
 # Steps get quicker as grids empty and networks shrink: what ended before this share of its time is trained once more,
-# with as many steps as its whole run made a second.
-ENOUGH = 0.85
+# with as many iterations as its whole run made a second, and a little less, so that the clock does not cut it off.
+ENOUGH, SAFETY = 0.85, 0.98
 # For set-up and rendering beside the training itself, before a trial counts as stuck.
 PATIENCE_SECONDS = 900.0
 MANY_STEPS = 10_000_000
@@ -179,16 +179,18 @@ class Compare:
             known[key] = pilot
             write_text(path, json.dumps(known, indent=1))
         if of_the_run not in known:
-            outcome = self._trained(command, folder, device, _steps(seconds, known[key]), seconds, state)
+            iterations = _iterations(seconds, known[key])
+            outcome = self._trained(command, folder, device, iterations, seconds, state)
             if isinstance(outcome, str) or outcome["seconds"] >= ENOUGH * seconds:
                 return outcome
-            known[of_the_run] = outcome["steps"] / outcome["seconds"]
+            # Not what it counted, which are optimizer steps.
+            known[of_the_run] = SAFETY * iterations / outcome["seconds"]
             write_text(path, json.dumps(known, indent=1))
-        return self._trained(command, folder, device, _steps(seconds, known[of_the_run]), seconds, state)
+        return self._trained(command, folder, device, _iterations(seconds, known[of_the_run]), seconds, state)
 
     @staticmethod
     def _pilot(command: list[str], seconds: float, device: str, state: dict[str, str]) -> float | str:
-        """Steps a second of a short run, or why there are none."""
+        """Iterations a second of a short run, or why there are none."""
         short = min(PILOT_SECONDS, PILOT_SHARE * seconds)
         with tempfile.TemporaryDirectory() as folder:
             outcome = _run(Trial(command, folder, device, MANY_STEPS, short, 0, None, 0, state))
@@ -201,7 +203,7 @@ class Compare:
         return saved if saved is not None and saved.get("trial") == dataclasses.asdict(trial) else None
 
 
-def _steps(seconds: float, rate: float) -> int:
+def _iterations(seconds: float, rate: float) -> int:
     return max(1, int(seconds * rate))
 
 

@@ -72,7 +72,10 @@ class Clock:
         """Wrap nerfstudio's trainer; methods with a trainer of their own call it."""
         from nerfstudio.engine.trainer import Trainer
 
+        from aire_nerfstudio.models.trainer import AdaptiveTrainer
+
         clock, train, after, step = self, Trainer.train, Trainer._after_train, Trainer.train_iteration
+        own_step = AdaptiveTrainer._train_step
 
         def timed_train(trainer: Any) -> None:
             clock.trainer, clock.began = trainer, time.monotonic()
@@ -84,6 +87,13 @@ class Clock:
 
         def timed_step(trainer: Any, number: int) -> Any:
             outputs = step(trainer, number)
+            if not isinstance(trainer, AdaptiveTrainer):
+                clock.moments.append(time.monotonic())
+            return outputs
+
+        # Ours makes several in an iteration, and those that are CUDA graphs without nerfstudio's.
+        def timed_own_step(trainer: Any, *arguments: Any, **options: Any) -> Any:
+            outputs = own_step(trainer, *arguments, **options)
             clock.moments.append(time.monotonic())
             return outputs
 
@@ -92,6 +102,7 @@ class Clock:
             after(trainer)
 
         Trainer.train, Trainer.train_iteration, Trainer._after_train = timed_train, timed_step, timed_after  # type: ignore[assignment, method-assign]
+        AdaptiveTrainer._train_step = timed_own_step  # type: ignore[assignment, method-assign]
 
     def rate(self) -> float:
         """Steps a second in the last third: before it, ops are compiled and occupancy grids filled."""

@@ -8,8 +8,8 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
-# Bytes that tables of undistorted pixels may take: a camera of 1920 x 1080 pixels has one of 50 million.
-MOST_BYTES = 512 << 20
+# Pixels of which undistorted places are kept, 24 bytes each; two cores of a processor need a second for 1.5 million.
+MOST_PIXELS = 4 << 20
 # Pixels that are undistorted at once.
 CHUNK = 1 << 16
 
@@ -25,8 +25,8 @@ class PerspectiveRays(nn.Module):
     """As nerfstudio's ``RayGenerator``, which looks at each batch for other kinds of cameras and for distortion.
 
     On CUDA each such look waits for the device, a dozen times a batch. OpenCV's distortion is undone by ten iterations
-    of some thirty operations each: here once for all pixels of each kind of camera, where that fits into
-    :data:`MOST_BYTES`, and for each batch elsewhere.
+    of some thirty operations each: here once for all pixels of each kind of camera, before the first rays, where these
+    are no more than :data:`MOST_PIXELS`, and for each batch elsewhere.
 
     Args:
         cameras: on the device of the rays; :func:`suits` them.
@@ -46,9 +46,16 @@ class PerspectiveRays(nn.Module):
         distortion = cameras.distortion_params
         distortion = distortion if distortion is not None and bool(distortion.any()) else None
         self.register_buffer("distortion", distortion, persistent=False)
-        table, kinds = (None, None) if distortion is None else _table(cameras, parts, distortion)
-        self.register_buffer("table", table, persistent=False)
-        self.register_buffer("kinds", kinds, persistent=False)
+        self.register_buffer("table", None, persistent=False)
+        self.register_buffer("kinds", None, persistent=False)
+        self._size = int(cameras.height.max()), int(cameras.width.max())
+        self._is_prepared = distortion is None
+
+    def prepare(self) -> None:
+        """Undistort all pixels, once, where they are not too many; the first rays ask for it."""
+        if not self._is_prepared and self.distortion is not None:
+            self.table, self.kinds = _table(self.intrinsics, self.distortion, *self._size)
+        self._is_prepared = True
 
     def forward(self, ray_indices: Tensor) -> RayBundle:
         """Rays through the middles of pixels.
@@ -59,6 +66,7 @@ class PerspectiveRays(nn.Module):
         Returns:
             ``origins`` and unit ``directions``, ``[N, 3]``; ``pixel_area`` and ``directions_norm``, ``[N, 1]``.
         """
+        self.prepare()
         camera, row, column = ray_indices.to(self.poses.device).unbind(-1)
         if self.table is not None and self.kinds is not None:
             across, along = self.table[self.kinds[camera], row, column].unbind(1)
@@ -100,12 +108,11 @@ def _places(intrinsics: Tensor, distortion: Tensor | None, row: Tensor, column: 
     return across.float(), (along * -1).float()
 
 
-def _table(cameras: Cameras, intrinsics: Tensor, distortion: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _table(intrinsics: Tensor, distortion: Tensor, height: int, width: int) -> tuple[Tensor | None, Tensor | None]:
     """:func:`_places` of all pixels of each kind of camera, ``[K, H, W, 2, 3]``, and each camera's kind ``[C]``."""
     described = torch.cat([intrinsics, distortion.to(intrinsics)], -1)
     kinds, of_cameras = torch.unique(described, dim=0, return_inverse=True)
-    height, width = int(cameras.height.max()), int(cameras.width.max())
-    if 24 * len(kinds) * height * width > MOST_BYTES:
+    if len(kinds) * height * width > MOST_PIXELS:
         return None, None
     table = torch.empty(len(kinds), height * width, 2, 3, device=intrinsics.device)
     for kind, filled in zip(kinds, table, strict=True):

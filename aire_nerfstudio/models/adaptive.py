@@ -230,13 +230,6 @@ class AdaptiveModel(PartViews):
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
-    def check_graph(self) -> None:
-        """Refuse graphs where what they need cannot be had.
-
-        Raises:
-            InputError: saying what it is.
-        """
-
     def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
         """What a captured step gets at each replay, by name; None where this step cannot be a graph."""
         points, batch = datamanager.next_train(step)

@@ -36,7 +36,6 @@ class GraphedTraining:
             raise InputError(
                 f"cuda_graph is True, and {len(optimizers)} groups of parameters are trained, not one; leave it out"
             )
-        self._model.check_graph()
         self._names: tuple[str, ...] = ()
         self._step = GraphedStep(self._model.field, self._loss, optimizers[0] if distributed.count() == 1 else None)
 

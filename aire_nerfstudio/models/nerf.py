@@ -105,6 +105,13 @@ class NerfModelConfig(AdaptiveModelConfig):
             raise InputError(
                 "cuda_graph is True and marcher is nerfacc, which waits for the number of samples; use aire"
             )
+        if self.cuda_graph and self.enable_collider:
+            raise InputError("cuda_graph is True and enable_collider is True, which no graph applies; leave one out")
+        if self.cuda_graph and not _marcher_is_compiled():
+            raise InputError(
+                "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "
+                "leave cuda_graph out"
+            )
         if not 0 < self.early_stop_epsilon < 1:
             raise InputError(f"early_stop_epsilon is {self.early_stop_epsilon}; it must lie in (0, 1)")
         if not 0 <= self.cone_angle < 1:
@@ -120,6 +127,11 @@ class NerfModelConfig(AdaptiveModelConfig):
             )
         if self.marcher == "nerfacc" and not torch.cuda.is_available():
             raise InputError("marcher is nerfacc, which marches on CUDA only, and there is no CUDA device; use aire")
+
+
+def _marcher_is_compiled() -> bool:
+    """Whether marching on CUDA is not PyTorch's, whose sizes depend on what it finds."""
+    return ray_library(torch.empty(0, device="cuda")) is not None
 
 
 class NerfModel(AdaptiveModel):
@@ -153,8 +165,10 @@ class NerfModel(AdaptiveModel):
             raise InputError(str(error)) from error
         self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
-        self._met = SampleCounts()
+        # What one ray meets at most: in the cube its diagonal's samples, in contracted space a few times as many.
+        self._met = SampleCounts(least=8 * config.max_steps_per_ray)
         self._ray_generator: PerspectiveRays | None = None
+        self._was_told = False
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
         self._set_contraction(self._is_wanted_contracted())
@@ -196,7 +210,7 @@ class NerfModel(AdaptiveModel):
             self._set_contraction(was_contracted)
         super().set_extra_state(state)
         # Earlier releases looked in each step for what light does not reach.
-        known = {"stops_early": True, "sizes": [], "most": [0, 0]}
+        known = SampleCounts().state() | {"stops_early": True}
         self._met.restore(state.get("sample_counts", known), torch.device(self.device))
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -245,7 +259,12 @@ class NerfModel(AdaptiveModel):
         if step % self.config.grid_every == 0:
             # Contracted, what a voxel holds is spread over as much more as samples there are longer.
             self.grid.update(self.field.density_of, everywhere=step < self.config.grid_warmup)
-            self._met.follow()
+            if self._met.follow() and not self._was_told:
+                self._was_told = True
+                CONSOLE.log(
+                    f"step {step:,}: rays met more samples than the graph had memory for; the last ones of some "
+                    "batches were left out, and memory follows (said once)"
+                )
 
     def _limits(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Where the scene begins and ends on normalised rays, ``[N]`` each."""
@@ -304,7 +323,7 @@ class NerfModel(AdaptiveModel):
         count, decides = len(samples.starts), self._step % self.config.grid_every == 0
         if decides and not self._met.stops_early:
             count = int(visibility(sigma, marched, sigma.new_zeros(n_rays), epsilon).sum())
-        self._met.measure(len(marched.starts), count, decides)
+        self._met.measure(len(marched.starts), count, n_rays * self.config.max_steps_per_ray, decides)
         return outputs | {"num_samples": torch.full((1,), len(samples.starts), device=origins.device)}
 
     def _composited(
@@ -319,19 +338,13 @@ class NerfModel(AdaptiveModel):
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
-    def check_graph(self) -> None:
-        """Refuse graphs where marching is PyTorch's, whose sizes depend on what it finds."""
-        if ray_library(self.grid.density) is None:
-            raise InputError(
-                "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "
-                "leave cuda_graph out"
-            )
-
     @property
     def graph_revision(self) -> Hashable:
-        """As every adaptive model's; how many samples a graph has memory for."""
+        """As every adaptive model's; how many samples a graph has memory for, and whose cameras it knows."""
         met = self._met
-        return super().graph_revision, met.sizes, met.stops_early, self.is_contracted
+        assert met.sizes is not None
+        sizes = met.sizes if met.stops_early else met.sizes[:1]
+        return super().graph_revision, sizes, met.stops_early, self.is_contracted, self._ray_generator
 
     def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
         """Pixels or rays, all that a step draws at random, and the grid; None where memory for samples is unknown."""
@@ -340,15 +353,18 @@ class NerfModel(AdaptiveModel):
         generator = getattr(datamanager, "train_ray_generator", None)
         self._ray_generator = None
         if isinstance(datamanager, RaysDataManager) and isinstance(generator, PerspectiveRays):
+            generator.prepare()
             self._ray_generator = generator
             pixels = datamanager.next_pixels(step)
             given = {"indices": share(pixels["indices"])}
         else:
             rays, pixels = datamanager.next_train(step)
-            given = {"origins": share(rays.origins), "directions": share(rays.directions)}
+            names = ("origins", "directions", "nears", "fars")
+            given = {name: share(getattr(rays, name)) for name in names if getattr(rays, name) is not None}
         given["image"] = share(pixels["image"])
         given = {name: value.to(self.device) for name, value in given.items()}
         image = given["image"]
+        self._met.fit(len(image) * self.config.max_steps_per_ray)
         given["jitter"] = shared_rand(len(image), device=image.device)
         if self._is_background_random(image):
             given["background"] = shared_rand(len(image), 3, device=image.device)
@@ -362,7 +378,8 @@ class NerfModel(AdaptiveModel):
             rays = self._ray_generator(batch["indices"])
         else:
             blank = torch.zeros_like(batch["origins"][..., :1])
-            rays = RayBundle(batch["origins"], batch["directions"], pixel_area=blank)
+            limits = batch.get("nears"), batch.get("fars")
+            rays = RayBundle(batch["origins"], batch["directions"], blank, nears=limits[0], fars=limits[1])
         origins, directions, near, far = self._scene(field, rays)
         n_rays, (most_marched, most_reached), epsilon = len(origins), self._met.sizes, config.early_stop_epsilon
         grid = Occupancy(self.grid.occupied, self.grid.is_contracted, batch["grid"])
@@ -446,7 +463,8 @@ class NerfModel(AdaptiveModel):
     def _error(self, outputs: dict[str, Tensor], image: Tensor) -> Tensor:
         """Mean squared error of a batch, over the rays for which there was memory, ``[]``.
 
-        In training metrics and loss ask for the same, which is kept.
+        In training metrics and loss ask for the same, which is kept. Of several processes each one's mean counts the
+        same, however many rays it left out.
         """
         if "error" in outputs:
             return outputs["error"]

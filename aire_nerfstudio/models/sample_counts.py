@@ -18,6 +18,8 @@ GRANULE = 512
 # To look which samples light reaches costs a fifth of what each of the others saves: it begins where light reaches less
 # than the first of these shares of them, and ends where it reaches more than the second.
 STOP_BELOW, STOP_ABOVE = 0.76, 0.83
+# What no step meets: a checkpoint that says so is damaged.
+LARGEST = 1 << 31
 
 
 class SampleCounts:
@@ -26,28 +28,34 @@ class SampleCounts:
     A step without a graph measures (:meth:`measure`). Those with one keep on the device what they met (:meth:`note`),
     which :meth:`follow` looks at from time to time. What is decided is decided at fixed steps, and is in the
     checkpoint, so that a resumed run decides as the uninterrupted one.
+
+    Args:
+        least: samples for which a graph has memory at least: those of one ray, so that a batch never has none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: int = 1) -> None:
+        self._least = least
         self.stops_early = False
         """Whether samples that light does not reach are looked for, and left out."""
         self.sizes: tuple[int, int] | None = None
         """Samples that a graph has memory for, marched and reached; None: not known, a step without one is to come."""
         self._most: Tensor | None = None
+        self._candidates = 0
 
     def forget(self) -> None:
         """What was met says nothing about what comes: the scene changed at once."""
         self.sizes = None
 
-    def measure(self, marched: int, reached: int, decides: bool = False) -> None:
+    def measure(self, marched: int, reached: int, candidates: int, decides: bool = False) -> None:
         """Take what a step without a graph met.
 
         Args:
             marched: samples on its rays.
             reached: those that light reaches, or all where nobody looked.
+            candidates: what rays of the whole diagonal's length would meet, rays times samples on it.
             decides: whether the early stop begins or ends by it.
         """
-        self.sizes = _size(marched), _size(reached)
+        self.sizes, self._candidates = (self._size(marched), self._size(reached)), candidates
         if self._most is not None:
             self._most.zero_()
         if decides:
@@ -56,6 +64,13 @@ class SampleCounts:
     def _decide(self, marched: int, reached: int) -> None:
         share = reached / max(1, marched)
         self.stops_early = share < (STOP_ABOVE if self.stops_early else STOP_BELOW)
+
+    def fit(self, candidates: int) -> None:
+        """Let sizes follow the batch, where it is another one than that which was measured."""
+        if self.sizes is not None and candidates != self._candidates:
+            share = candidates / max(1, self._candidates)
+            self.sizes = self._size(round(self.sizes[0] * share)), self._size(round(self.sizes[1] * share))
+            self._candidates = candidates
 
     def place(self, device: torch.device) -> Tensor:
         """Where a graph keeps the most that were met, int64 ``[2]``: the same memory as long as there is a graph."""
@@ -68,22 +83,33 @@ class SampleCounts:
         most = self.place(marched.device)
         torch.maximum(most, torch.stack([marched, reached]), out=most)
 
-    def follow(self) -> None:
-        """Decide by what graphs met since the last time; the host waits."""
+    def follow(self) -> bool:
+        """Decide by what graphs met since the last time; the host waits.
+
+        Returns:
+            Whether there was less memory than samples.
+        """
         if self.sizes is None or self._most is None:
-            return
-        most = self._most.tolist()
+            return False
+        marched, reached = self._most.tolist()
         self._most.zero_()
-        if most[0] == 0:
-            return
+        if marched == 0:
+            return False
         # Light would have reached as many more as there would have been.
-        most[1] = max(most[1], round(most[1] * most[0] / min(most[0], self.sizes[0])))
-        wanted = _size(most[0]), _size(most[1])
-        is_scarce = any(count > SCARCE * size for count, size in zip(most, self.sizes, strict=True))
-        is_much = any(count < MUCH * size for count, size in zip(wanted, self.sizes, strict=True))
-        if is_scarce or is_much:
-            self.sizes = wanted
-        self._decide(*most)
+        there = min(marched, self.sizes[0])
+        reached = round(reached * marched / there)
+        was_short = marched > self.sizes[0] or (self.stops_early and reached > self.sizes[1])
+        self.sizes = self._followed(self.sizes[0], marched), self._followed(self.sizes[1], reached)
+        self._decide(marched, reached)
+        return was_short
+
+    def _followed(self, size: int, count: int) -> int:
+        """The size that is to follow ``size``, after up to ``count`` were met."""
+        wanted = self._size(count)
+        return wanted if count > SCARCE * size or wanted < MUCH * size else size
+
+    def _size(self, count: int) -> int:
+        return max(1, -(-max(self._least, round(MARGIN * count)) // GRANULE)) * GRANULE
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, plain data."""
@@ -91,6 +117,7 @@ class SampleCounts:
             "stops_early": self.stops_early,
             "sizes": [] if self.sizes is None else list(self.sizes),
             "most": [0, 0] if self._most is None else self._most.tolist(),
+            "candidates": self._candidates,
         }
 
     def restore(self, state: Any, device: torch.device) -> None:
@@ -105,19 +132,18 @@ class SampleCounts:
                 "most that were met: it is damaged"
             )
         self.stops_early, sizes, most = state["stops_early"], state["sizes"], state["most"]
+        self._candidates = state["candidates"]
         self.sizes = (sizes[0], sizes[1]) if sizes else None
         if self._most is not None or any(most):
             self.place(device).copy_(torch.tensor(most))
 
 
 def _is_state(state: Any) -> bool:
-    if not isinstance(state, dict) or state.keys() != {"stops_early", "sizes", "most"}:
+    if not isinstance(state, dict) or state.keys() != SampleCounts().state().keys():
         return False
     sizes, most = state["sizes"], state["most"]
-    if not all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in (sizes, most)):
+    if not isinstance(sizes, list) or not isinstance(most, list) or type(state["stops_early"]) is not bool:
         return False
-    return type(state["stops_early"]) is bool and len(sizes) in (0, 2) and 0 not in sizes and len(most) == 2
-
-
-def _size(count: int) -> int:
-    return max(1, -(-round(MARGIN * count) // GRANULE)) * GRANULE
+    if not all(type(n) is int and 0 <= n <= LARGEST for n in (*sizes, *most, state["candidates"])):
+        return False
+    return len(sizes) in (0, 2) and len(most) == 2 and all(n > 0 and n % GRANULE == 0 for n in sizes)

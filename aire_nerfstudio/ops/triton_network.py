@@ -216,7 +216,7 @@ def can_fuse(weights: Sequence[Tensor]) -> bool:
     return is_narrow and widest <= kernels.FUSED_WIDTHS[-1]
 
 
-@functools.lru_cache(64)
+@functools.cache  # a graph reads them: none may go
 def _there(omegas: tuple[float, ...], device: torch.device) -> Tensor:
     """``omegas`` on a device; the host waits for each copy, which no graph can hold."""
     return torch.tensor(omegas, device=device)
