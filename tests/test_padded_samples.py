@@ -8,7 +8,7 @@ from test_ray_ops import DEVICES, _open_scene, _scene, by_torch, device  # noqa:
 from aire_nerfstudio.ops import compositing
 from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop
 from aire_nerfstudio.ops.occupancy import Occupancy
-from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded, pad
+from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded, pad, reached_padded
 from aire_nerfstudio.ops.ray_marching import Samples, march_rays_train
 
 RAYS, EPSILON = 301, 0.02
@@ -94,6 +94,17 @@ def test_light_reaches_those_that_it_reaches_without_padding(scene, by_torch, co
     complete = min(int((ends <= capacity).sum()), int(marched.complete))
     assert int(got.total) == len(index)
     _is_those_of_the_first(got, expected, complete)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_light_reaches_as_many_of_each_ray(scene, by_torch, compiled):
+    plain = _plain(scene)
+    marched = _padded(scene, len(plain.starts) + 9)
+    arguments = marched, RAYS, _density(marched.samples), EPSILON
+    got = reached_padded(*arguments) if compiled else by_torch(reached_padded, *arguments)
+    index, _ = early_stop(plain, RAYS, _density, EPSILON)
+    assert torch.equal(got, torch.bincount(plain.ray_indices[index], minlength=RAYS))
+    assert 0 < int(got.sum()) < len(plain.starts)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -1,6 +1,8 @@
 """Rays and pixels of a batch: nerfstudio's, in fewer operations, and on a GPU without a wait."""
 
+import argparse
 import json
+import math
 import random
 import re
 import shutil
@@ -23,9 +25,10 @@ from PIL import Image
 
 from aire_nerfstudio.data import perspective_rays
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
+from aire_nerfstudio.data.captures import reading
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 from aire_nerfstudio.data.rays_manager import RaysDataManagerConfig, ResidentPixelSampler
-from aire_nerfstudio.data.reading import reading
+from aire_nerfstudio.errors import exit_on_bad_input
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -58,7 +61,7 @@ DISTORTIONS = {
 @pytest.mark.parametrize("fits", [True, False])
 def test_rays_are_nerfstudios_to_the_bit(count, distortion, number, fits, monkeypatch):
     monkeypatch.setattr(perspective_rays, "CHUNK", 50)
-    monkeypatch.setattr(perspective_rays, "MOST_PIXELS", 3 * 7 * 19 if fits else 3 * 7 * 19 - 1)
+    monkeypatch.setattr(perspective_rays, "MOST_PIXELS", 3 * 8 * 20 if fits else 19)
     cameras = _cameras(distortion_params=DISTORTIONS[distortion], number=number)
     assert suits(cameras)
     indices = _indices(count, cameras)
@@ -84,7 +87,7 @@ def test_cameras_of_one_kind_share_a_table_and_sizes_may_differ():
     cameras.height[2], cameras.width[2] = 19, 7
     generator = PerspectiveRays(cameras)
     generator.prepare()
-    assert generator.table.shape == (2, 19, 19, 2, 3)
+    assert generator.table.shape == (2, 20, 20, 2, 3)
     indices = torch.tensor([[0, 6, 18], [2, 18, 6], [3, 0, 0]])
     assert torch.equal(generator(indices).directions, RayGenerator(cameras)(indices).directions)
 
@@ -216,14 +219,34 @@ def _describe(folder, text):
     (folder / "transforms.json").write_text(text)
 
 
+def _change(at, **values):
+    """Camera or frames of a capture made other ones; values of ``frame`` are the third's."""
+    path = at / "transforms.json"
+    described = json.loads(path.read_text())
+    described["frames"][2] |= values.pop("frame", {})
+    path.write_text(json.dumps(described | values))
+
+
+NO_POSE = [[math.nan] * 4] * 4
 SPOILED = {
     "no folder": (shutil.rmtree, r"cannot read .*AssertionError: Data directory .* does not exist"),
     "no description": (lambda at: (at / "transforms.json").unlink(), r"cannot read .*transforms\.json"),
     "cut off": (lambda at: _describe(at, '{"frames": ['), r"cannot read .*JSONDecodeError"),
     "no frames": (lambda at: _describe(at, '{"fl_x": 20.0}'), r"cannot read .*KeyError: 'frames'"),
+    "no matrix": (lambda at: _change(at, frame={"transform_matrix": None}), r"cannot read "),
+    "no pose": (lambda at: _change(at, frame={"transform_matrix": NO_POSE}), r"camera \d .* pose that is not finite"),
+    "no focal length": (lambda at: _change(at, fl_x=0.0), r"camera 0 .* focal lengths \[0\.0, 20\.0\]; mend"),
+    "swapped": (lambda at: _change(at, w=12, h=16), r"0\.png is 16 x 12 pixels and .* w x h 12 x 16"),
     "a picture missing": (lambda at: (at / "2.png").unlink(), r"1 of the 4 pictures .* not there, .*2\.png; add"),
-    "a picture that is none": (lambda at: (at / "1.png").write_text("no"), r"cannot read .*UnidentifiedImage"),
+    "a picture that is none": (lambda at: (at / "1.png").write_text("no"), r"1\.png cannot be opened .*Unidentified"),
+    "a folder for a picture": (lambda at: ((at / "3.png").unlink(), (at / "3.png").mkdir()), r"1 of the 4 .*3\.png"),
+    "all hidden": (lambda at: Image.new("L", (16, 12)).save(at / "mask.png"), r"masks leave fewer pixels than the 999"),
 }
+
+
+def _first_batch(parser):
+    manager = RaysDataManagerConfig(dataparser=parser, train_num_rays_per_batch=999).setup(device="cpu")
+    return exit_on_bad_input(manager.next_train)(0)
 
 
 @pytest.mark.parametrize("how", SPOILED)
@@ -231,10 +254,21 @@ def test_a_capture_that_cannot_be_read_is_refused_in_a_line(masked, tmp_path, ho
     spoil, said = SPOILED[how]
     spoil(tmp_path)
     with pytest.raises(SystemExit) as refused:
-        RaysDataManagerConfig(dataparser=masked).setup(device="cpu")
+        _first_batch(masked)
     message = str(refused.value)
     assert re.search(said, message), message
     assert "\n" not in message
+
+
+def test_without_pictures_none_are_missed(masked, tmp_path):
+    """ns-render opens none; of resized ones sizes differ from the cameras'."""
+    _change(tmp_path, w=12, h=16)
+    (tmp_path / "2.png").unlink()
+    assert RaysDataManagerConfig(dataparser=masked).setup(device="cpu", test_mode="inference").train_dataset
+    RaysDataManagerConfig(dataparser=masked, camera_res_scale_factor=0.5)._target._check(
+        argparse.Namespace(test_mode="val", config=argparse.Namespace(camera_res_scale_factor=0.5)),
+        argparse.Namespace(image_filenames=[tmp_path / "1.png"], cameras=_cameras()),
+    )
 
 
 def test_what_does_not_come_from_the_data_is_not_taken_for_it():

@@ -154,10 +154,7 @@ class Compare:
         self, command: list[str], folder: Path, device: str, steps: int, seconds: float | None, state: dict[str, str]
     ) -> dict[str, Any] | str:
         """What became of a training, an earlier call's if it was the same, or why there is nothing."""
-        trial = Trial(
-            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
-            state,
-        )  # fmt: skip
+        trial = self._trial(command, folder, device, steps, seconds, state)
         kept = self._kept(trial)
         if kept is not None:
             return kept
@@ -186,7 +183,37 @@ class Compare:
             # Not what it counted, which are optimizer steps.
             known[of_the_run] = SAFETY * iterations / outcome["seconds"]
             write_text(path, json.dumps(known, indent=1))
-        return self._trained(command, folder, device, _iterations(seconds, known[of_the_run]), seconds, state)
+        return self._trained_again(command, folder, device, _iterations(seconds, known[of_the_run]), seconds, state)
+
+    def _trained_again(
+        self, command: list[str], folder: Path, device: str, steps: int, seconds: float, state: dict[str, str]
+    ) -> dict[str, Any] | str:
+        """As :meth:`_trained`, but what was there stays where nothing comes of it."""
+        trial = self._trial(command, folder, device, steps, seconds, state)
+        kept = self._kept(trial)
+        if kept is not None:
+            return kept
+        first, before = _read(trial.result_path), folder.with_name(f"{folder.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        if folder.exists():
+            folder.rename(before)
+        outcome: dict[str, Any] | str = "interrupted"
+        try:
+            outcome = _run(trial)
+        finally:
+            if isinstance(outcome, str) and before.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                before.rename(folder)
+            shutil.rmtree(before, ignore_errors=True)
+        return first if isinstance(outcome, str) and first is not None else outcome
+
+    def _trial(
+        self, command: list[str], folder: Path, device: str, steps: int, seconds: float | None, state: dict[str, str]
+    ) -> Trial:
+        return Trial(
+            command, str(folder), device, steps, seconds, self.views, self.longest_side, 60 * self.render_minutes,
+            state,
+        )  # fmt: skip
 
     @staticmethod
     def _pilot(command: list[str], seconds: float, device: str, state: dict[str, str]) -> float | str:

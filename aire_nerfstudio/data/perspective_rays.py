@@ -48,7 +48,8 @@ class PerspectiveRays(nn.Module):
         self.register_buffer("distortion", distortion, persistent=False)
         self.register_buffer("table", None, persistent=False)
         self.register_buffer("kinds", None, persistent=False)
-        self._size = int(cameras.height.max()), int(cameras.width.max())
+        # Pictures may be a pixel larger than their cameras.
+        self._size = int(cameras.height.max()) + 1, int(cameras.width.max()) + 1
         self._is_prepared = distortion is None
 
     def prepare(self) -> None:

@@ -13,8 +13,8 @@ from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
+from aire_nerfstudio.data.captures import check_cameras, check_pictures, reading
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
-from aire_nerfstudio.data.reading import reading
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
 # Of the device's free memory, what pictures may take where nothing is said.
@@ -63,6 +63,39 @@ class ResidentPixelSampler(PixelSampler):
         chosen = images[tuple(i.to(images.device) for i in (picture, row, column))]
         return {"image": chosen, "indices": torch.stack([which[picture], row, column], -1)}
 
+    def collate_image_dataset_batch_list(
+        self, batch: dict[str, Any], num_rays_per_batch: int, keep_full_image: bool = False
+    ) -> dict[str, Any]:
+        """See nerfstudio, which takes pictures of different sizes one by one.
+
+        On CUDA rays for which a graph has no memory are the last ones: no picture's are to be the last each time.
+        """
+        made = super().collate_image_dataset_batch_list(batch, num_rays_per_batch, keep_full_image)
+        if self._device.type != "cuda" or keep_full_image:
+            return made
+        count = len(made["indices"])
+        order = torch.randperm(count, device=self._device)
+        return {
+            name: values[order.to(values.device)] if isinstance(values, Tensor) and len(values) == count else values
+            for name, values in made.items()
+        }
+
+    def sample(self, image_batch: dict[str, Any]) -> dict[str, Any]:
+        """See nerfstudio.
+
+        Raises:
+            InputError: masks leave fewer pixels than a batch has.
+        """
+        try:
+            return super().sample(image_batch)
+        except ValueError as error:
+            if "mask" not in image_batch or "Sample larger than population" not in str(error):
+                raise
+            raise InputError(
+                f"masks leave fewer pixels than the {self.num_rays_per_batch} of a batch; mend the masks, or lower "
+                "--pipeline.datamanager.train-num-rays-per-batch"
+            ) from error
+
 
 @dataclass
 class RaysDataManagerConfig(VanillaDataManagerConfig):
@@ -86,7 +119,7 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
     def create_train_dataset(self) -> InputDataset:
         """See nerfstudio, which takes entries out of a list that is the class's."""
         dataset = super().create_train_dataset()
-        self._check_files(dataset)
+        self._check(dataset)
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
         dataset.metadata[IS_OPEN] = _is_open(dataset)
         return dataset
@@ -94,18 +127,16 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
     def create_eval_dataset(self) -> InputDataset:
         """See nerfstudio."""
         dataset = super().create_eval_dataset()
-        self._check_files(dataset)
+        self._check(dataset)
         return dataset
 
-    def _check_files(self, dataset: InputDataset) -> None:
-        """Refuse a scene of which pictures are missing, where they will be opened."""
-        named = [Path(name) for name in dataset.image_filenames]
-        missing = [] if self.test_mode == "inference" else [path for path in named if not path.is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of the {len(named)} pictures that the scene names are not there, the first "
-                f"{missing[0]}; add them, or take their frames out"
-            )
+    def _check(self, dataset: InputDataset) -> None:
+        """Refuse pictures that are missing or are not their cameras', where they will be opened."""
+        if self.test_mode != "inference":
+            # Cameras and pictures are resized alike, but only the cameras by now.
+            are_resized = self.config.camera_res_scale_factor != 1
+            check_pictures([Path(name) for name in dataset.image_filenames], None if are_resized else dataset.cameras)
+        check_cameras(dataset.cameras)
 
     def setup_train(self) -> None:
         """See nerfstudio."""

@@ -45,7 +45,7 @@ class GraphedTraining:
         return self._step.updates
 
     def step(self, number: int) -> Stepped | None:
-        """The optimizer step ``number``; None where it cannot be a graph, and nothing is done."""
+        """The optimizer step ``number``; None where it cannot be a graph."""
         model = self._model
         batch = model.graph_batch(self._pipeline.datamanager, number)
         if batch is None or not self._step.can_step(*batch.values()):

@@ -167,7 +167,8 @@ class NerfModel(AdaptiveModel):
         self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
         # What one ray meets at most: in the cube its diagonal's samples, in contracted space a few times as many.
         self._met = SampleCounts(least=8 * config.max_steps_per_ray)
-        self._ray_generator: PerspectiveRays | None = None
+        # The data manager's, in a tuple: it is no part of the model.
+        self._ray_generator: tuple[PerspectiveRays, ...] = ()
         self._was_told = False
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
@@ -351,10 +352,10 @@ class NerfModel(AdaptiveModel):
         if self._met.sizes is None:
             return None
         generator = getattr(datamanager, "train_ray_generator", None)
-        self._ray_generator = None
+        self._ray_generator = ()
         if isinstance(datamanager, RaysDataManager) and isinstance(generator, PerspectiveRays):
             generator.prepare()
-            self._ray_generator = generator
+            self._ray_generator = (generator,)
             pixels = datamanager.next_pixels(step)
             given = {"indices": share(pixels["indices"])}
         else:
@@ -374,8 +375,8 @@ class NerfModel(AdaptiveModel):
         """As in training without a graph; ``complete []`` tells for how many rays there was memory."""
         assert self._met.sizes is not None
         field, config, met = self.field, self.config, self._met
-        if self._ray_generator is not None:
-            rays = self._ray_generator(batch["indices"])
+        if self._ray_generator:
+            rays = self._ray_generator[0](batch["indices"])
         else:
             blank = torch.zeros_like(batch["origins"][..., :1])
             limits = batch.get("nears"), batch.get("fars")
