@@ -235,6 +235,36 @@ def test_what_ends_early_is_trained_once_more(monkeypatch, tmp_path, took, steps
     assert asked == [cli.MANY_STEPS, *steps]
 
 
+@pytest.mark.parametrize("end", ["it fails", "it is interrupted"])
+def test_what_is_trained_once_more_stays_where_that_comes_to_nothing(monkeypatch, tmp_path, end):
+    folder, rounds = tmp_path / "out" / "ours", []
+
+    def run(trial):
+        rounds.append(trial.steps)
+        if len(rounds) == 3:
+            folder.mkdir()
+            (folder / "half").write_text("done")
+            if end == "it is interrupted":
+                raise KeyboardInterrupt
+            return "no memory"
+        outcome = {"rate": 10.0, "steps": trial.steps, "seconds": 7.0}
+        if trial.views:
+            folder.mkdir(parents=True)
+            trial.result_path.write_text(json.dumps({"trial": dataclasses.asdict(trial), **outcome}))
+        return outcome
+
+    monkeypatch.setattr(cli, "_run", run)
+    compare = cli.Compare(tmp_path / "scene", minutes=1.0, output_dir=tmp_path / "out")
+    compare.output_dir.mkdir()
+    try:
+        assert compare._trained_in_time(["aire-siren"], folder, "cpu", {})["steps"] == 600
+    except KeyboardInterrupt:
+        assert end == "it is interrupted"
+    assert len(rounds) == 3
+    assert [path.name for path in folder.iterdir()] == ["result.json"]
+    assert sorted(path.name for path in compare.output_dir.iterdir()) == ["ours", "rates.json"]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, demo):
     root = tmp_path_factory.mktemp("compare")
