@@ -10,6 +10,7 @@ from torch import nn
 from aire_nerfstudio.adaptation.base import Report
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models import nerf
+from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.sample_counts import GRANULE, MARGIN, SampleCounts
 from aire_nerfstudio.ops import backend
 
@@ -92,17 +93,19 @@ def test_with_memory_for_all_it_is_the_step_without(pipeline, stopped, spare, mo
 
 @NEEDS_MARCHER
 @pytest.mark.parametrize("kind", ["marched", "reached"])
-def test_rays_that_find_no_memory_are_not_learned_from(pipeline, kind):
+def test_rays_that_find_no_memory_are_not_learned_from(pipeline, kind, monkeypatch):
     """Loss and gradients are those of the batch that the others make."""
     model = pipeline.model
     model._met.stops_early = kind == "reached"
+    counted, measure = [], model._met.measure
+    monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     loss, _ = _plain(pipeline, 4)
-    marched, reached = model._met.sizes
-    for part in (0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2):
-        sizes = (int(part * marched), reached) if kind == "marched" else (marched, int(part * reached))
+    marched, reached = counted[0][:2]
+    for part in torch.linspace(0.8, 0.1, 70).tolist():
+        sizes = (int(part * marched), marched) if kind == "marched" else (marched, int(part * reached))
         got, _, outputs = _graphed(pipeline, 4, sizes)
         complete = int(outputs["complete"])
-        assert 3 < complete < 90
+        assert 0 < complete < 96
         # The first ray without memory has an error: behind it is not only background.
         if float(_batch(pipeline, 4)["image"][complete, 3]) > 0.5:
             break
@@ -158,12 +161,12 @@ def test_a_training_without_graphs_decides_at_fixed_steps(pipeline, monkeypatch)
 @NEEDS_MARCHER
 def test_what_graphs_met_is_looked_at_when_the_grid_changes(pipeline, monkeypatch):
     model, looked = pipeline.model, []
-    monkeypatch.setattr(model._met, "follow", lambda: looked.append(model._step))
-    step = model._step
+    monkeypatch.setattr(AdaptiveModel, "before_step", lambda self, step: None)
+    monkeypatch.setattr(model.grid, "update", lambda *arguments, **options: looked.append("grid"))
+    monkeypatch.setattr(model._met, "follow", lambda: looked.append("met"))
     for number in (15, 16, 17):
         model.before_step(number)
-    model._step = step
-    assert looked == [16]
+    assert looked == ["grid", "met"]
 
 
 def test_a_graph_depends_on_what_it_has_memory_for(pipeline):
@@ -172,7 +175,7 @@ def test_a_graph_depends_on_what_it_has_memory_for(pipeline):
 
     def revised(sizes, stops):
         model._met.sizes, model._met.stops_early = sizes, stops
-        return model.graph_revision
+        return model.graph_revision()
 
     assert revised((512, 512), False) == revised((512, 1024), False)
     assert len({revised((512, size), stops) for size in (512, 1024) for stops in (True, False)}) == 3
@@ -355,6 +358,8 @@ def test_light_that_reaches_little_is_looked_for():
         *((90, False, True), (84, True, False), (77, True, False), (0, True, True)),
     ):
         counts.measure(100, reached, 1000, decides)
+        assert counts.stops_early is stops
+        counts.measure(0, 0, 1000, decides)
         assert counts.stops_early is stops
     for reached, stops in ((60, True), (90, False), (75, True)):
         _noted(counts, (100, reached), (50, 5))

@@ -240,7 +240,7 @@ class AdaptiveModel(PartViews):
         rest = dict(batch)
         return self(rest.pop("points")), rest
 
-    @property
+    # No property: nerfstudio's viewer reads all of them when it begins.
     def graph_revision(self) -> Hashable:
         """Changes with whatever may change the loss besides batch, parameters and the penalty's weight."""
         return self.revision

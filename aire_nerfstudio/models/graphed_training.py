@@ -53,7 +53,7 @@ class GraphedTraining:
         self._names = tuple(batch)
         stepped = self._step(
             *batch.values(), weight=model.penalty_weight, reads=model.penalty_reads(),
-            revision=(model.graph_revision, self._names),
+            revision=(model.graph_revision(), self._names),
         )  # fmt: skip
         metrics = dict(stepped.others)
         model.batch_loss, model.batch_error = stepped.total, metrics.pop(BATCH_ERROR, None)

@@ -339,13 +339,12 @@ class NerfModel(AdaptiveModel):
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
-    @property
     def graph_revision(self) -> Hashable:
         """As every adaptive model's; how many samples a graph has memory for, and whose cameras it knows."""
         met = self._met
         assert met.sizes is not None
         sizes = met.sizes if met.stops_early else met.sizes[:1]
-        return super().graph_revision, sizes, met.stops_early, self.is_contracted, self._ray_generator
+        return super().graph_revision(), sizes, met.stops_early, self.is_contracted, self._ray_generator
 
     def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
         """Pixels or rays, all that a step draws at random, and the grid; None where memory for samples is unknown."""

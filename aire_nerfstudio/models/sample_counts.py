@@ -62,8 +62,9 @@ class SampleCounts:
             self._decide(marched, reached)
 
     def _decide(self, marched: int, reached: int) -> None:
-        share = reached / max(1, marched)
-        self.stops_early = share < (STOP_ABOVE if self.stops_early else STOP_BELOW)
+        # Of no samples there is no share.
+        if marched:
+            self.stops_early = reached / marched < (STOP_ABOVE if self.stops_early else STOP_BELOW)
 
     def fit(self, candidates: int) -> None:
         """Let sizes follow the batch, where it is another one than that which was measured."""
