@@ -50,7 +50,7 @@ def _graphed(pipeline, seed, sizes):
     """As GraphedTraining calls the model, without a graph."""
     model = pipeline.model
     torch.manual_seed(seed)
-    model._met.sizes = sizes
+    model._met.sizes, model._met._candidates = sizes, 96 * model.config.max_steps_per_ray
     batch = model.graph_batch(pipeline.datamanager, 1)
     outputs, rest = model.graph_outputs(batch)
     metrics = model.get_metrics_dict(outputs, rest)
