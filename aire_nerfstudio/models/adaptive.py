@@ -96,9 +96,21 @@ class AdaptiveModelConfig(ModelConfig):
                 raise InputError(f"{name} is {value}; it must be positive")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
+        check_schedule(self.adaptation)
+
+    def check_training(self, device_type: str) -> None:
+        """Refuse what training cannot do here; what was trained elsewhere may be evaluated all the same.
+
+        Args:
+            device_type: ``cpu`` or ``cuda``, of the training.
+
+        Raises:
+            InputError: saying what.
+        """
         if self.cuda_graph and not torch.cuda.is_available():
             raise InputError("cuda_graph is True, and there is no CUDA device; leave it out")
-        check_schedule(self.adaptation)
+        if self.cuda_graph and device_type != "cuda":
+            raise InputError(f"cuda_graph is True and --machine.device-type is {device_type}; leave one of them out")
 
 
 class AdaptiveModel(PartViews):

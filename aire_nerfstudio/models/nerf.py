@@ -101,17 +101,6 @@ class NerfModelConfig(AdaptiveModelConfig):
     def check(self) -> None:
         """As every adaptive model's, and what marching needs."""
         super().check()
-        if self.cuda_graph and self.marcher == "nerfacc":
-            raise InputError(
-                "cuda_graph is True and marcher is nerfacc, which waits for the number of samples; use aire"
-            )
-        if self.cuda_graph and self.enable_collider:
-            raise InputError("cuda_graph is True and enable_collider is True, which no graph applies; leave one out")
-        if self.cuda_graph and not _marcher_is_compiled():
-            raise InputError(
-                "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "
-                "leave cuda_graph out"
-            )
         if not 0 < self.early_stop_epsilon < 1:
             raise InputError(f"early_stop_epsilon is {self.early_stop_epsilon}; it must lie in (0, 1)")
         if not 0 <= self.cone_angle < 1:
@@ -125,8 +114,23 @@ class NerfModelConfig(AdaptiveModelConfig):
                 "marcher is nerfacc, which is used for the scene's box and even steps alone; use aire for a contracted "
                 "scene or a cone_angle"
             )
+
+    def check_training(self, device_type: str) -> None:
+        """As every adaptive model's, and what finds the samples of training rays."""
+        super().check_training(device_type)
         if self.marcher == "nerfacc" and not torch.cuda.is_available():
             raise InputError("marcher is nerfacc, which marches on CUDA only, and there is no CUDA device; use aire")
+        if self.cuda_graph and self.marcher == "nerfacc":
+            raise InputError(
+                "cuda_graph is True and marcher is nerfacc, which waits for the number of samples; use aire"
+            )
+        if self.cuda_graph and self.enable_collider:
+            raise InputError("cuda_graph is True and enable_collider is True, which no graph applies; leave one out")
+        if self.cuda_graph and not _marcher_is_compiled():
+            raise InputError(
+                "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "
+                "leave cuda_graph out"
+            )
 
 
 def _marcher_is_compiled() -> bool:

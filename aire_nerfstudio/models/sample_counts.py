@@ -147,4 +147,6 @@ def _is_state(state: Any) -> bool:
         return False
     if not all(type(n) is int and 0 <= n <= LARGEST for n in (*sizes, *most, state["candidates"])):
         return False
+    if sizes and state["candidates"] == 0:
+        return False
     return len(sizes) in (0, 2) and len(most) == 2 and all(n > 0 and n % GRANULE == 0 for n in sizes)

@@ -160,6 +160,7 @@ class AdaptiveTrainer(Trainer):
                 group["optimizer"].check()
         if isinstance(model, AdaptiveModelConfig):
             model.check()
+            model.check_training(kind)
         if distributed.count() > 1 and any(n > 1 for n in config.gradient_accumulation_steps.values()):
             raise InputError(
                 "--gradient-accumulation-steps is above 1 with several processes: some adaptations would see gradients "
