@@ -11,4 +11,4 @@ runtime="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -m aire_nerfstudio.ops
 LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 .venv/bin/python -m pytest -q -p no:cacheprovider \
     tests/test_sine_network.py tests/test_value_gradient.py tests/test_mean_curvature.py tests/test_matmul_precision.py \
-    tests/test_ray_ops.py tests/test_ray_marching.py -k "not build and not built and not processors and not status and not cuda and not nvcc" "$@"
+    tests/test_ray_ops.py tests/test_padded_samples.py tests/test_ray_marching.py -k "not build and not built and not processors and not status and not cuda and not nvcc" "$@"
