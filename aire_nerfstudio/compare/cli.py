@@ -141,24 +141,21 @@ class Compare:
             )
         folder = self.output_dir.absolute() / as_name(each.label)
         if self.steps is not None:
-            outcome = self._trained(command, folder, device, self.steps, None, state)
+            outcome = self._trained(self._trial(command, folder, device, self.steps, None, state))
         elif each.is_ours:
             outcome = self._trained_in_time(command, folder, device, state)
         else:
-            outcome = self._trained(command, folder, device, MANY_STEPS, 60 * self._minutes, state)
+            outcome = self._trained(self._trial(command, folder, device, MANY_STEPS, 60 * self._minutes, state))
         if isinstance(outcome, str):
             return Entry(each.label, each.method, tuple(command), {}, folder, outcome)
         return Entry(each.label, each.method, tuple(command), outcome, folder, None)
 
-    def _trained(
-        self, command: list[str], folder: Path, device: str, steps: int, seconds: float | None, state: dict[str, str]
-    ) -> dict[str, Any] | str:
+    def _trained(self, trial: Trial) -> dict[str, Any] | str:
         """What became of a training, an earlier call's if it was the same, or why there is nothing."""
-        trial = self._trial(command, folder, device, steps, seconds, state)
         kept = self._kept(trial)
         if kept is not None:
             return kept
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(trial.folder, ignore_errors=True)
         return _run(trial)
 
     def _trained_in_time(
@@ -177,29 +174,25 @@ class Compare:
             write_text(path, json.dumps(known, indent=1))
         if of_the_run not in known:
             iterations = _iterations(seconds, known[key])
-            outcome = self._trained(command, folder, device, iterations, seconds, state)
+            outcome = self._trained(self._trial(command, folder, device, iterations, seconds, state))
             if isinstance(outcome, str) or outcome["seconds"] >= ENOUGH * seconds:
                 return outcome
             # Not what it counted, which are optimizer steps.
             known[of_the_run] = SAFETY * iterations / outcome["seconds"]
             write_text(path, json.dumps(known, indent=1))
-        return self._trained_again(command, folder, device, _iterations(seconds, known[of_the_run]), seconds, state)
+        iterations = _iterations(seconds, known[of_the_run])
+        return self._trained_again(self._trial(command, folder, device, iterations, seconds, state))
 
-    def _trained_again(
-        self, command: list[str], folder: Path, device: str, steps: int, seconds: float, state: dict[str, str]
-    ) -> dict[str, Any] | str:
+    def _trained_again(self, trial: Trial) -> dict[str, Any] | str:
         """As :meth:`_trained`, but what was there stays where nothing comes of it."""
-        trial = self._trial(command, folder, device, steps, seconds, state)
-        kept = self._kept(trial)
-        if kept is not None:
-            return kept
-        first, before = _read(trial.result_path), folder.with_name(f"{folder.name}.before")
+        folder, first = Path(trial.folder), _read(trial.result_path)
+        before = folder.with_name(f"{folder.name}.before")
         shutil.rmtree(before, ignore_errors=True)
-        if folder.exists():
+        if folder.exists() and self._kept(trial) is None:
             folder.rename(before)
         outcome: dict[str, Any] | str = "interrupted"
         try:
-            outcome = _run(trial)
+            outcome = self._trained(trial)
         finally:
             if isinstance(outcome, str) and before.exists():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -317,12 +317,9 @@ class NerfModel(AdaptiveModel):
         else:
             marched = march_rays_train(*scene, self.config.cone_angle)
 
-        def density(part: Samples) -> Tensor:
-            return field.density(part.positions(origins, directions))
-
         samples, epsilon = marched, self.config.early_stop_epsilon
         if self._met.stops_early:
-            reached, _ = early_stop(marched, n_rays, density, epsilon)
+            reached, _ = early_stop(marched, n_rays, _density(field, origins, directions), epsilon)
             samples = marched.select(reached)
         outputs, sigma = self._composited(field, samples, origins, directions, far)
         count, decides = len(samples.starts), self._step % self.config.grid_every == 0
@@ -376,8 +373,8 @@ class NerfModel(AdaptiveModel):
 
     def graph_outputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As in training without a graph; ``complete []`` tells for how many rays there was memory."""
-        assert self._met.sizes is not None
         field, config, met = self.field, self.config, self._met
+        assert met.sizes is not None
         if self._ray_generator:
             rays = self._ray_generator[0](batch["indices"])
         else:
@@ -385,17 +382,17 @@ class NerfModel(AdaptiveModel):
             limits = batch.get("nears"), batch.get("fars")
             rays = RayBundle(batch["origins"], batch["directions"], blank, nears=limits[0], fars=limits[1])
         origins, directions, near, far = self._scene(field, rays)
-        n_rays, (most_marched, most_reached), epsilon = len(origins), self._met.sizes, config.early_stop_epsilon
+        n_rays, (most_marched, most_reached), epsilon = len(origins), met.sizes, config.early_stop_epsilon
         grid = Occupancy(self.grid.occupied, self.grid.is_contracted, batch["grid"])
         scene = (origins, directions, near, far, grid, self._step_length)
         marched = march_rays_padded(*scene, most_marched, batch["jitter"], config.cone_angle)
         # A ray more, of which padding is.
         origins, directions = (nn.functional.pad(t, (0, 0, 0, 1)) for t in (origins, directions))
 
-        def density(part: Samples) -> Tensor:
-            return field.density(part.positions(origins, directions))
-
-        used = early_stop_padded(marched, n_rays, density, epsilon, most_reached) if met.stops_early else marched
+        used = marched
+        if met.stops_early:
+            density = _density(field, origins, directions)
+            used = early_stop_padded(marched, n_rays, density, epsilon, most_reached)
         outputs, sigma = self._composited(field, used.samples, origins, directions, far)
         total = used.total if met.stops_early else reached_padded(marched, n_rays, sigma, epsilon).sum()
         met.note(marched.total, total)
@@ -512,6 +509,11 @@ class NerfModel(AdaptiveModel):
             "normals": outputs["normals"],
         }
         return image_metrics(rgb, truth), images
+
+
+def _density(field: SineRadianceField, origins: Tensor, directions: Tensor) -> Callable[[Samples], Tensor]:
+    """The field's density at samples of rays ``[N, 3]``."""
+    return lambda samples: field.density(samples.positions(origins, directions))
 
 
 def _depth_picture(outputs: dict[str, Tensor]) -> Tensor:
