@@ -260,6 +260,12 @@ def test_a_capture_that_cannot_be_read_is_refused_in_a_line(masked, tmp_path, ho
     assert "\n" not in message
 
 
+def test_a_picture_larger_than_pillow_thinks_safe_is_refused_in_a_line(masked, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(SystemExit, match=r"0\.png cannot be opened as a picture \(DecompressionBombError.*mend it"):
+        _first_batch(masked)
+
+
 def test_without_pictures_none_are_missed(masked, tmp_path):
     """ns-render opens none; of resized ones sizes differ from the cameras'."""
     _change(tmp_path, w=12, h=16)

@@ -82,7 +82,7 @@ def check_pictures(named: Sequence[Path], cameras: Cameras | None) -> None:
         try:
             with Image.open(path) as picture:
                 size = picture.size
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{path} cannot be opened as a picture ({type(error).__name__}: {first_line(error)}); mend it, or take "
                 "its frame out"
