@@ -262,6 +262,12 @@ def test_a_capture_that_cannot_be_read_is_refused_in_a_line(masked, tmp_path, ho
 
 def test_a_picture_larger_than_pillow_thinks_safe_is_refused_in_a_line(masked, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(
+        SystemExit, match=r"NerfstudioDataParser cannot read .*: DecompressionBombError: .*mend the data"
+    ):
+        _first_batch(masked)
+    # The parser looks at the first alone, where no factor is named.
+    masked.downscale_factor = 1
     with pytest.raises(SystemExit, match=r"0\.png cannot be opened as a picture \(DecompressionBombError.*mend it"):
         _first_batch(masked)
 

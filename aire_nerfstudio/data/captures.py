@@ -30,6 +30,7 @@ RAISED = (
     IndexError,
     RuntimeError,
     ArithmeticError,
+    Image.DecompressionBombError,
 )
 
 
