@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops import triton_kernels as kernels
-from aire_nerfstudio.ops import triton_launches
+from aire_nerfstudio.ops import triton_launches, triton_step
+from aire_nerfstudio.ops import triton_step_kernels as step_kernels
 
 LAUNCHES, ROUNDS = 10, 5
 Config = dict[str, int]
@@ -136,9 +137,10 @@ def outer(width: int, rows: int, *_: int) -> Kernel:
 
     def launch(config: Config) -> None:
         share = triton_launches.up(-(-rows // config["SHARES"]), config["DEPTH"])
-        grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], -(-rows // share))
+        shares = -(-rows // share)
+        grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], shares)
         tile = {name: value for name, value in config.items() if name != "SHARES"}
-        kernels.outer_product[grid](grad, x, partial, rows, columns, columns, share, **tile)
+        kernels.outer_product[grid](grad, x, partial, rows, columns, columns, share, shares, **tile)
 
     others = [
         {"BLOCK_N": c["ROWS"], "BLOCK_K": c["COLUMNS"], "DEPTH": c["DEPTH"], "SHARES": shares,
@@ -174,6 +176,35 @@ def affine(width: int, rows: int, *_: int) -> Kernel:
     return Kernel(launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, x.nbytes / 1e6)
 
 
+def step(width: int, rows: int, *_: int) -> Kernel:
+    """A SIREN of three such layers through all of them and back, block by block of rows."""
+    columns, layers, ends = triton_step.width_of([torch.empty(width, 2), torch.empty(3, width)]), 3, (2, 3)
+    x, target = 2 * torch.rand(rows, ends[0], device="cuda") - 1, torch.rand(rows, ends[1], device="cuda")
+    first, first_bias = torch.rand(width, ends[0], device="cuda") - 0.5, torch.rand(width, device="cuda")
+    hidden, biases = _half(layers - 1, columns, columns) * 0.1 * columns**-0.5, torch.rand(layers - 1, columns).cuda()
+    last, last_bias = torch.randn(ends[1], width, device="cuda") * 1e-2, torch.rand(ends[1], device="cuda")
+    omegas, factors = torch.full((layers,), 30.0, device="cuda"), torch.full((layers,), 1.0, device="cuda")
+    values = torch.empty(layers - 1, rows, columns, dtype=torch.float16, device="cuda")
+    gradients = torch.empty_like(values)
+    parts = torch.zeros(-(-rows // 32) * (layers + sum(ends) + 1) * columns, device="cuda")
+    squares = torch.zeros(-(-rows // 32), device="cuda")
+
+    def launch(config: Config) -> None:
+        step_kernels.step[(-(-rows // config["ROWS"]),)](
+            x, target, first, first_bias, hidden, biases, last, last_bias, omegas, factors, values, gradients, parts,
+            squares, rows, width, width, 1 / target.numel(),
+            LAYERS=layers, INPUTS=ends[0], OUT=ends[1], OUTS=4, WIDTH=columns, **config,
+        )  # fmt: skip
+
+    def read() -> list[Tensor]:
+        found = [values.float(), gradients.float(), parts.view(-1, layers + sum(ends) + 1, columns).sum(0)]
+        parts.zero_()
+        return found
+
+    usual = triton_step.tiles_for(columns)[0]
+    return Kernel(launch, read, usual, _tiles(columns), (values.nbytes + gradients.nbytes) / 1e6)
+
+
 MAKERS: dict[str, Callable[[int, int, int], Kernel]] = {
     "forward-entry": lambda width, rows, kind: forward(width, rows, kind, 2),
     "forward": forward,
@@ -183,6 +214,7 @@ MAKERS: dict[str, Callable[[int, int, int], Kernel]] = {
     "backward-entry": lambda width, rows, kind: backward(width, rows, kind, 0, 2),
     "outer": outer,
     "affine": affine,
+    "step": step,
 }
 
 

@@ -27,7 +27,8 @@ CHECK = """
     import copy, os, torch
     from aire_nerfstudio.fields.sine_mlp import SineMLP
     from aire_nerfstudio.ops.sine_network import reference
-    from aire_nerfstudio.ops.triton_network import can_fuse, triton_mean_square, triton_network
+    from aire_nerfstudio.ops.triton_mean_square import triton_mean_square
+    from aire_nerfstudio.ops.triton_network import can_fuse, triton_network
 
     def relative(got, expected):
         return float((got.detach().double() - expected.detach()).norm() / expected.detach().norm())
@@ -227,7 +228,8 @@ COMPILE = """
         share, options = split(kernels.outer_tile(columns, columns))
         check(
             kernels.outer_product,
-            {"grad": "*fp16", "x": "*fp16", "partial": "*fp32", **{n: "i32" for n in ("rows", "n", "k", "share")}},
+            {"grad": "*fp16", "x": "*fp16", "partial": "*fp32",
+             **{n: "i32" for n in ("rows", "n", "k", "share", "shares")}},
             share, ["grad", "x", "partial", "n", "k"], options, small=columns == 256,
         )
     for few in (kernels.FEW_OUT, kernels.MANY_OUT):

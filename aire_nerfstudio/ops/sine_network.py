@@ -25,6 +25,7 @@ from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation, activate
 from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import SINE_NETWORK
+from aire_nerfstudio.ops.triton_mean_square import triton_mean_square
 from aire_nerfstudio.ops.triton_network import KINDS
 
 
@@ -75,7 +76,7 @@ def mean_square_step(
 
     Compiled for a processor, value and gradients come in one pass, in which nothing is kept: the gradients of weights
     and biases are there before ``backward`` asks for them. On CUDA through Triton the error and its gradient are one
-    launch. ``x`` and ``target`` get none.
+    launch, and maybe so are all gradients but their sums. ``x`` and ``target`` get none.
     """
     out = weights[-1].shape[0]
     if x.dim() != 2 or target.shape != (len(x), out):
@@ -83,7 +84,7 @@ def mean_square_step(
     needs_none = not (x.requires_grad or target.requires_grad) and target.dtype == x.dtype and target.device == x.device
     is_step = needs_none and torch.is_grad_enabled()
     if is_step and out <= triton_network.NARROW and triton_network.is_possible(x, weights, biases):
-        return triton_network.triton_mean_square(x, target, weights, biases, activation, omegas, detach_finer_scale)
+        return triton_mean_square(x, target, weights, biases, activation, omegas, detach_finer_scale)
     if not (is_step and can_compile(SINE_NETWORK, x, weights, biases)):
         y = sine_network(x, weights, biases, activation, omegas, detach_finer_scale)
         return (y - target).square().mean()
@@ -179,7 +180,7 @@ class _MeanSquareStep(torch.autograd.Function):
         parameters, gradients = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
-            return mean_square_by_reference(ctx, x, target, parameters, grad)
+            return None, None, None, *mean_square_by_reference(ctx.settings, needs, x, target, parameters, grad)
         is_one = bool(grad == 1)
         # Copies: whoever gets them may change them.
         scaled = [g.clone() if is_one else grad * g for g in gradients]
@@ -187,12 +188,12 @@ class _MeanSquareStep(torch.autograd.Function):
 
 
 def mean_square_by_reference(
-    ctx: Any, x: Tensor, target: Tensor, parameters: list[Tensor], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """With ``create_graph``: the error's gradients through the reference."""
-    activation, omegas, detach, *_ = ctx.settings
-    count, needs = len(parameters) // 2, ctx.needs_input_grad[3:]
+    settings: tuple, needs: Sequence[bool], x: Tensor, target: Tensor, parameters: list[Tensor], grad: Tensor
+) -> list[Tensor | None]:
+    """With ``create_graph``: the error's gradients through the reference, of the parameters that need one."""
+    activation, omegas, detach, *_ = settings
+    count = len(parameters) // 2
     y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
     inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
     found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
-    return None, None, None, *(next(found) if need else None for need in needs)
+    return [next(found) if need else None for need in needs]

@@ -200,14 +200,22 @@ def affine(
     tl.store(y + place[:, None] * outputs + o[None, :], total, mask=is_row & is_output[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "share"])
+@triton.jit(do_not_specialize=["rows", "share", "shares"])
 def outer_product(
-    grad, x, partial, rows, n, k, share, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr
+    grad, x, partial, rows, n, k, share, shares, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Partial [shares, n, k]: for each share of the rows the sum of grad[r, n] x[r, k], both float16."""
+    """Partial [m, shares, n, k]: of m pairs, for each share of the rows, the sum of grad[r, n] x[r, k], both float16.
+
+    grad is [m, rows, n], x [m, rows, k].
+    """
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    part = tl.program_id(2)
+    pair = tl.program_id(2) // shares
+    part = tl.program_id(2) % shares
+    before = pair.to(tl.int64) * rows
+    grad += before * n
+    x += before * k
+    partial += pair.to(tl.int64) * shares * n * k
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for begin in range(0, share, DEPTH):
         r = part * share + begin + tl.arange(0, DEPTH)

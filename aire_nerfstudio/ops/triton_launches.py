@@ -61,6 +61,12 @@ def packed(weight: Tensor, rows: int, columns: int, is_split: bool, keeps: bool)
     return high, low, norms
 
 
+@functools.cache  # a graph reads them: none may go
+def omegas_on(omegas: tuple[float, ...], device: torch.device) -> Tensor:
+    """``omegas`` on a device; the host waits for each copy, which no graph can hold."""
+    return torch.tensor(omegas, device=device)
+
+
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a block may have; without a device, in Triton's interpreter, there is no limit."""

@@ -34,6 +34,7 @@ from aire_nerfstudio.ops.triton_launches import (
     Measured,
     finish,
     measure,
+    omegas_on,
     on_device,
     packed,
     padded,
@@ -96,7 +97,7 @@ def triton_network(
         return _TritonNetwork.apply(x, settings, *weights, *biases)
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """What backward needs of forward, besides the parameters; None in the lists is what a layer has no use for.
 
     Attributes:
@@ -116,7 +117,7 @@ class _Kept(NamedTuple):
     sizes: list[Any]
 
     @classmethod
-    def empty(cls, entry: Tensor, layers: int) -> _Kept:
+    def empty(cls, entry: Tensor, layers: int) -> Kept:
         """Nothing yet of so many sine layers."""
         return cls(entry, *([None] * layers for _ in range(5)))
 
@@ -125,7 +126,7 @@ class _Kept(NamedTuple):
         return [self.entry, *self.values, *self.phases, *self.packed, *self.norms, *self.sizes]
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> _Kept:
+    def of(cls, tensors: Sequence[Tensor]) -> Kept:
         """What :meth:`flat` gave."""
         layers = (len(tensors) - 1) // 5
         parts = [list(tensors[1 + layers * part : 1 + layers * (part + 1)]) for part in range(5)]
@@ -143,7 +144,7 @@ class _TritonNetwork(torch.autograd.Function):
         if not keeps and can_fuse(weights):
             y = _fused(rows, weights, biases, omegas, kind)
             return y.view(*x.shape[:-1], y.shape[-1])
-        shares, kept = _forward(rows, weights, biases, omegas, kind, keeps)
+        shares, kept = forward_layers(rows, weights, biases, omegas, kind, keeps)
         y = shares if shares.dim() == 2 else finish(shares, biases[-1])
         if keeps:
             ctx.settings, ctx.count = settings, len(weights)
@@ -155,56 +156,14 @@ class _TritonNetwork(torch.autograd.Function):
         from aire_nerfstudio.ops.sine_network import backward_by_reference
 
         x, *saved = ctx.saved_tensors
-        parameters, kept = saved[: 2 * ctx.count], _Kept.of(saved[2 * ctx.count :])
+        parameters, kept = saved[: 2 * ctx.count], Kept.of(saved[2 * ctx.count :])
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, x, parameters, grad)
         gy = grad.detach().reshape(len(kept.entry), parameters[-1].numel())
         _, weights, biases = plain(x, parameters)
-        dx, gradients = _backward(gy, weights, biases, kept, ctx.settings, ctx.needs_input_grad[0])
+        dx, gradients = backward_layers(gy, weights, biases, kept, ctx.settings, ctx.needs_input_grad[0])
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]
         return None if dx is None else dx.view(x.shape), None, *wanted
-
-
-def triton_mean_square(
-    x: Tensor, target: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: Activation,
-    omegas: Sequence[float], detach_finer_scale: bool = False,
-) -> Tensor:  # fmt: skip
-    """Mean squared error ``[]`` of :func:`triton_network` at ``x [N, d]`` against ``target [N, out]``, ``out <= 4``.
-
-    ``x`` and ``target`` get no gradients. What is between the outputs and their gradients is one launch.
-    """
-    kind = KINDS[activation, detach_finer_scale and activation == "finer"]
-    settings = (activation, tuple(map(float, omegas)), detach_finer_scale, kind)
-    with on_device(x):
-        return _TritonMeanSquare.apply(x, target, settings, *weights, *biases)
-
-
-class _TritonMeanSquare(torch.autograd.Function):
-    """The error, and the outputs' distances from their targets, which are its gradient up to a factor."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
-        rows, weights, biases = plain(x, parameters)
-        shares, kept = _forward(rows, weights, biases, settings[1], settings[3], True)
-        measured, squares = measure(shares, biases[-1], target.detach().contiguous())
-        ctx.settings, ctx.count = settings, len(weights)
-        ctx.save_for_backward(x, target, *measured, *parameters, *kept.flat())
-        return squares.sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        from aire_nerfstudio.ops.sine_network import mean_square_by_reference
-
-        x, target, *saved = ctx.saved_tensors
-        measured, saved = Measured(*saved[:3]), saved[3:]
-        parameters, kept = saved[: 2 * ctx.count], _Kept.of(saved[2 * ctx.count :])
-        if torch.is_grad_enabled():
-            return mean_square_by_reference(ctx, x, target, parameters, grad)
-        _, weights, biases = plain(x, parameters)
-        gain = 2 / max(1, measured.grad.numel())
-        _, gradients = _backward(measured, weights, biases, kept, ctx.settings, False, grad.detach(), gain)
-        wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:], strict=True)]
-        return None, None, None, *wanted
 
 
 def can_fuse(weights: Sequence[Tensor]) -> bool:
@@ -214,12 +173,6 @@ def can_fuse(weights: Sequence[Tensor]) -> bool:
     widest = max(weight.shape[0] for weight in weights[:-1])
     is_narrow = weights[0].shape[1] <= NARROW and weights[-1].shape[0] <= kernels.FUSED_OUT
     return is_narrow and widest <= kernels.FUSED_WIDTHS[-1]
-
-
-@functools.cache  # a graph reads them: none may go
-def _there(omegas: tuple[float, ...], device: torch.device) -> Tensor:
-    """``omegas`` on a device; the host waits for each copy, which no graph can hold."""
-    return torch.tensor(omegas, device=device)
 
 
 def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int) -> Tensor:
@@ -242,7 +195,7 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
     y = torch.empty(len(rows), out, device=rows.device)
     if len(rows):
         kernels.fused_forward[(-(-len(rows) // kernels.FUSED_ROWS),)](
-            rows, first, hidden, last, bias, last_bias, _there(tuple(omegas), rows.device), y,
+            rows, first, hidden, last, bias, last_bias, omegas_on(tuple(omegas), rows.device), y,
             len(rows), rows.shape[1], out,
             LAYERS=layers, KIND=kind, WIDTH=width, OUT=kernels.FUSED_OUT, ROWS=kernels.FUSED_ROWS,
             num_warps=kernels.FUSED_WARPS,
@@ -250,16 +203,16 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
     return y
 
 
-def _forward(
+def forward_layers(
     rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool
-) -> tuple[Tensor, _Kept]:
+) -> tuple[Tensor, Kept]:
     """The network's outputs ``[rows, out]``, or few ones' shares without the bias, ``[m, rows, out]``."""
     from aire_nerfstudio.ops import triton_kernels as kernels
 
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
     h = rows if is_entry else padded(rows, count, up(inputs, kernels.PAD), dtype=torch.float16)
-    kept, memory = _Kept.empty(h, layers), shared_memory(rows.device)
+    kept, memory = Kept.empty(h, layers), shared_memory(rows.device)
     y = rows
     for index in range(layers):
         entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
@@ -301,8 +254,8 @@ def _forward(
     return y, kept
 
 
-def _backward(
-    given: Tensor | Measured, weights: list[Tensor], biases: list[Tensor], kept: _Kept, settings: tuple,
+def backward_layers(
+    given: Tensor | Measured, weights: list[Tensor], biases: list[Tensor], kept: Kept, settings: tuple,
     needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0,
 ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
     """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``."""
@@ -404,5 +357,5 @@ def _outer(
     shares = -(-rows // share)
     partial = grad.new_empty(shares, n, k, dtype=torch.float32)
     grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], shares)
-    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, **tile)
+    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, shares, **tile)
     return total(partial, shape, numerator, denominator, gain)
