@@ -15,7 +15,10 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.adaptation.rigl import RigLState
+from aire_nerfstudio.adaptation.rounds import TargetSizeStrategy
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_steps
+from aire_nerfstudio.adaptation.target_psnr import TargetPsnrStrategy
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 
 STEPS = 60
@@ -340,3 +343,33 @@ def test_the_penalty_grows_in_a_straight_line_over_the_decay(weight):
     for step in (10, 20, 30, 49):
         expected = weight * (step - 10) / 40 * norms
         assert float(strategy.penalty(groups, state, step)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_strategy_refuses_what_only_another_one_does():
+    targets = ({"target_psnr": 30.0}, {"target_parameters": 100, "rounds": 4})
+    for target in targets:
+        config = AireConfig(unit="steps", decay_start=1, prune_at=40, **target)
+        with pytest.raises(ScheduleError, match=r"AireStrategy removes once.*make_strategy"):
+            AireStrategy(config)
+    assert TargetPsnrStrategy(AireConfig(unit="steps", decay_start=1, prune_at=40, **targets[0]))
+    assert TargetSizeStrategy(AireConfig(unit="steps", decay_start=1, prune_at=40, **targets[1]))
+
+
+def test_taylor_needs_gradients_of_what_it_chooses_from():
+    net = SineMLP(2, [16, 16], 1)
+    both = replace(CONFIG, criterion="taylor", densify_at=50, densify_count=4, decay_start=50, prune_at=90)
+    with pytest.raises(ScheduleError, match=r"both step 50.*begin the decay later"):
+        AireStrategy(both).init_state(net.neuron_groups(), 10, 100)
+    assert AireStrategy(replace(both, decay_start=51)).init_state(net.neuron_groups(), 10, 100)
+    # Gradients that were cleared before anybody looked.
+    strategy = AireStrategy(replace(both, densify_at=None, densify_count=0, decay_start=3, prune_at=90))
+    optimizer = torch.optim.Adam(net.parameters())
+    state = strategy.init_state(net.neuron_groups(), 10, 100)
+    for step in range(3):
+        strategy.step(net.neuron_groups(), [optimizer], state, step)
+        net(torch.rand(9, 2)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        strategy.constrain(net.neuron_groups(), [optimizer], state, step)
+    with pytest.raises(InputError, match="has seen no gradient; call constrain after backward and before zero_grad"):
+        strategy.step(net.neuron_groups(), [optimizer], state, 3)

@@ -137,3 +137,20 @@ def test_the_split_equals_two_pruned_networks():
     assert torch.allclose(important, _pruned(net, {0: order[:3]})(x), atol=1e-6)
     assert torch.allclose(unimportant, _pruned(net, {0: order[3:]})(x), atol=1e-6)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_what_names_no_neuron_is_refused():
+    net = SineMLP(2, [7, 5], 1)
+    mask = torch.zeros(7, dtype=torch.bool)
+    mask[2] = True
+    for remove in ({0: mask}, {0: torch.tensor([1.5])}, {0: [-1]}, {0: [7]}, {1: [5]}):
+        with pytest.raises(InputError, match="must be indices in"):
+            pruning_bound(net, remove)
+    for layer in (-1, 2):
+        with pytest.raises(InputError, match=f"no sine layer {layer}"):
+            pruning_bound(net, {layer: [0]})
+        with pytest.raises(InputError, match=f"no sine layer {layer}"):
+            split_outputs(net, torch.rand(3, 2), layer, 1)
+    with pytest.raises(InputError, match="8 of 7"):
+        split_outputs(net, torch.rand(3, 2), 0, 8)
+    assert pruning_bound(net, {0: torch.tensor([2])}) == pruning_bound(net, {0: [2]}) > 0

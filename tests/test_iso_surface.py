@@ -75,3 +75,18 @@ def test_concentric_spheres_are_their_gap_apart():
     assert same.chamfer < 1e-7
     with pytest.raises(InputError, match="second surface has no faces"):
         compare_surfaces(pair[0], (pair[0][0], np.empty((0, 3), int)))
+
+
+def test_a_field_may_be_of_another_type_and_must_give_a_number_a_point():
+    sphere = lambda p: p.norm(dim=-1) - 0.5  # noqa: E731
+    kinds = set()
+
+    def double(points):
+        kinds.add(points.dtype)
+        return sphere(points)
+
+    for a, b in zip(extract_mesh(double, 30, dtype=torch.float64), extract_mesh(sphere, 30), strict=True):
+        assert np.allclose(a, b, atol=1e-5)
+    assert kinds == {torch.float64}
+    with pytest.raises(InputError, match=r"one each, \[N\]"):
+        extract_mesh(lambda p: sphere(p)[:, None], 20)

@@ -1,5 +1,7 @@
 """The compiled ray ops: the same samples as PyTorch's to the bit, and the same rendering."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -358,6 +360,29 @@ def test_rendering_and_its_gradients(device, counts, channels):
         )
         for a, b in zip(found, wanted, strict=True):
             assert torch.allclose(a.double(), torch.zeros_like(a).double() if b is None else b, atol=2e-6)
+
+
+def test_an_opaque_ray_leaves_nothing_in_those_behind_it(device):
+    """A last interval without end, as NeRF's first code had it, and densities without bound."""
+    samples, sigmas, rgbs = _packed(device)
+    is_last = torch.ones(len(sigmas), dtype=torch.bool, device=device)
+    is_last[:-1] = samples.ray_indices[1:] != samples.ray_indices[:-1]
+    ends = torch.where(is_last, samples.starts + 1e10, samples.ends)
+    sigmas[[0, 40]] = torch.tensor([float("inf"), 1e20], device=device)
+    samples = samples._replace(ends=ends)
+    expected = torch.zeros(len(sigmas), dtype=torch.float64)
+    behind = {}
+    for i, (sigma, begin, end, ray) in enumerate(zip(*(t.tolist() for t in (sigmas, *samples)), strict=True)):
+        depth = sigma * (end - begin)
+        expected[i] = math.exp(-behind.get(ray, 0.0)) * -math.expm1(-depth)
+        behind[ray] = behind.get(ray, 0.0) + depth
+    for by in (
+        composite_rays_train(sigmas, rgbs, samples, len(COUNTS)),
+        compositing.reference(sigmas, rgbs, samples, len(COUNTS)),
+        compositing.reference(sigmas.double(), rgbs.double(), _double(samples), len(COUNTS)),
+    ):
+        torch.testing.assert_close(by[0].cpu().double(), expected, atol=2e-6, rtol=0)
+        assert by[2].max() <= 1 + 1e-6
 
 
 def test_second_derivatives_of_rendering(device):

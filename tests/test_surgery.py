@@ -1,9 +1,13 @@
 """Laws of growing and pruning."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils import prune
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.surgery import SurgeryError
@@ -187,3 +191,104 @@ def test_resize_keeps_identity():
     assert net.layers[0].weight is weight
     assert weight.shape == (7, 2)
     assert weight.abs().max() == 0
+
+
+class _Marked(torch.nn.Parameter):
+    """Somebody's own kind of parameter."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whoever_holds_a_parameter_or_a_loss_of_it_may_go_on(dtype):
+    net = SineMLP(2, [7, 5], 1).to(dtype)
+    x, called = torch.rand(9, 2, dtype=dtype), []
+    weight = net.layers[0].weight = _Marked(net.layers[0].weight.detach())
+    weight.tag = "mine"
+    weight.register_hook(lambda g: (called.append(tuple(g.shape)), 3 * g)[1])
+    weight.register_post_accumulate_grad_hook(lambda p: called.append(tuple(p.shape)))
+    reference, alive = weakref.ref(weight), net(x).square().mean()  # a figure that was logged, say
+    surgery.prune(net.neuron_groups()[0], [1, 4])
+    surgery.grow(net.neuron_groups()[0], *random_rows(net.neuron_groups()[0], 3))
+    surgery.prune(net.neuron_groups()[1], [0])
+    plain = copy.deepcopy(net)
+    plain.layers[0].weight = torch.nn.Parameter(plain.layers[0].weight.detach())
+    net(x).sum().backward()
+    plain(x).sum().backward()
+    assert reference() is weight is net.layers[0].weight
+    assert type(weight) is _Marked
+    assert weight.tag == "mine"
+    assert called == [(8, 2), (8, 2)]
+    torch.testing.assert_close(weight.grad, 3 * plain.layers[0].weight.grad)
+    for ours, theirs in zip(list(net.parameters())[1:], list(plain.parameters())[1:], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert alive.isfinite()
+
+
+def _refused(net, group, match, **options):
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with pytest.raises(SurgeryError, match=match):
+        surgery.prune(group, [0], **options)
+    with pytest.raises(SurgeryError, match=match):
+        surgery.grow(
+            group, torch.zeros(1, 2), torch.zeros(1), torch.zeros(group.outgoing.parameter.shape[0], 1), **options
+        )
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_weights_that_are_computed_are_refused_and_nothing_is_changed():
+    for change in (
+        torch.nn.utils.parametrizations.weight_norm,
+        lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    ):
+        net = SineMLP(2, [7, 5], 1)
+        group = net.neuron_groups()[0]
+        change(net.layers[1])
+        # Past the tests' own check of types, which would not let it in.
+        object.__setattr__(group.outgoing, "parameter", net.layers[1].weight)
+        _refused(net, group, "prune.remove, parametrize.remove_parametrizations")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "is_known"),
+    [(torch.optim.LBFGS, False), (torch.optim.Adafactor, False), *((o, True) for o in (
+        torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.NAdam, torch.optim.RAdam,
+        torch.optim.Adamax, torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Adagrad, torch.optim.Rprop))],
+)  # fmt: skip
+def test_optimizers_go_through_a_surgery_or_are_refused_before_it(optimizer, is_known):
+    torch.manual_seed(0)
+    net = SineMLP(2, [7, 5], 1)
+    options = {torch.optim.SGD: {"momentum": 0.9}, torch.optim.Adagrad: {"initial_accumulator_value": 0.1}}
+    made = optimizer(net.parameters(), **options.get(optimizer, {}))
+    x = torch.rand(9, 2)
+
+    def step():
+        def closure():
+            made.zero_grad()
+            loss = net(x).square().mean()
+            loss.backward()
+            return loss
+
+        made.step(closure)
+
+    step()
+    if not is_known:
+        return _refused(net, net.neuron_groups()[0], optimizer.__name__, optimizers=[made])
+    surgery.grow(net.neuron_groups()[0], *random_rows(net.neuron_groups()[0], 2), [made])
+    surgery.prune(net.neuron_groups()[1], [3], [made])
+    for key, value in made.state[net.layers[0].bias].items():
+        if torch.is_tensor(value) and value.shape == (9,):
+            first = {"sum": 0.1, "step_size": 1e-2}.get(key, 0.0)
+            assert torch.equal(value[7:], torch.full((2,), first)), key
+    for _ in range(3):
+        step()
+    return None
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [torch.tensor([1.0, 3.0]), torch.tensor([1.7]), torch.tensor([False, True, False, False, False, False, False])],
+)
+def test_what_is_no_index_is_refused(remove):
+    net = SineMLP(2, [7, 5], 1)
+    with pytest.raises(SurgeryError, match="whole numbers"):
+        surgery.prune(net.neuron_groups()[0], remove)
+    assert net.widths == [7, 5]

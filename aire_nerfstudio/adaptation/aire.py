@@ -101,7 +101,8 @@ class AireStrategy:
 
     Args:
         config: the run's choices.
-        first_omega: the network's first ``w0``; only ``densify_from="residual"`` needs it.
+        first_omega: the network's first ``w0``; only ``densify_from="residual"`` needs it, whose frequencies are off
+            by as much as it is.
 
     Raises:
         ScheduleError: a value out of range, found at construction or, where it depends on the network or the run, in
@@ -110,11 +111,18 @@ class AireStrategy:
 
     can_grow: ClassVar[bool] = True
     """Whether neurons may be added by hand."""
+    removes_once: ClassVar[bool] = True
+    """Whether all go at ``prune_at``: to a ``target_psnr``, or in ``rounds``, they go in between."""
 
     def __init__(self, config: AireConfig, first_omega: float = 30.0) -> None:
         self.config = config
         self.first_omega = first_omega
         check(config)
+        if self.removes_once and (config.target_psnr is not None or config.rounds > 1):
+            raise ScheduleError(
+                f"{type(self).__name__} removes once; target_psnr {config.target_psnr} and rounds {config.rounds} are "
+                "for TargetPsnrStrategy and TargetSizeStrategy: take what variants.make_strategy gives"
+            )
 
     def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
         """Resolve the schedule to steps and check it against the network and the run.
@@ -143,6 +151,11 @@ class AireStrategy:
         if config.criterion == "taylor" and 0 in decisions:
             raise ScheduleError(
                 "the criterion 'taylor' needs gradients from before a decision; decide later than step 0"
+            )
+        if config.criterion == "taylor" and schedule.densify_at is not None and len(set(decisions)) == 1:
+            raise ScheduleError(
+                f"densify_at and decay_start are both step {schedule.densify_at}; the criterion 'taylor' needs "
+                "gradients of the new neurons before it chooses: begin the decay later"
             )
         if config.most_parameters is not None:
             choose_for_budget([torch.zeros(width) for width in planned], *_ends(groups), config.most_parameters)

@@ -50,6 +50,11 @@ def score(
         raise InputError(
             f"{group.name}: the criterion 'taylor' needs gradients from before the decision; decide at step 1 or later"
         )
+    if not saliency.any():
+        raise InputError(
+            f"{group.name}: the criterion 'taylor' has seen no gradient; call constrain after backward and before "
+            "zero_grad"
+        )
     return saliency.to(group.outgoing.parameter)
 
 

@@ -56,6 +56,8 @@ class RoundsStrategy(AireStrategy):
     A subclass says how long a round is and what size it aims at.
     """
 
+    removes_once = False
+
     def init_state(self, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int) -> AireState:
         """As AIRe's; neurons must be added before the first round, and a round takes two steps at least."""
         schedule = super().init_state(groups, steps_per_epoch, total_steps).schedule

@@ -1,13 +1,17 @@
 """Growing and pruning neurons in place: the only file that reads ``optimizer.state``.
 
-Every edit keeps the identity of the ``nn.Parameter``: whatever holds it (module, optimizer, gradient clipping,
-scheduler) goes on holding the right one. The values live in a new tensor, exchanged by ``torch.utils.swap_tensors``.
+Every edit keeps the ``nn.Parameter`` itself: whatever holds it (module, optimizer, gradient clipping, scheduler, a
+weak reference) goes on holding the right one, with its hooks and attributes. Only its data become others.
+
+Optimizers that keep a parameter's state in tensors of its shape are known: those of ``torch.optim`` but LBFGS,
+Adafactor and Muon. The moments of new neurons start where the optimizer starts them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,8 @@ from aire_nerfstudio.fields.neurons import NeuronGroup, Slot
 from aire_nerfstudio.shapes import NewColumns, NewRows, PerNew
 
 TensorEdit = Callable[[Tensor], Tensor]
+# Of a state tensor, and what the optimizer starts it with.
+StateEdit = Callable[[Tensor, float], Tensor]
 
 
 class SurgeryError(InputError):
@@ -43,7 +49,8 @@ def grow(
         optimizers: those that may hold the layer's parameters.
 
     Raises:
-        SurgeryError: shapes that do not fit the group, or values that are not finite. Nothing is changed then.
+        SurgeryError: shapes that do not fit the group, values that are not finite, a weight that is computed from
+            others, or an optimizer whose state cannot be cut. Nothing is changed then.
     """
     for what, new, slot in (
         ("weight", weight, group.weight),
@@ -57,6 +64,7 @@ def grow(
         if not torch.isfinite(new).all():
             raise SurgeryError(f"{group.name}: new {what} has values that are not finite")
     optimizers = list(optimizers)
+    _check_slots(group, optimizers)
     _append(group.weight, weight, optimizers)
     _append(group.bias, bias, optimizers)
     _append(group.outgoing, outgoing, optimizers)
@@ -67,14 +75,21 @@ def prune(group: NeuronGroup, remove: Tensor | Sequence[int], optimizers: Iterab
 
     Args:
         group: the layer, ``n`` neurons.
-        remove: distinct indices in ``[0, n)``, any order; empty is a no-op.
+        remove: distinct whole numbers in ``[0, n)``, any order; empty is a no-op.
         optimizers: those that may hold the layer's parameters.
 
     Raises:
-        SurgeryError: an index out of range or repeated, or no neuron would be left. Nothing is changed then.
+        SurgeryError: an index that is none, out of range or repeated, no neuron would be left, a weight that is
+            computed from others, or an optimizer whose state cannot be cut. Nothing is changed then.
     """
     device = group.weight.parameter.device
-    indices = torch.as_tensor(remove, dtype=torch.long, device=device)
+    given = torch.as_tensor(remove, device=device)
+    if given.numel() and (given.dtype == torch.bool or given.is_floating_point() or given.is_complex()):
+        raise SurgeryError(
+            f"{group.name}: what to prune must be whole numbers, indices of neurons; got {given.dtype}"
+            f"{' (a mask: take mask.nonzero())' if given.dtype == torch.bool else ''}"
+        )
+    indices = given.to(torch.long).flatten()
     keep = torch.ones(group.width, dtype=torch.bool, device=device)
     if indices.numel() and (indices.min() < 0 or indices.max() >= group.width):
         raise SurgeryError(f"{group.name}: indices to prune must lie in [0, {group.width}); got {indices.tolist()}")
@@ -90,6 +105,7 @@ def prune(group: NeuronGroup, remove: Tensor | Sequence[int], optimizers: Iterab
         return
     survivors = keep.nonzero().squeeze(1)
     optimizers = list(optimizers)
+    _check_slots(group, optimizers)
     for slot in group.slots():
         _edit(slot.parameter, partial(torch.index_select, dim=slot.dim, index=survivors), None, optimizers)
 
@@ -120,7 +136,36 @@ def resize_to(parameter: nn.Parameter, shape: Sequence[int], optimizers: Iterabl
     """
     if tuple(parameter.shape) == tuple(shape):
         return
-    _edit(parameter, lambda t: t.new_zeros(tuple(shape)), None, list(optimizers))
+    optimizers = list(optimizers)
+    _check_state("a parameter", parameter, optimizers)
+    _edit(parameter, lambda t: t.new_zeros(tuple(shape)), None, optimizers)
+
+
+def _check_slots(group: NeuronGroup, optimizers: list[Optimizer]) -> None:
+    """Whether all of a layer can be edited, before any of it is."""
+    for slot in group.slots():
+        if not (isinstance(slot.parameter, nn.Parameter) and slot.parameter.is_leaf):
+            raise SurgeryError(
+                f"{group.name}: a weight is no parameter but computed from others (torch.nn.utils.prune or "
+                "parametrize); make it permanent first: prune.remove, parametrize.remove_parametrizations"
+            )
+        _check_state(group.name, slot.parameter, optimizers)
+
+
+def _check_state(name: str, parameter: nn.Parameter, optimizers: list[Optimizer]) -> None:
+    """Whether each optimizer's state of a parameter is numbers and tensors of its shape."""
+    for optimizer in optimizers:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            is_number = value is None or isinstance(value, (int, float)) or (_is_tensor(value) and value.numel() == 1)
+            if not is_number and not (_is_tensor(value) and value.shape == parameter.shape):
+                raise SurgeryError(
+                    f"{name}: {type(optimizer).__name__} keeps {key!r}, which has not the parameter's shape, so it "
+                    "cannot be cut with it; take Adam or another optimizer with a moment for each weight"
+                )
+
+
+def _is_tensor(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor)
 
 
 def _append(slot: Slot, new: Tensor, optimizers: list[Optimizer]) -> None:
@@ -129,27 +174,38 @@ def _append(slot: Slot, new: Tensor, optimizers: list[Optimizer]) -> None:
     def with_values(t: Tensor) -> Tensor:
         return torch.cat([t, new.to(t)], dim)
 
-    def with_zeros(t: Tensor) -> Tensor:
-        return torch.cat([t, torch.zeros_like(new, dtype=t.dtype, device=t.device)], dim)
+    def with_state(t: Tensor, value: float) -> Tensor:
+        return torch.cat([t, torch.full_like(new, value, dtype=t.dtype, device=t.device)], dim)
 
-    _edit(slot.parameter, with_values, with_zeros, optimizers)
+    _edit(slot.parameter, with_values, with_state, optimizers)
+
+
+def _value_at_first(optimizer: Optimizer, parameter: nn.Parameter, key: str) -> float:
+    """What an optimizer's state is before a parameter's first step."""
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    if isinstance(optimizer, torch.optim.Adagrad) and key == "sum":
+        return float(group["initial_accumulator_value"])
+    if isinstance(optimizer, torch.optim.Rprop) and key == "step_size":
+        return float(group["lr"])
+    return 0.0
 
 
 @torch.no_grad()
-def _edit(
-    parameter: nn.Parameter, edit: TensorEdit, edit_state: TensorEdit | None, optimizers: list[Optimizer]
-) -> None:
+def _edit(parameter: nn.Parameter, edit: TensorEdit, edit_state: StateEdit | None, optimizers: list[Optimizer]) -> None:
     """Apply ``edit`` to the values and ``edit_state`` (default: ``edit``) to every state tensor of the old shape."""
     old_shape = parameter.shape
-    replacement = nn.Parameter(edit(parameter.detach()).contiguous(), requires_grad=parameter.requires_grad)
+    values = edit(parameter.detach()).contiguous()
     # The gradient of the old shape must not reach the next optimizer step.
     parameter.grad = None
-    torch.utils.swap_tensors(parameter, replacement)
-    edit_state = edit_state or edit
+    # As long as a loss from before is alive, autograd keeps the old shape for the parameter, and the next backward
+    # would be refused; with data of another type in between it forgets.
+    parameter.data = values.new_empty(0, dtype=torch.float32 if values.dtype == torch.float64 else torch.float64)
+    parameter.data = values
     for optimizer in optimizers:
         state = optimizer.state.get(parameter)
         if not state:
             continue
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == old_shape and key != "step":
-                state[key] = edit_state(value).contiguous()
+                first = _value_at_first(optimizer, parameter, key)
+                state[key] = (edit(value) if edit_state is None else edit_state(value, first)).contiguous()

@@ -32,6 +32,7 @@ def extract_mesh(
     level: float = 0.0,
     is_distance: bool = True,
     progress: Callable[[float], None] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The surface ``field = level`` in the cube [-1, 1]^3.
 
@@ -43,12 +44,14 @@ def extract_mesh(
         is_distance: the field grows by at most about two a unit, so that blocks far from the surface need no
             evaluation; else every point is evaluated.
         progress: called with the share done, in [0, 1].
+        dtype: of the points that the field is given.
 
     Returns:
         Vertices ``[V, 3]`` float64 and faces ``[F, 3]`` int64, normals outwards; both empty where there is no surface.
 
     Raises:
-        InputError: a resolution below 2, or a grid too large for the memory that is free.
+        InputError: a resolution below 2, or a grid too large for the memory that is free, or a field that gives another
+            shape.
     """
     from skimage.measure import marching_cubes
 
@@ -60,7 +63,16 @@ def extract_mesh(
             f"a grid of {resolution}^3 points takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are "
             "free; lower the resolution"
         )
-    values = _sample(field, resolution, device, level, is_distance, progress)
+
+    def evaluated(points: Tensor) -> Tensor:
+        values = field(points.to(device, dtype))
+        if values.shape != points.shape[:1]:
+            raise InputError(
+                f"the field gives {list(values.shape)} for {len(points)} points; it must give one each, [N]"
+            )
+        return values.to("cpu", torch.float32)
+
+    values = _sample(evaluated, resolution, level, is_distance, progress)
     if not values.min() < 0 < values.max():
         return np.empty((0, 3)), np.empty((0, 3), np.int64)
     vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
@@ -70,7 +82,6 @@ def extract_mesh(
 def _sample(
     field: Field,
     resolution: int,
-    device: torch.device | str,
     level: float,
     is_distance: bool,
     progress: Callable[[float], None] | None,
@@ -84,7 +95,7 @@ def _sample(
     if is_distance:
         # A corner lies up to 9 grid steps a side from the middle, and the neighbour's first point one further.
         reach = math.sqrt(3) * (BLOCK // 2 + 2) * 2 / (resolution - 1)
-        middle = torch.cat([field(middles[part].to(device)).cpu() - level for part in blocks.split(CHUNK)])
+        middle = torch.cat([field(middles[part]) - level for part in blocks.split(CHUNK)])
         is_near = middle.abs() <= SAFETY * reach
     else:
         middle, is_near = torch.zeros(len(blocks)), torch.ones(len(blocks), dtype=torch.bool)
@@ -97,7 +108,7 @@ def _sample(
     for position, part in enumerate(near.split(at_once)):
         index = part[:, None] * BLOCK + offsets  # [B, BLOCK^3, 3]
         index = index[(index < resolution).all(-1)]
-        result = torch.cat([field(axis[some].to(device)).cpu() for some in index.split(CHUNK)]) - level
+        result = torch.cat([field(axis[some]) for some in index.split(CHUNK)]) - level
         values[index[:, 0].numpy(), index[:, 1].numpy(), index[:, 2].numpy()] = result.numpy()
         if progress is not None:
             progress(min(1.0, (position + 1) * at_once / len(near)))

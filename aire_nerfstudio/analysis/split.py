@@ -6,6 +6,7 @@ import torch
 from torch.func import functional_call
 
 from aire_nerfstudio.adaptation.importance import Criterion, score, weakest
+from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.shapes import Channels, Points
 
@@ -25,8 +26,16 @@ def split_outputs(
 
     Returns:
         Outputs ``[N, out]`` of the important part and of the unimportant part.
+
+    Raises:
+        InputError: there is no such layer, or it has not so many neurons.
     """
-    group = network.neuron_groups()[layer]
+    groups = network.neuron_groups()
+    if not 0 <= layer < len(groups):
+        raise InputError(f"there is no sine layer {layer}; take one of 0 to {len(groups) - 1}")
+    group = groups[layer]
+    if not 0 <= count <= group.width:
+        raise InputError(f"{count} of {group.width} neurons of layer {layer} cannot be the weak ones; take 0 to all")
     weak = torch.zeros(group.width, dtype=torch.bool, device=x.device)
     outputs = network.layer_outputs(x)[layer] if criterion == "activation" else None
     weak[weakest(score(group, criterion, outputs), count)] = True

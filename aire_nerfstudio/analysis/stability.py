@@ -36,9 +36,18 @@ def pruning_bound(network: SineMLP, remove: Mapping[int, Tensor | Sequence[int]]
     norms = [_row_sum(_folded(network, layers, index)) for index in range(len(layers))]
     total = 0.0
     for layer, indices in remove.items():
-        chosen = torch.as_tensor(indices, dtype=torch.long, device=layers[0].weight.device)
+        if not 0 <= layer < len(layers) - 1:
+            raise InputError(f"there is no sine layer {layer}; take one of 0 to {len(layers) - 2}")
+        chosen = torch.as_tensor(indices, device=layers[0].weight.device)
         if len(chosen) == 0:
             continue
+        width = layers[layer].weight.shape[0]
+        is_index = chosen.dtype not in (torch.bool, torch.uint8) and not chosen.is_floating_point()
+        if not is_index or chosen.min() < 0 or chosen.max() >= width:
+            raise InputError(
+                f"neurons of layer {layer} to remove must be indices in [0, {width}); got {chosen.tolist()} of type "
+                f"{chosen.dtype}"
+            )
         change = _row_sum(_folded(network, layers, layer + 1)[:, chosen])
         for norm in norms[layer + 2 :]:
             change *= norm

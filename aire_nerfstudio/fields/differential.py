@@ -139,5 +139,10 @@ def gradient_and_motion(network: SineMLP, x: Points) -> tuple[Points, PerRow]:
 def _check(network: SineMLP, second: bool = False) -> None:
     if network.out_features != 1:
         raise ValueError(f"the network has {network.out_features} outputs; derivatives are of one")
+    if network.has_hooks():
+        raise ValueError(
+            "the layers have hooks, which derivatives in closed form go past; torch.nn.utils.prune: make it permanent "
+            "with prune.remove"
+        )
     if second and network.activation == "spder":
         raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")

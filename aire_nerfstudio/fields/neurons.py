@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class NeuronGroup:
     """The neurons of one sine layer, as views into the parameters that hold them.
 
     Neuron ``j`` of layer ``i`` owns row ``j`` of ``W_i``, entry ``j`` of ``b_i`` and column ``j`` of ``W_{i+1}``.
+    Weights are laid out as those of ``torch.nn.Linear``: other dimensions are refused.
 
     Attributes:
         name: layer name, for messages and logs, e.g. ``"density.0"``.
@@ -46,6 +47,13 @@ class NeuronGroup:
     outgoing: Slot
     next_bias: nn.Parameter
 
+    def __post_init__(self) -> None:
+        dims = (self.weight.dim, self.bias.dim, self.outgoing.dim)
+        if dims != (0, 0, 1):
+            raise ValueError(
+                f"{self.name}: neurons lie on dimensions 0, 0 and 1 of weight, bias and outgoing; got {dims}"
+            )
+
     @property
     def width(self) -> int:
         """Number of neurons ``n`` in the layer."""
@@ -56,7 +64,3 @@ class NeuronGroup:
         yield self.weight
         yield self.bias
         yield self.outgoing
-
-    def columns(self) -> Tensor:
-        """Outgoing columns ``W_{*j}``, shape ``[n_out, n]`` (a view that carries gradient)."""
-        return self.outgoing.parameter

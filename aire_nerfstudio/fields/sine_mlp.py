@@ -127,7 +127,7 @@ class SineMLP(nn.Module):
 
     def forward(self, x: AnyPoints) -> AnyChannels:
         """Evaluate at ``x`` of shape ``[..., d]`` (each coordinate in [-1, 1]); returns ``[..., out]``."""
-        if self._has_hooks():
+        if self.has_hooks():
             return self.layers[-1](self.hidden(x))
         return self._evaluate(x, None)
 
@@ -140,6 +140,8 @@ class SineMLP(nn.Module):
 
     def first_output(self, x: AnyPoints) -> AnyRows:
         """The first output alone, ``[...]``, at ``x [..., d]``."""
+        if self.has_hooks():
+            return self(x)[..., 0]
         return self._evaluate(x, 1).squeeze(-1)
 
     def mean_square_step(self, x: Points, target: Channels) -> Scalar:
@@ -149,11 +151,11 @@ class SineMLP(nn.Module):
             x: ``[N, d]``.
             target: ``[N, out]``.
         """
-        if self._has_hooks():
+        if self.has_hooks():
             return (self(x) - target).square().mean()
         return mean_square_step(x, target, *self.for_ops())
 
-    def _has_hooks(self) -> bool:
+    def has_hooks(self) -> bool:
         """Whether someone waits for the layers to be called, such as torch.nn.utils.prune."""
         return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
 

@@ -47,15 +47,26 @@ def finer(z: Tensor, omega: float, detach_scale: bool = False) -> Tensor:
 class _SpderFunction(torch.autograd.Function):
     """``sin(u) sqrt(|u|)`` with the derivative's limit 0 at ``u = 0``, where autograd of sqrt would give NaN."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
+    def forward(u: Tensor) -> Tensor:
         return torch.sin(u) * torch.sqrt(u.abs())
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
         (u,) = ctx.saved_tensors
         return grad * _spder_derivative(u)
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:  # type: ignore[override]
+        (u,) = ctx.saved_tensors
+        return tangent * _spder_derivative(u)
 
 
 def _spder_derivative(u: Tensor) -> Tensor:
@@ -94,6 +105,9 @@ def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> 
     """An activation, its first and (``order`` 2) second derivative at pre-activations of any shape, each of that shape.
 
     With ``order`` 1 the third is empty. SPDER's first derivative is 0 at 0, as for :func:`spder`.
+
+    Raises:
+        ValueError: an unknown activation, or ``order`` 2 of SPDER, whose second derivative has no bound near 0.
     """
     none = z.new_empty(0)
     if activation == "siren":
@@ -106,11 +120,8 @@ def derivatives(z: Tensor, activation: Activation, omega: float, order: int) -> 
         sine, cosine = torch.sin(u), torch.cos(u)
         bend = 2 * omega * torch.sign(z) * cosine - rate.square() * sine if order > 1 else none
         return sine, rate * cosine, bend
-    u = omega * z
-    is_zero = u == 0
-    safe = torch.where(is_zero, torch.ones_like(u), u)
-    root = safe.abs().sqrt()
-    sine, cosine = torch.sin(safe), torch.cos(safe)
-    slope = omega * (cosine * root + sine * torch.sign(safe) / (2 * root))
-    zero = torch.zeros_like(u)
-    return torch.where(is_zero, zero, sine * root), torch.where(is_zero, zero, slope), none
+    if activation != "spder":
+        raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+    if order > 1:
+        raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
+    return spder(z, omega), omega * _spder_derivative(omega * z), none

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops.activations import ACTIVATIONS
 from aire_nerfstudio.ops.backend import Library, is_off
 
 # Activations whose derivatives are compiled, by their number there: SPDER's second has no bound at 0.
@@ -30,6 +31,26 @@ def can_compile(library: Library, x: Tensor, weights: Sequence[Tensor], biases: 
     if any(t.dtype != torch.float32 or t.device != x.device for t in (*weights, *biases)):
         return False
     return fit_together(x, weights, biases) and library.load() is not None
+
+
+def check_network(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, omegas: Sequence[float]
+) -> None:
+    """What shapes do not say, and a library would read past.
+
+    Raises:
+        ValueError: as many biases as weights, one omega less, numbers, and a known activation are not what was given.
+    """
+    if len(biases) != len(weights) or any(bias is None for bias in biases):
+        raise ValueError(
+            f"each of {len(weights)} weights needs a bias; got {sum(b is not None for b in biases)} biases"
+        )
+    if len(omegas) != len(weights) - 1:
+        raise ValueError(f"{len(weights) - 1} sine layers need as many omegas; got {len(omegas)}")
+    if any(isinstance(omega, Tensor) for omega in omegas):
+        raise ValueError("omegas must be numbers; no gradients reach tensors")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
 
 
 def fit_together(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:

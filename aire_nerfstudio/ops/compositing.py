@@ -28,17 +28,20 @@ from aire_nerfstudio.shapes import Channels, PerRow
 def exclusive_sum(values: Tensor, ray_indices: Tensor) -> Tensor:
     """For each sample the sum of ``values`` over the samples before it on its ray; packed, ``[M] -> [M]``.
 
-    Summed in float64: a running sum over all rays would lose the small terms in float32.
+    In float64, and of each ray for itself: the difference of two running sums over all rays would have in it what a ray
+    before it, opaque or infinite, left of their digits. Sums over 1, 2, 4, ... samples are put together.
     """
-    if len(values) == 0:
-        return values
-    total = values.double().cumsum(0)
-    before = total - values.double()
-    is_first = torch.ones_like(ray_indices, dtype=torch.bool)
-    is_first[1:] = ray_indices[1:] != ray_indices[:-1]
-    first = is_first.nonzero().squeeze(1)
-    segment = is_first.long().cumsum(0) - 1
-    return (before - before[first][segment]).to(values.dtype)
+    total = values.double()
+    reach = 1
+    while reach < len(values):
+        is_same = ray_indices[reach:] == ray_indices[:-reach]
+        # A device would be waited for; there it costs some more rounds.
+        if not is_same.is_cuda and not is_same.any():
+            break
+        total = torch.cat([total[:reach], total[reach:] + torch.where(is_same, total[:-reach], 0)])
+        reach *= 2
+    before = torch.where(ray_indices[1:] == ray_indices[:-1], total[:-1], 0)
+    return torch.cat([torch.zeros_like(total[:1]), before]).to(values.dtype)
 
 
 def _library(sigmas: Tensor, rgbs: Tensor | None, samples: Samples, *states: Tensor) -> RayLibrary | None:

@@ -25,7 +25,16 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_curvature, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import SMOOTH, Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import (
+    SMOOTH,
+    Arguments,
+    can_compile,
+    check_network,
+    checked,
+    pointer,
+    pointers,
+    threads,
+)
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
 from aire_nerfstudio.ops.vectors import across, safe_norm
 
@@ -77,7 +86,13 @@ def gradient_and_motion(
     """As :func:`reference`, compiled where that is possible: float32, no autocast.
 
     On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
+
+    Raises:
+        ValueError: biases or omegas that are not as many as the layers, or an activation other than SIREN and FINER.
     """
+    check_network(weights, biases, activation, omegas)
+    if activation not in SMOOTH:
+        raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
     fits = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
     fits = fits and weights[-1].shape[0] == 1
     if fits and triton_passes.is_possible(x, weights, biases, activation):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation, activate
-from aire_nerfstudio.ops.arguments import Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import Arguments, can_compile, check_network, checked, pointer, pointers, threads
 from aire_nerfstudio.ops.backend import SINE_NETWORK
 from aire_nerfstudio.ops.triton_mean_square import triton_mean_square
 from aire_nerfstudio.ops.triton_network import KINDS
@@ -58,7 +58,11 @@ def sine_network(
     """As :func:`reference`, compiled where that is possible: float32, no autocast.
 
     On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
+
+    Raises:
+        ValueError: biases or omegas that are not as many as the layers, or an unknown activation.
     """
+    check_network(weights, biases, activation, omegas)
     if triton_network.is_possible(x, weights, biases):
         return triton_network.triton_network(x, weights, biases, activation, omegas, detach_finer_scale)
     if not can_compile(SINE_NETWORK, x, weights, biases):
@@ -78,6 +82,7 @@ def mean_square_step(
     and biases are there before ``backward`` asks for them. On CUDA through Triton the error and its gradient are one
     launch, and maybe so are all gradients but their sums. ``x`` and ``target`` get none.
     """
+    check_network(weights, biases, activation, omegas)
     out = weights[-1].shape[0]
     if x.dim() != 2 or target.shape != (len(x), out):
         raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")

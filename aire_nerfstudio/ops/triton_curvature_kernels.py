@@ -120,7 +120,7 @@ def _bent(first, second, third, weighted, shares, place, is_row, rows, STREAMS: 
         tl.store(share + 2, tl.sum(weighted * second * third, 1), mask=is_row)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def tangents_entry(
     points, directions, weight, bias, adjoint, adjoint_scale, scale, out, shares, largest, rows, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, STREAMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -154,7 +154,7 @@ def tangents_entry(
     tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(size))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def tangents(
     x, weight, kept, adjoint, adjoint_scale, last, factor, scale, s_out, out, shares, largest,
     rows, depth, columns, width, omega,
@@ -195,7 +195,7 @@ def tangents(
     _bent(first, second, third, a * bend, shares, place, is_row, rows, STREAMS)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def source_entry(
     points, direction, directions, weight, bias, grad_motion, scales, out, largest, rows, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -245,7 +245,7 @@ def source(
     tl.store(mixed + at, both.to(tl.float16), mask=is_row[:, None])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def last_source(
     x, before, weight, kept, s, s_scale, last, grad_motion, scales, out, parts, largest, largest_others,
     rows, depth, columns, width, omega,
@@ -320,7 +320,7 @@ def reverse(
     tl.store(largest_others + program, largest_of(tl.maximum(size, tl.abs(sigma))))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def reverse_entry(
     grads, before, weight, points, direction, directions, entry_weight, entry_bias, adjoint, adjoint_scale,
     grad_motion, parts, rows, depth, columns, width, omega,

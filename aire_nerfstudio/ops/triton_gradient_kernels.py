@@ -58,10 +58,10 @@ def entered(points, weight, bias, place, is_row, c, width, omega, KIND: tl.const
 @triton.jit
 def largest_of(v):
     """The largest size in a tile."""
-    return tl.max(tl.max(tl.abs(v), 1), 0)
+    return tl.max(tl.abs(v))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def last_forward(
     x, weight, bias, last, scale, back, kept, sizes, y, largest, rows, depth, columns, width, omega,
     KIND: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -93,7 +93,7 @@ def last_forward(
     tl.store(largest + program, largest_of(e))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def adjoint(
     behind, weight, kept, points, entry_weight, entry_bias, factor, scale, out, back, gradient, largest,
     rows, depth, columns, width, omega,
@@ -124,7 +124,7 @@ def adjoint(
         tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(e))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def tangent_entry(
     points, direction, weight, bias, factor, out, largest, rows, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -161,7 +161,7 @@ def tangent(
     tl.store(largest_mixed + program, largest_of(both))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def last_tangent(
     x, weight, kept, last, grad, scale, before, out, parts, largest, rows, depth, columns, width, omega,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -187,7 +187,7 @@ def last_tangent(
     tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), largest_of(dz))
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def reverse(
     grad, weight, kept, mixed, points, direction, entry_weight, entry_bias, scales, out, parts, largest,
     rows, depth, columns, width, omega,

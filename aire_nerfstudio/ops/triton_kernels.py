@@ -69,7 +69,7 @@ def outer_tile(n: int, k: int) -> Tile:
     return {"BLOCK_N": high, "BLOCK_K": wide, "DEPTH": 64, "SHARES": shares, "num_warps": 4, "num_stages": stages}
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def layer_forward(
     x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, OUT: tl.constexpr, KEEP: tl.constexpr,
@@ -102,7 +102,7 @@ def layer_forward(
         else:
             tl.store(kept + at, keep, mask=is_row[:, None])
     if KEEP and KIND != 0:
-        size = tl.max(tl.max(tl.where(is_row[:, None], tl.abs(z), 0.0), 1), 0)
+        size = tl.max(tl.where(is_row[:, None], tl.abs(z), 0.0))
         tl.store(sizes + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
     if OUT:
         norm = tl.zeros((COLUMNS,), tl.float32)
@@ -117,7 +117,7 @@ def layer_forward(
         tl.store(value + at, v.to(tl.float16), mask=is_row[:, None])
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "width"])
 def layer_backward(
     grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest,
     rows, depth, columns, width, omega,
@@ -166,7 +166,7 @@ def layer_backward(
             tl.store(parts + (1 + NARROW + k) * columns, tl.sum(a[:, None] * g, 0))
     if STORE:
         tl.store(out + at, g.to(tl.float16), mask=is_row[:, None])
-        size = tl.max(tl.max(tl.abs(g), 1), 0)
+        size = tl.max(tl.abs(g))
         tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), size)
 
 

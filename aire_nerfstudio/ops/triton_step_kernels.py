@@ -25,7 +25,7 @@ MOST_HIDDEN = 3
 SUMS_BLOCK, SUMS_SHARES = 16, 512
 
 
-@triton.jit(do_not_specialize=["numbers"])
+@triton.jit(do_not_specialize=["numbers", "n_0", "n_1", "n_2", "k_0", "k_1", "k_2"])
 def prepare(
     weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, n_0, n_1, n_2, k_0, k_1, k_2, target,
     packed, biases, norms, largest, numbers,
@@ -65,7 +65,7 @@ def pack_layer(
     tl.store(biases + layer * WIDTH + j, tl.load(bias + j, mask=j < n, other=0.0))
 
 
-@triton.jit(do_not_specialize=["n_largest"])
+@triton.jit(do_not_specialize=["n_largest", "width"])
 def bound(
     largest, n_largest, norms, last, last_bias, omegas, factors, scales, width,
     LAYERS: tl.constexpr, OUT: tl.constexpr, WIDTH: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
@@ -95,7 +95,7 @@ def bound(
     tl.store(scales, scale)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "first_width", "last_width"])
 def step(
     x, target, first, first_bias, hidden, biases, last, last_bias, omegas, factors,
     values, gradients, parts, squares, rows, first_width, last_width, gain,
@@ -158,7 +158,7 @@ def step(
     error += tl.load(last_bias + o, mask=o < OUT, other=0.0)[None, :]
     error -= tl.load(target + r[:, None] * OUT + o[None, :], mask=is_output, other=0.0)
     error = tl.where(is_output, error, 0.0)
-    tl.store(squares + block, gain * tl.sum(tl.sum(error * error, 1), 0))
+    tl.store(squares + block, gain * tl.sum(error * error))
     tl.store(parts + (LAYERS + OUT + INPUTS) * WIDTH + o, tl.sum(error, 0), mask=o < OUT)
 
     for layer in tl.static_range(LAYERS - 1, 0, -1):

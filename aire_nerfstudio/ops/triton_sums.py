@@ -20,7 +20,7 @@ NORM_ROWS, NORM_COLUMNS = 16, 256
 LARGEST = tl.constexpr(3e4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"])
 def pack(
     weight, high, low, norms, n, k, columns, padded_n,
     LOW: tl.constexpr, NORMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -46,7 +46,7 @@ def pack(
         tl.store(norms + tl.program_id(0), tl.max(norm, 0))
 
 
-@triton.jit(do_not_specialize=["shares"])
+@triton.jit(do_not_specialize=["shares", "across", "down"])
 def total(
     partial, numerator, denominator, out, shares, across, down, padded_across, padded_down, gain,
     NUMERATOR: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
@@ -69,7 +69,7 @@ def total(
     tl.store(out + i * across + j, found * (gain / tl.load(denominator)), mask=j < across)
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit(do_not_specialize=["blocks", "width"])
 def total_parts(
     parts, numerator, scale, out, blocks, width, columns, gain,
     NUMERATOR: tl.constexpr, NARROW: tl.constexpr, ENTRY: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
@@ -152,7 +152,7 @@ def next_scale(
     tl.store(following, before * found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k"])
 def row_norms(weight, norms, n, k, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Norms [programs]: the largest sum of |weight| along a row of each program's, of weight [n, k]."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_gradient, triton_passes
 from aire_nerfstudio.ops.activations import Activation, derivatives
-from aire_nerfstudio.ops.arguments import SMOOTH, Arguments, can_compile, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import (
+    SMOOTH,
+    Arguments,
+    can_compile,
+    check_network,
+    checked,
+    pointer,
+    pointers,
+    threads,
+)
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
 
 MOST_COORDINATES = 8
@@ -60,7 +69,11 @@ def value_and_gradient(
     """As :func:`reference`, compiled where that is possible: SIREN or FINER, float32, no autocast.
 
     On CPU from 64 rows on; on CUDA through Triton where ``torch.set_float32_matmul_precision`` is ``medium``.
+
+    Raises:
+        ValueError: biases or omegas that are not as many as the layers, or an unknown activation.
     """
+    check_network(weights, biases, activation, omegas)
     if triton_passes.is_possible(x, weights, biases, activation):
         return triton_gradient.value_and_gradient(x, weights, biases, activation, omegas)
     is_possible = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
