@@ -4,6 +4,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.ops import backend, processors
+from aire_nerfstudio.ops import backend, cuda, processors
+from aire_nerfstudio.ops.build import BuildError
 from aire_nerfstudio.ops.sine_network import _SineNetwork, reference
 
 CASES = [("siren", False), ("finer", False), ("finer", True), ("spder", False)]
@@ -341,3 +345,35 @@ def test_the_status_page(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "sine_network" in done.stdout
     assert "built for" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["processor", "cuda"])
+def test_a_build_that_is_interrupted_was_not_tried_and_one_at_a_time_builds(library, monkeypatch):
+    """A viewer's render may end in the middle of a line."""
+
+    class Interrupted(Exception):
+        pass
+
+    module = backend if library == "processor" else cuda
+    made = module.Library("nothing") if library == "processor" else module.CudaLibrary("nothing")
+    calls = []
+
+    def building(*_):
+        calls.append(threading.get_ident())
+        if len(calls) == 1:
+            raise Interrupted
+        time.sleep(0.2)
+        raise BuildError("there is no such source")
+
+    monkeypatch.setattr(module, "build", building)
+    monkeypatch.setattr(cuda, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(module, "_say", lambda *_: None, raising=False)
+    monkeypatch.setattr(backend.Library, "_say", lambda *_: None)
+    load = made.build if library == "processor" else lambda: made.build((9, 0))
+    with pytest.raises(Interrupted):
+        load()
+    with ThreadPoolExecutor(2) as pool:
+        both = [future.result() for future in [pool.submit(load), pool.submit(load)]]
+    assert len(calls) == 2
+    assert both[0] is both[1]
+    assert both[0].reason == "there is no such source"

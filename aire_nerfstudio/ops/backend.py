@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ class Library:
     reason: str | None = None
     _builds: dict[str, Build] = field(default_factory=dict)
     _chosen: dict[str, Build] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def load(self) -> ctypes.CDLL | None:
         """The library of the precision in force, built if need be; None where that fails, which is said once."""
@@ -77,16 +79,19 @@ class Library:
         return made
 
     def _try(self, kind: str) -> Build:
-        if kind not in self._builds:
-            made = self._builds[kind] = Build(kind)
-            try:
-                extra = os.environ.get("AIRE_OPS_FLAGS", "").split()
-                flags = (*FLAGS, *{**CAPABILITIES, **REDUCED}[kind], *openmp(), *self.flags, *extra)
-                made.path = build(f"{self.name}.cpp", kind, [*compiler(), *flags])
-                made.handle = ctypes.CDLL(str(made.path))
-            except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
-                made.reason = str(error)
-        return self._builds[kind]
+        # Another thread, a viewer's, waits; and what is interrupted was not tried.
+        with self._lock:
+            if kind not in self._builds:
+                made = Build(kind)
+                try:
+                    extra = os.environ.get("AIRE_OPS_FLAGS", "").split()
+                    flags = (*FLAGS, *{**CAPABILITIES, **REDUCED}[kind], *openmp(), *self.flags, *extra)
+                    made.path = build(f"{self.name}.cpp", kind, [*compiler(), *flags])
+                    made.handle = ctypes.CDLL(str(made.path))
+                except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
+                    made.reason = str(error)
+                self._builds[kind] = made
+            return self._builds[kind]
 
     def _say(self, reason: str) -> None:
         if self.reason is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import threading
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,32 +31,37 @@ class CudaLibrary:
     flags: tuple[str, ...] = ()
     _builds: dict[str, Build] = field(default_factory=dict)
     _tried: set[str] = field(default_factory=set)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def load(self, device: torch.device) -> ctypes.CDLL | None:
         """The library for a CUDA device, built if need be; None where that fails, which is said once."""
-        made = self.build(torch.cuda.get_device_capability(device))
-        if made.handle is not None and made.kind not in self._tried:
-            self._tried.add(made.kind)
-            status = _trial(made.handle, device)
-            if status != 0:
-                made.handle.aire_error.restype = ctypes.c_char_p
-                made.reason = f"a trial launch failed: {made.handle.aire_error(status).decode()}"
-                made.handle = None
-                _say(made.reason)
-        return made.handle
+        with self._lock:
+            made = self.build(torch.cuda.get_device_capability(device))
+            if made.handle is not None and made.kind not in self._tried:
+                status = _trial(made.handle, device)
+                if status != 0:
+                    made.handle.aire_error.restype = ctypes.c_char_p
+                    made.reason = f"a trial launch failed: {made.handle.aire_error(status).decode()}"
+                    made.handle = None
+                    _say(made.reason)
+                self._tried.add(made.kind)
+            return made.handle
 
     def build(self, version: tuple[int, int]) -> Build:
         """What became of the library for a compute capability, ``(9, 0)`` for example."""
         kind = f"SM_{version[0]}{version[1]}"
-        if kind not in self._builds:
-            made = self._builds[kind] = Build(kind)
-            try:
-                made.path = self.compile(version)
-                made.handle = ctypes.CDLL(str(made.path))
-            except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
-                made.reason = str(error)
-                _say(made.reason)
-        return self._builds[kind]
+        # Another thread, a viewer's, waits; and what is interrupted was not tried.
+        with self._lock:
+            if kind not in self._builds:
+                made = Build(kind)
+                try:
+                    made.path = self.compile(version)
+                    made.handle = ctypes.CDLL(str(made.path))
+                except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
+                    made.reason = str(error)
+                    _say(made.reason)
+                self._builds[kind] = made
+            return self._builds[kind]
 
     def compile(self, version: tuple[int, int]) -> Path:
         """The library's file, without loading it: needs nvcc, but no device.

@@ -57,7 +57,7 @@ def is_possible(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) 
     """Whether a network at ``x [..., d]`` may and can run here: float32 on CUDA, no autocast, precision ``medium``."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or matmul_precision() != "medium":
         return False
-    if torch.is_autocast_enabled("cuda") or is_transformed() or missing() is not None:
+    if torch.is_autocast_enabled("cuda") or is_transformed() or missing() is not None or is_too_old(x.device):
         return False
     if x.dim() == 0 or NARROW < x.shape[-1] < WIDE or x.numel() < FEWEST_ROWS * max(1, x.shape[-1]):
         return False
@@ -81,6 +81,20 @@ def missing() -> str | None:
     if reason is not None:
         warnings.warn(f"Triton's kernels are not used, PyTorch's are: {reason}", stacklevel=3)
     return reason
+
+
+@functools.cache
+def is_too_old(device: torch.device) -> bool:
+    """Whether a GPU is of before Ampere, for which Triton makes no tensor core products; said once."""
+    version = torch.cuda.get_device_capability(device)
+    if version >= (8, 0):
+        return False
+    warnings.warn(
+        f"Triton's kernels are not used, PyTorch's are: they are for compute capability 8.0 and later, and this GPU "
+        f"has {version[0]}.{version[1]}",
+        stacklevel=4,
+    )
+    return True
 
 
 def triton_network(

@@ -5,6 +5,7 @@
 // Rays are [N][3], samples are packed: those of ray 0, then of ray 1, ...; ray_indices [M] ascends.
 #pragma once
 
+#include "composite.h"
 #include "ray.h"
 
 // All return 0, or what for_each returns where it fails.
@@ -119,16 +120,12 @@ int aire_composite(int64_t rays, int64_t samples, int64_t channels, const float*
                    const float* starts, const float* ends, const int64_t* ray_indices, float* thickness, float* weights,
                    float* colour, float* accumulation, float* distance, int64_t queue) {
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
-        float before = thickness[n], total = accumulation[n], far = distance[n];
-        for (int64_t i = first_of(ray_indices, samples, n); i < samples && ray_indices[i] == n; i++) {
-            float here = sigmas[i] * (ends[i] - starts[i]);
-            float weight = expf(-before) * -expm1f(-here);
-            weights[i] = weight;
-            for (int64_t c = 0; c < channels; c++) colour[n * channels + c] += weight * rgbs[i * channels + c];
-            total += weight;
-            far += weight * (0.5f * (starts[i] + ends[i]));
-            before += here;
-        }
+        int64_t begin = first_of(ray_indices, samples, n), end = first_of(ray_indices, samples, n + 1);
+        float before = thickness[n], total = accumulation[n], far = distance[n], *own = colour + n * channels;
+        if (channels == 3)
+            composite_ray<3>(begin, end, 3, sigmas, rgbs, starts, ends, before, weights, own, total, far);
+        else
+            composite_ray<0>(begin, end, channels, sigmas, rgbs, starts, ends, before, weights, own, total, far);
         thickness[n] = before;
         accumulation[n] = total;
         distance[n] = far;
@@ -141,23 +138,14 @@ int aire_composite_backward(int64_t rays, int64_t samples, int64_t channels, con
                             const float* g_weights, const float* g_colour, const float* g_accumulation,
                             const float* g_distance, float* d_sigmas, float* d_rgbs, int64_t queue) {
     return for_each(queue, rays, [=] AIRE_LAMBDA(int64_t n) {
-        int64_t begin = first_of(ray_indices, samples, n), end = begin;
-        float depth = 0;
-        for (; end < samples && ray_indices[end] == n; end++) {
-            depth += sigmas[end] * (ends[end] - starts[end]);
-            d_sigmas[end] = expf(-depth);  // what passes the sample; kept here until the way back
-        }
-        float behind = 0;  // sum of gradient times weight over the samples behind
-        for (int64_t i = end - 1; i >= begin; i--) {
-            float g = g_accumulation[n] + g_distance[n] * (0.5f * (starts[i] + ends[i]));
-            if (g_weights) g += g_weights[i];
-            for (int64_t c = 0; c < channels; c++) {
-                g += g_colour[n * channels + c] * rgbs[i * channels + c];
-                d_rgbs[i * channels + c] = weights[i] * g_colour[n * channels + c];
-            }
-            d_sigmas[i] = (ends[i] - starts[i]) * (g * d_sigmas[i] - behind);
-            behind += g * weights[i];
-        }
+        int64_t begin = first_of(ray_indices, samples, n), end = first_of(ray_indices, samples, n + 1);
+        const float* own = g_colour + n * channels;
+        if (channels == 3)
+            composite_ray_backward<3>(begin, end, 3, sigmas, rgbs, starts, ends, weights, g_weights, own,
+                                      g_accumulation[n], g_distance[n], d_sigmas, d_rgbs);
+        else
+            composite_ray_backward<0>(begin, end, channels, sigmas, rgbs, starts, ends, weights, g_weights, own,
+                                      g_accumulation[n], g_distance[n], d_sigmas, d_rgbs);
     });
 }
 
