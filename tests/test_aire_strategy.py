@@ -373,3 +373,43 @@ def test_taylor_needs_gradients_of_what_it_chooses_from():
         strategy.constrain(net.neuron_groups(), [optimizer], state, step)
     with pytest.raises(InputError, match="has seen no gradient; call constrain after backward and before zero_grad"):
         strategy.step(net.neuron_groups(), [optimizer], state, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"criterion": "l2"}, {"criterion": "taylor"}, {"prune_counts": (2, 5)}, {"target_parameters": 150},
+        {"prune_layers": (1,), "prune_counts": None, "prune_fraction": 0.6, "densify_at": None, "densify_count": 0},
+    ],
+)  # fmt: skip
+def test_candidates_are_those_that_are_chosen(changes):
+    torch.manual_seed(0)
+    net = SineMLP(2, [13, 11], 1)
+    base = replace(CONFIG, densify_at=1, densify_count=3, decay_start=6, prune_at=9, prune_layers=(0, 1))
+    strategy, optimizer = AireStrategy(replace(base, **changes)), torch.optim.Adam(net.parameters(), 1e-2)
+    state = strategy.init_state(net.neuron_groups(), 10, 12)
+    for step in range(12):
+        before = strategy.candidates(net.neuron_groups(), state)
+        strategy.step(net.neuron_groups(), [optimizer], state, step)
+        if step == 6:
+            assert sorted(before) == sorted(state.layers)
+            for layer, indices in zip(state.layers, state.targets, strict=True):
+                assert torch.equal(before[layer], indices)
+                assert len(indices) > 0 or changes.get("target_parameters")
+        optimizer.zero_grad()
+        (net(torch.rand(9, 2)) - 1).square().mean().backward()
+        optimizer.step()
+        strategy.constrain(net.neuron_groups(), [optimizer], state, step)
+    assert strategy.candidates(net.neuron_groups(), state) == {}
+
+
+def test_nothing_is_a_candidate_where_none_will_be_chosen_or_data_decide():
+    net = SineMLP(2, [13, 11], 1)
+    for config in (
+        replace(CONFIG, decay_start=None, prune_at=None, prune_layers=()),
+        replace(CONFIG, criterion="activation"),
+        replace(CONFIG, criterion="taylor"),
+    ):
+        strategy = AireStrategy(config)
+        state = strategy.init_state(net.neuron_groups(), 10, 1000)
+        assert strategy.candidates(net.neuron_groups(), state) == {}

@@ -38,7 +38,7 @@ def test_parts_are_those_of_the_analysis(activation, layer):
 @pytest.mark.parametrize("weak", [torch.arange(5), torch.tensor([], dtype=torch.long)])
 def test_a_layer_that_loses_all_keeps_one_silent_neuron(weak):
     net = SineMLP(2, [5, 4], 1, first_omega=6.0)
-    parts = parts_of(net, _groups, {1 - 1: weak})
+    parts = parts_of(net, _groups, {0: weak})
     silenced = parts["important" if len(weak) else "unimportant"]
     with torch.no_grad():
         expected = copy.deepcopy(net)
@@ -80,7 +80,7 @@ def test_views_show_the_parts_on_request_and_leave_the_model_alone():
     is_met = plain["accumulation"] > 0.5
     assert (shown["frequency"][~is_met] == 0).all()
     assert (shown["frequency"][is_met] > 0).all()
-    weak = {0: weakest(contribution(model.field.neuron_groups()[0]), int(0.6 * 13))}
+    weak = {0: weakest(contribution(model.field.neuron_groups()[0]), round(0.6 * 13))}
     strong = parts_of(model.field, _groups, weak)["important"]
     points = model.adaptive_inputs(
         (lambda rays: rays.origins + plain["depth"] * rays.directions)(

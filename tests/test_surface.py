@@ -26,7 +26,7 @@ def test_every_format_gives_the_same_sphere(tmp_path, sphere, suffix):
     moved = sphere.copy()
     moved.apply_translation([5, -3, 1])
     surface = read_surface(_saved(tmp_path, moved, f"a.{suffix}"))
-    assert surface.is_closed
+    assert trimesh.Trimesh(surface.vertices, surface.faces, process=False).is_watertight
     assert surface.faces.shape == sphere.faces.shape
     assert np.allclose(surface.centre, [5, -3, 1], atol=1e-5)
     assert surface.scale == pytest.approx(2 / HALF_SIDE, rel=1e-5)
@@ -38,7 +38,7 @@ def test_inward_faces_duplicates_and_loose_vertices_are_repaired(tmp_path, spher
     vertices = np.concatenate([sphere.vertices, [[9.0, 9, 9]]])
     faces = np.concatenate([sphere.faces[:, ::-1], sphere.faces[:50, ::-1]])
     surface = read_surface(_saved(tmp_path, trimesh.Trimesh(vertices, faces, process=False)))
-    assert surface.is_closed
+    assert trimesh.Trimesh(surface.vertices, surface.faces, process=False).is_watertight
     assert surface.faces.shape == sphere.faces.shape
     assert (surface.points * surface.normals).sum(1).min() > 0
     assert np.abs(surface.points).max() == pytest.approx(HALF_SIDE)
@@ -159,3 +159,69 @@ def test_too_many_faces_for_the_memory(tmp_path, sphere, monkeypatch):
     monkeypatch.setattr("aire_nerfstudio.data.surface.BYTES_PER_FACE_IN_USE", 1 << 40)
     with pytest.raises(InputError, match=r"20,480 faces; that takes about .* GiB"):
         read_surface(path)
+
+
+def _signs(surface, at):
+    """Signed distances at points of the file, in its units."""
+    at = (np.asarray(at, dtype=np.float64) - surface.centre) / surface.scale
+    return SignedDistance(surface.vertices, surface.faces)(at) * surface.scale
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-5, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_units_and_places_do_not_matter(tmp_path, sphere, size, offset):
+    plain = read_surface(_saved(tmp_path, sphere, "plain.obj"))
+    moved = sphere.copy()
+    moved.apply_scale(size)
+    moved.apply_translation([offset * size] * 3)
+    (tmp_path / "moved.obj").write_text(trimesh.exchange.obj.export_obj(moved, digits=17))
+    surface = read_surface(tmp_path / "moved.obj")
+    assert surface.points.shape == plain.points.shape
+    assert np.allclose(surface.points, plain.points, atol=2e-5)
+    assert np.allclose(surface.normals, plain.normals, atol=2e-3)
+    assert surface.scale == pytest.approx(plain.scale * size)
+    assert np.allclose(surface.centre, offset * size, atol=1e-6 * size, rtol=1e-9)
+    assert not surface.notes
+
+
+def _spheres(tmp_path, *balls):
+    """Of each ball: centre, radius, whether its faces point inwards."""
+    made = []
+    for centre, radius, is_inward in balls:
+        ball = trimesh.creation.icosphere(subdivisions=4, radius=radius)
+        ball.apply_translation([centre, 0, 0])
+        if is_inward:
+            ball.invert()
+        made.append(ball)
+    return read_surface(_saved(tmp_path, trimesh.util.concatenate(made)))
+
+
+@pytest.mark.parametrize("inward", [(False, True), (True, False), (True, True), (False, False)])
+def test_each_part_is_turned_outwards(tmp_path, inward):
+    surface = _spheres(tmp_path, (0, 1.0, inward[0]), (3, 0.5, inward[1]))
+    assert np.allclose(_signs(surface, [[0, 0, 0], [3, 0, 0], [1.75, 0, 0]]), [-1, -0.5, 0.75], atol=0.01)
+    assert sum("turned inside out" in note for note in surface.notes) == any(inward)
+
+
+def test_a_hollow_stays_one_and_what_is_in_it_is_turned_outwards(tmp_path):
+    for is_inward in (False, True):
+        surface = _spheres(tmp_path, (0, 2.0, False), (0, 1.5, True), (0, 0.5, is_inward))
+        at = [[0, 0, 0], [1, 0, 0], [1.75, 0, 0], [2.5, 0, 0]]
+        assert np.allclose(_signs(surface, at), [-0.5, 0.5, -0.25, 0.5], atol=0.01)
+
+
+def test_an_open_part_that_points_inwards_is_named_and_left(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=5, radius=1.0)
+    open_ball = trimesh.Trimesh(ball.vertices, ball.faces[ball.triangles_center[:, 2] < 0.6], process=False)
+    assert not any("inwards" in note for note in read_surface(_saved(tmp_path, open_ball)).notes)
+    open_ball.invert()
+    surface = read_surface(_saved(tmp_path, open_ball))
+    assert any("1 open parts seem to have faces that point inwards" in note for note in surface.notes)
+    assert _signs(surface, [[0, 0, 0]])[0] > 0
+
+
+@pytest.mark.parametrize("corners", [[[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]])
+def test_what_encloses_nothing_is_refused(tmp_path, corners):
+    faces = [[0, i, i + 1] for i in range(1, len(corners) - 1)]
+    with pytest.raises(InputError, match="has no inside"):
+        read_surface(_saved(tmp_path, trimesh.Trimesh(corners, faces, process=False), "flat.obj"))

@@ -415,18 +415,33 @@ class AireStrategy:
         return (frequencies / self.first_omega).to(weight), (phases / self.first_omega).to(weight)
 
     def _choose(self, groups: Sequence[NeuronGroup], state: AireState, step: int, probe: Probe | None) -> Report:
-        before = widths(groups)
-        if self.config.most_parameters is None:
-            layers = self.config.prune_layers
-            scores = self._scores(groups, state, layers, probe)
-            chosen = [
-                weakest(scores[position], self._amount(position, before[layer], layer))
-                for position, layer in enumerate(layers)
-            ]
-            self._aim(groups, state, layers, chosen)
-        else:
-            self._choose_for_size(groups, state, probe, self.config.most_parameters)
+        self._aim(groups, state, *self._weakest(groups, state, probe))
         return self._chosen(groups, state, step)
+
+    def _weakest(
+        self, groups: Sequence[NeuronGroup], state: AireState, probe: Probe | None
+    ) -> tuple[Sequence[int], list[Tensor]]:
+        """Layers, and of each the neurons that should go."""
+        if self.config.most_parameters is not None:
+            return self._weakest_for_size(groups, state, probe, self.config.most_parameters)
+        layers = self.config.prune_layers
+        scores = self._scores(groups, state, layers, probe)
+        return layers, [
+            weakest(scores[position], self._amount(position, groups[layer].width, layer))
+            for position, layer in enumerate(layers)
+        ]
+
+    @torch.no_grad()
+    def candidates(self, groups: Sequence[NeuronGroup], state: AireState) -> dict[int, Tensor]:
+        """What would be chosen now; nothing where the criterion asks for what is only there at the decision."""
+        config = self.config
+        has_goal = config.most_parameters is not None or not config.has_target
+        if state.is_pruned or state.schedule.decay_start is None or not has_goal or config.criterion == "activation":
+            return {}
+        if config.criterion == "taylor" and [len(s) for s in state.saliency if s.any()] != list(widths(groups)):
+            return {}
+        layers, chosen = self._weakest(groups, state, None)
+        return {layer: indices.cpu() for layer, indices in zip(layers, chosen, strict=True)}
 
     @staticmethod
     def _chosen(groups: Sequence[NeuronGroup], state: AireState, step: int) -> Report:
@@ -434,14 +449,13 @@ class AireStrategy:
         now, indices = widths(groups), _indices(groups, state.layers, state.targets)
         return Report(step, "decay", _per_layer(groups, counts), now, now, indices)
 
-    def _choose_for_size(
+    def _weakest_for_size(
         self, groups: Sequence[NeuronGroup], state: AireState, probe: Probe | None, parameters: int
-    ) -> None:
-        """Choose from all layers, so that at most ``parameters`` remain."""
+    ) -> tuple[Sequence[int], list[Tensor]]:
+        """From all layers, so that at most ``parameters`` remain."""
         layers = range(len(groups))
         scores = self._scores(groups, state, layers, probe)
-        _, chosen = choose_for_budget(scores, *_ends(groups), parameters)
-        self._aim(groups, state, layers, chosen)
+        return layers, choose_for_budget(scores, *_ends(groups), parameters)[1]
 
     @staticmethod
     def _aim(groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], chosen: Sequence[Tensor]) -> None:

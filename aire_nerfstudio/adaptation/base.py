@@ -138,6 +138,10 @@ class Strategy(Protocol):
         """What was asked of the run and is not reached at its end, in one line; None: all is well."""
         ...
 
+    def candidates(self, groups: Sequence[NeuronGroup], state: Any) -> dict[int, Tensor]:
+        """Neurons of each layer that would be chosen to go if that were decided now; none where nothing will be."""
+        ...
+
     def standing(self, state: Any) -> Standing:
         """Where the run stands, for whoever watches it."""
         ...

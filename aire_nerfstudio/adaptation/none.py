@@ -86,6 +86,10 @@ class FixedStrategy:
         """Nothing is promised that could be missed."""
         return None
 
+    def candidates(self, groups: Sequence[NeuronGroup], state: EmptyState) -> dict[int, Tensor]:
+        """No neuron goes."""
+        return {}
+
     def standing(self, state: EmptyState) -> Standing:
         """No stages."""
         return Standing()

@@ -148,6 +148,10 @@ class RigLStrategy:
         """Nothing is promised that could be missed."""
         return None
 
+    def candidates(self, groups: Sequence[NeuronGroup], state: RigLState) -> dict[int, Tensor]:
+        """No neuron goes."""
+        return {}
+
     def standing(self, state: RigLState) -> Standing:
         """No stages."""
         return Standing()

@@ -234,7 +234,7 @@ class RoundsStrategy(AireStrategy):
         if wanted is None or wanted >= size or max(now) == 1:
             return
         least = count_parameters(n_in, [1] * len(now), n_out)
-        self._choose_for_size(groups, state, probe, max(least, wanted))
+        self._aim(groups, state, *self._weakest_for_size(groups, state, probe, max(least, wanted)))
         left = [width - len(chosen) for width, chosen in zip(now, state.targets, strict=True)]
         if not self._is_granted(state, 1 - count_parameters(n_in, left, n_out) / size):
             state.is_decaying, state.targets, state.caps = False, [], []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from aire_nerfstudio.data.orientation import signed_volume, turn_outwards
 from aire_nerfstudio.errors import InputError, first_line
 
 EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
@@ -21,6 +22,8 @@ HALF_SIDE = 0.9
 FEW_VERTICES = 10_000
 DRAWN_POINTS = 100_000
 POISSON_DEPTH = 8
+# Of the normalised shape: what encloses less has no inside.
+LEAST_VOLUME = 1e-7
 # Bytes of a PLY file among which its header ends.
 LONGEST_HEADER = 1 << 16
 
@@ -36,7 +39,6 @@ class Surface:
         normals: ``[N, 3]`` float64, unit, outwards, at the points.
         centre: of the file's shape, in the file's units, ``[3]``.
         scale: units of the file for one of ours; ``file = centre + scale * ours``.
-        is_closed: whether the mesh has no holes.
         notes: what was changed, one line each.
     """
 
@@ -46,15 +48,14 @@ class Surface:
     normals: np.ndarray
     centre: np.ndarray
     scale: float
-    is_closed: bool
     notes: tuple[str, ...] = ()
 
 
 def read_surface(path: Path, seed: int = 0) -> Surface:
     """Read PLY, OBJ, STL, OFF (meshes, PLY also points with normals) or XYZ (points with normals).
 
-    Duplicate and flat faces, loose vertices and small holes are repaired, faces are turned outwards, several
-    components stay. Points with normals get a mesh by screened Poisson reconstruction, from which distances are taken;
+    Duplicate and flat faces, loose vertices and small holes are repaired, closed parts are turned outwards, several
+    parts stay. Points with normals get a mesh by screened Poisson reconstruction, from which distances are taken;
     they themselves stay what is trained on.
 
     Args:
@@ -62,8 +63,8 @@ def read_surface(path: Path, seed: int = 0) -> Surface:
         seed: of the points drawn from a mesh of few vertices.
 
     Raises:
-        InputError: no such file, another format, nothing in it, coordinates that are not finite, no extent, no normals
-            on points without faces, too few points, or too much for the memory that is free.
+        InputError: no such file, another format, nothing in it, coordinates that are not finite, no extent, no volume,
+            no normals on points without faces, too few points, or too much for the memory that is free.
     """
     vertices, faces, normals = _read(path)
     if len(vertices) == 0:
@@ -85,8 +86,19 @@ def read_surface(path: Path, seed: int = 0) -> Surface:
             f"{path} has {len(faces):,} faces; that takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} GiB "
             "are free; simplify it"
         )
-    no_faces = len(faces) == 0
-    return _normalised(_from_points(path, vertices, normals) if no_faces else _from_mesh(path, vertices, faces, seed))
+    if len(faces) and (faces.min() < 0 or faces.max() >= len(vertices)):
+        raise InputError(f"{path} has a face with vertex {faces.max()}; it has {len(vertices)} vertices; repair it")
+    # What is small or far away in the file's units is not to anybody below, who have tolerances of their own.
+    used = vertices[np.unique(faces)] if len(faces) else vertices
+    middle, size = (used.min(0) + used.max(0)) / 2, float(np.ptp(used, axis=0).max())
+    if size == 0:
+        raise InputError(f"{path} has no extent: all vertices of its faces are one point")
+    unit = (vertices - middle) / size
+    surface = _from_points(path, unit, normals) if len(faces) == 0 else _from_mesh(path, unit, faces, seed)
+    surface = _normalised(surface)
+    if abs(signed_volume(surface.vertices, surface.faces)) < LEAST_VOLUME:
+        raise InputError(f"{path} has no inside: its faces enclose no volume; give a closed surface, or one with holes")
+    return replace(surface, centre=middle + size * surface.centre, scale=size * surface.scale)
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -165,22 +177,19 @@ def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> 
     if len(faces) == 0:
         raise InputError(f"{path}: no surface goes through its {len(points)} points; give more points, or a mesh")
     notes.append(f"points without faces: a mesh of {len(faces):,} faces by Poisson reconstruction gives the distances")
-    return Surface(vertices, faces, points, normals, np.zeros(3), 1.0, _is_closed(vertices, faces), tuple(notes))
+    return Surface(vertices, faces, points, normals, np.zeros(3), 1.0, tuple(notes))
 
 
 def _from_mesh(path: Path, vertices: np.ndarray, faces: np.ndarray, seed: int) -> Surface:
     import trimesh
 
-    if faces.min() < 0 or faces.max() >= len(vertices):
-        raise InputError(f"{path} has a face with vertex {faces.max()}; it has {len(vertices)} vertices; repair it")
-    vertices, faces, notes = _repair(path, vertices, faces)
+    vertices, faces, notes = _repair(vertices, faces)
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if len(faces) == 0 or mesh.area == 0:
         raise InputError(f"{path} has no area: all of its faces are flat; give a surface")
-    if mesh.is_watertight and mesh.volume < 0:
-        faces = faces[:, ::-1].copy()
-        notes.append("turned inside out: its faces pointed inwards")
-        mesh = trimesh.Trimesh(vertices, faces, process=False)
+    faces, turned = turn_outwards(vertices, faces)
+    notes += turned
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
     if len(vertices) >= FEW_VERTICES:
         points, normals = vertices, np.asarray(mesh.vertex_normals)
     else:
@@ -188,14 +197,16 @@ def _from_mesh(path: Path, vertices: np.ndarray, faces: np.ndarray, seed: int) -
         points, normals = np.asarray(points), np.asarray(mesh.face_normals)[on_face]
         notes.append(f"{len(vertices)} vertices are few: {DRAWN_POINTS:,} points are drawn from its faces")
     usable = np.linalg.norm(normals, axis=1) > 0.5
+    if not usable.all():
+        notes.append(f"{int((~usable).sum()):,} points without a normal left out")
+    if usable.sum() < FEWEST_POINTS:
+        raise InputError(f"{path} has {int(usable.sum())} points with a normal; at least {FEWEST_POINTS} are needed")
     if not mesh.is_watertight:
         notes.append("has holes: what is inside is decided by the winding number")
-    return Surface(
-        vertices, faces, points[usable], normals[usable], np.zeros(3), 1.0, bool(mesh.is_watertight), tuple(notes)
-    )
+    return Surface(vertices, faces, points[usable], normals[usable], np.zeros(3), 1.0, tuple(notes))
 
 
-def _repair(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _repair(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     import pymeshlab
 
     meshes = pymeshlab.MeshSet(verbose=False)
@@ -231,12 +242,6 @@ def _repair(path: Path, vertices: np.ndarray, faces: np.ndarray) -> tuple[np.nda
         notes.append(f"repair stopped ({first_line(error)})")
     mesh = meshes.current_mesh()
     return mesh.vertex_matrix(), mesh.face_matrix().astype(np.int64).reshape(-1, 3), notes
-
-
-def _is_closed(vertices: np.ndarray, faces: np.ndarray) -> bool:
-    import trimesh
-
-    return bool(trimesh.Trimesh(vertices, faces, process=False).is_watertight)
 
 
 def _normalised(surface: Surface) -> Surface:

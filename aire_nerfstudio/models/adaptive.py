@@ -555,10 +555,19 @@ class AdaptiveModel(PartViews):
 
     def standing(self) -> Standing:
         """Stages, and the neurons that are to go; of a loaded checkpoint as it was saved."""
+        state = self._present_state()
+        return Standing() if state is None else self._strategy.standing(state)
+
+    def candidates(self, field: nn.Module) -> dict[int, Tensor]:
+        """Which neurons of ``field`` would be chosen to go now, by layer; none where nothing is ever removed."""
+        state = self._present_state()
+        return {} if state is None else self._strategy.candidates(self.adaptive_groups(field), state)
+
+    def _present_state(self) -> Any:
         state = self._adaptation_state
         if state is None and self._saved_state is not None and self._saved_state["strategy"]:
-            state = self._restored(self._saved_state["strategy"])
-        return Standing() if state is None else self._strategy.standing(state)
+            return self._restored(self._saved_state["strategy"])
+        return state
 
     @property
     def record(self) -> RunRecord:

@@ -56,6 +56,10 @@ class PartViews(Model):
         """What a report shows of a rendered view beside its colours, ``[H, W, 3]`` by caption."""
         return {}
 
+    def candidates(self, field: nn.Module) -> dict[int, Tensor]:
+        """Which of its neurons would be chosen to go."""
+        raise TypeError(f"{type(self).__name__} must define candidates")
+
     def standing(self) -> Standing:
         """Which neurons are to go."""
         raise TypeError(f"{type(self).__name__} must define standing")
@@ -84,15 +88,18 @@ class PartViews(Model):
         return outputs
 
     def _weak_neurons(self, field: nn.Module) -> dict[int, Tensor]:
-        """Those that are to go, or, where none are chosen, the share of the weakest that the configuration names."""
+        """Those that are to go; before they are chosen, those that would be; else the weakest, for the eye alone."""
         chosen = self.standing().targets
         if chosen:
             return {layer: torch.tensor(indices, dtype=torch.long) for layer, indices in chosen.items()}
+        candidates = self.candidates(field)
+        if candidates:
+            return candidates
         config: AireConfig = self.config.adaptation  # type: ignore[attr-defined]
         groups = self.adaptive_groups(field)
         layers = [layer for layer in config.prune_layers if layer < len(groups)]
         return {
-            layer: weakest(contribution(groups[layer]), int(config.prune_fraction * groups[layer].width)).cpu()
+            layer: weakest(contribution(groups[layer]), round(config.prune_fraction * groups[layer].width)).cpu()
             for layer in layers
         }
 
