@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import warnings
+from collections.abc import Callable
+
+# Exit status of what a person interrupted, as shells have it.
+INTERRUPTED = 130
 
 
+def _ends_quietly(command: Callable[[], None]) -> Callable[[], None]:
+    """Ctrl-C ends a command in a line; what it writes appears only when whole."""
+
+    @functools.wraps(command)
+    def wrapper() -> None:
+        try:
+            command()
+        except KeyboardInterrupt:
+            print("\nerror: interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+    return wrapper
+
+
+@_ends_quietly
 def export() -> None:
     """``aire-export``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
@@ -13,6 +34,7 @@ def export() -> None:
     main()
 
 
+@_ends_quietly
 def reproduce() -> None:
     """``aire-reproduce``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
@@ -21,6 +43,7 @@ def reproduce() -> None:
     main()
 
 
+@_ends_quietly
 def report() -> None:
     """``aire-report``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
@@ -29,6 +52,7 @@ def report() -> None:
     main()
 
 
+@_ends_quietly
 def inspect() -> None:
     """``aire-inspect``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
@@ -37,6 +61,7 @@ def inspect() -> None:
     main()
 
 
+@_ends_quietly
 def compare() -> None:
     """``aire-compare``."""
     warnings.filterwarnings("ignore", module="nerfstudio")
@@ -45,6 +70,7 @@ def compare() -> None:
     main()
 
 
+@_ends_quietly
 def bench() -> None:
     """``aire-bench``."""
     from aire_nerfstudio.bench.cli import main

@@ -20,6 +20,10 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
     Raises:
         InputError: it cannot be written.
     """
+    # What a link points to is written, and the link stays.
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file that could be replaced; choose another place")
     unfinished = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +37,26 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
     finally:
         if unfinished:
             Path(unfinished).unlink(missing_ok=True)
+
+
+def check_place(option: str, path: Path, is_folder: bool = False) -> None:
+    """Refuse a place that cannot be written to, before long work begins.
+
+    Args:
+        option: that names it.
+        path: a file to be, or where ``is_folder`` a folder.
+        is_folder: of the two.
+
+    Raises:
+        InputError: the nearest folder that exists is none, or may not be written to.
+    """
+    places = (path.absolute(), *path.absolute().parents) if is_folder else path.absolute().parents
+    folder = next(place for place in places if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        raise InputError(f"{option} {path}: {folder} is no folder that can be written to; choose another") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -129,6 +129,7 @@ nerf)
     for activation in siren finer; do for variant in aire large small; do
         folder="$out/$variant/aire-$activation/run"
         if [ ! -f "$folder/eval.json" ]; then
+            rm -rf "$folder"  # what was interrupted
             begin=$(date +%s)
             run "$activation $variant: training" ns-train "aire-$activation" --output-dir "$out" --experiment-name "$variant" \
                 --timestamp run --data "$SCENE" --max-num-iterations "$steps" --steps-per-save 5000 --vis tensorboard \

@@ -11,6 +11,7 @@ for activation in siren finer; do
     for variant in large small aire; do
         run="$out/lego-$variant/aire-$activation/run"
         if [ ! -f "$run/eval.json" ]; then
+            rm -rf "$run"  # what was interrupted
             begin=$(date +%s)
             ns-train "aire-$activation" --output-dir "$out" --experiment-name "lego-$variant" --timestamp run \
                 --data "$scene" --max-num-iterations "$steps" --steps-per-save "$steps" --vis tensorboard \

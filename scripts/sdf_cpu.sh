@@ -11,6 +11,7 @@ for activation in siren finer; do
     for variant in large small aire aire_early aire_rounds; do
         run="$out/sdf-$variant/aire-sdf-$activation/run"
         if [ ! -f "$run/eval.json" ]; then
+            rm -rf "$run"  # what was interrupted
             begin=$(date +%s)
             ns-train "aire-sdf-$activation" --output-dir "$out" --experiment-name "sdf-$variant" --timestamp run \
                 --data "$mesh" --max-num-iterations "$steps" --steps-per-save "$steps" --vis tensorboard \

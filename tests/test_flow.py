@@ -77,6 +77,11 @@ def test_a_sphere_shrinks_by_its_curvature(ball):
         assert float(model.curvatures(radius * direction).mean()) == pytest.approx(2 / radius, rel=0.1)
 
 
+def test_a_flow_has_the_weights_of_its_own_loss():
+    names = {name for name in vars(FlowModelConfig()) if name.endswith("_weight")}
+    assert names == {"data_weight", "normal_weight", "flow_weight"}
+
+
 def test_what_cannot_be_is_refused(ball):
     surface = read_surface(ball)
     for options, message in (
@@ -136,8 +141,11 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
     assert [row["time"] for row in rows] == [0.0, 0.2]
     assert all(row["chamfer"] < 1e-6 and row["normal_consistency"] > 0.999 for row in rows)
     assert "t = 0.2 | chamfer 0.00000" in done.stdout
+    other = root / "other.ply"
+    trimesh.creation.icosphere(subdivisions=5, radius=1.1).export(other)
     for options, message in (
         (["--pipeline.model.load-sdf", "nowhere"], "does not exist"),
+        (["--data", other], "was trained on another shape than --data names"),
         (["--pipeline.model.first-omega", "11"], "was trained with first_omega 10.0 and the flow has 11.0"),
     ):
         done = _run(*flow, *options, "--max-num-iterations", "40", "--experiment-name", "bad", cwd=root)

@@ -242,7 +242,6 @@ def test_rays_of_other_cameras_are_made_before_the_graph(pipeline):
     [
         ({}, False, r"compiled marcher cannot be had.*leave cuda_graph out"),
         ({"marcher": "nerfacc"}, True, r"marcher is nerfacc, which waits .*; use aire"),
-        ({"enable_collider": True}, True, r"enable_collider is True, which no graph applies"),
     ],
 )
 def test_what_no_graph_can_hold_is_refused(pipeline, monkeypatch, setting, is_compiled, said):

@@ -20,6 +20,7 @@ from aire_nerfstudio.bench.report import Result, table, write
 from aire_nerfstudio.bench.timing import reason, time_in_turn
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.fields.sine_layers import Activation
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.machine import machine
 from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.ops.backend import LIBRARIES, is_off
@@ -90,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         except BuildError as error:
             console.print(f"[yellow]torch.compile is left out: {error}")
             with_compile = False
+    check_place("--out", given.out, is_folder=True)
     # Rays meet no network.
     plan: list[tuple[str, int, int]] = [
         (kind, width, batch)

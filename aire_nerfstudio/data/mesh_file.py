@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +10,15 @@ import numpy as np
 
 from aire_nerfstudio.files import write_whole
 
+# Of a shape's size: coordinates less exact than so are warned of.
+LEAST_EXACT = 1e-5
+
 
 def write_mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, path: Path) -> None:
     """Write a mesh with normals at its vertices (STL: of its faces); the file appears only when whole.
+
+    Only OBJ holds more than float32's digits: where they are too few, far from the origin, a warning says how exact
+    the others are.
 
     Raises:
         InputError: it cannot be written.
@@ -25,6 +32,15 @@ def write_mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, pat
         options["vertex_normal"] = True
     elif kind in ("obj", "glb"):
         options["include_normals"] = True
+
+    largest = float(np.abs(vertices).max(initial=0))
+    error, size = largest * 2.0**-24, float(np.ptp(vertices, axis=0).max()) if len(vertices) else 0.0
+    if kind != "obj" and error > LEAST_EXACT * size:
+        warnings.warn(
+            f"{path}: coordinates of up to {largest:.3g} are exact to {error:.1g} in {kind.upper()}, which is "
+            f"{error / size:.1g} of the shape's size; OBJ holds all digits",
+            stacklevel=2,
+        )
 
     def write(name: str) -> None:
         exported = cast(Any, mesh).export(file_type=kind, **options)

@@ -14,7 +14,7 @@ from torch import Tensor
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.data.surface_views import SurfaceViews, SurfaceViewsConfig, SurfaceViewsDataset
 from aire_nerfstudio.distributed import share
-from aire_nerfstudio.errors import exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
 # The view that is scored; the surface as a whole is compared once.
 SCORED = 0
@@ -45,6 +45,12 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
 
     @exit_on_bad_input
     def __init__(self, config: SurfaceDataManagerConfig, device: Any = "cpu", **kwargs: Any) -> None:
+        for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
+            if getattr(config, name) != getattr(VanillaDataManagerConfig, name):
+                raise InputError(
+                    f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(config, name)}; no rays are drawn "
+                    "of a surface: say how many points with --pipeline.datamanager.on-surface and off-surface"
+                )
         super().__init__(config, device=device, **kwargs)
         self._samples: SurfaceSamples | None = None
         on_surface = min(config.on_surface, len(self.dataparser.surface.points))

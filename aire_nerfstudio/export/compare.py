@@ -8,8 +8,8 @@ from pathlib import Path
 
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, check_folder, load_model
-from aire_nerfstudio.files import write_whole
+from aire_nerfstudio.export.files import check_config, load_model
+from aire_nerfstudio.files import check_place, write_whole
 from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 
@@ -31,10 +31,10 @@ class ExportCompare:
 
     def main(self) -> None:
         """Extract, compare, print."""
-        for config in (self.load_config, self.other_config):
-            check_config(config)
+        check_config(self.load_config)
+        check_config(self.other_config, "--other-config")
         if self.output_path is not None:
-            check_folder(self.output_path)
+            check_place("--output-path", self.output_path)
         if self.resolution < 2 or not self.times:
             raise InputError(f"--resolution {self.resolution} must be at least 2, and --times must name a moment")
         one, other = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,25 +24,16 @@ def bar(name: str, is_quiet: bool) -> Iterator[Callable[[float], None]]:
         yield lambda share: progress.update(task, completed=share)
 
 
-def check_config(path: Path) -> None:
+def check_config(path: Path, option: str = "--load-config") -> None:
     """Refuse a config.yml that is not there.
 
     Raises:
         InputError: no such file.
     """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder; give its config.yml")
     if not path.is_file():
-        raise InputError(f"--load-config {path} does not exist; give a run's config.yml")
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a place that cannot be written to, before long work begins.
-
-    Raises:
-        InputError: the nearest folder that exists is none, or may not be written to.
-    """
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f"--output-path {path}: {folder} is no folder that can be written to")
+        raise InputError(f"{option} {path} does not exist; give a run's config.yml")
 
 
 def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
@@ -62,8 +52,8 @@ def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
         _, pipeline, _, _ = eval_setup(config, test_mode="inference")
     except Exception as error:
         raise InputError(
-            f"--load-config {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); "
-            "give the config.yml of a run, with its checkpoints beside it"
+            f"--load-config {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); give the "
+            "config.yml of a run, from the folder it was trained in: it names its data and its checkpoints from there"
         ) from error
     model: Any = pipeline.model
     if not isinstance(model, kind):

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from PIL import Image
 
+from aire_nerfstudio.data.picture import has_alpha
 from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import bar, check_config, check_folder, load_model
+from aire_nerfstudio.export.files import bar, check_config, load_model
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.image import ImageModel
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
+FORMATS_WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pnm")
 
 
 @dataclass
@@ -40,11 +44,15 @@ class ExportImage:
         Image.init()
         if Image.registered_extensions().get(suffix) not in Image.SAVE:
             raise InputError(f"--output-path {self.output_path}: no format to write is known for {suffix!r}; use .png")
-        check_folder(self.output_path)
+        check_place("--output-path", self.output_path)
         if self.bits == 16 and suffix not in FORMATS_OF_16_BITS:
             raise InputError(f"--bits 16 with {suffix!r}; 16 bits go into {', '.join(FORMATS_OF_16_BITS)}")
         if not 0 < self.scale < float("inf"):
             raise InputError(f"--scale is {self.scale}; it must be positive")
+        if self.size is not None and self.scale != 1:
+            raise InputError(
+                f"--size {self.size[0]} {self.size[1]} and --scale {self.scale} are both given; leave one out"
+            )
         model = load_model(self.load_config, ImageModel, "image", "aire-image")
         height, width = model.picture_size
         if self.size is not None:
@@ -53,6 +61,15 @@ class ExportImage:
             new_width, new_height = (max(1, round(self.scale * side)) for side in (width, height))
         if min(new_width, new_height) < 1:
             raise InputError(f"--size is {new_width} {new_height}; both must be at least 1")
+        # Rendered in float32, and a copy of it as it is written.
+        needed, free = 2 * 4 * new_width * new_height * model.channels, psutil.virtual_memory().available
+        if needed > free:
+            raise InputError(
+                f"a picture of {new_width} x {new_height} takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "
+                "GiB are free; take a smaller --size or --scale"
+            )
+        if has_alpha(model.channels) and suffix in FORMATS_WITHOUT_ALPHA:
+            raise InputError(f"the picture has transparency, which {suffix!r} cannot hold; use .png")
         model.eval()
         with bar("picture", self.quiet) as progress:
             values = model.render_picture(new_height, new_width, progress)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import bar, check_config, check_folder, load_model
+from aire_nerfstudio.export.files import bar, check_config, load_model
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.flow import FlowModel
 from aire_nerfstudio.models.sdf import SdfModel
 
@@ -36,7 +37,7 @@ class ExportMesh:
         check_config(self.load_config)
         if self.output_path.suffix.lower() not in FORMATS:
             raise InputError(f"--output-path {self.output_path} is not one of {', '.join(FORMATS)}; choose one")
-        check_folder(self.output_path)
+        check_place("--output-path", self.output_path)
         if self.resolution < 2:
             raise InputError(f"--resolution is {self.resolution}; it must be at least 2 grid points a side")
         model = load_model(self.load_config, SdfModel, "mesh", "aire-sdf and aire-flow")

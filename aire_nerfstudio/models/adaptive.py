@@ -76,6 +76,10 @@ class AdaptiveModelConfig(ModelConfig):
     """Render also what the strong neurons alone give (important), what the weak ones give (unimportant), and the mean
     input frequency that drives each point (frequency, a share of the largest); three times the work. The viewer's
     panel switches it."""
+    enable_collider: bool = False
+    """Not supported: where rays begin and end is the model's own."""
+    collider_params: dict[str, float] | None = None
+    """Not supported."""
 
     def check(self) -> None:
         """Refuse numbers that mean nothing for any data, before data are read and distances computed.
@@ -87,6 +91,8 @@ class AdaptiveModelConfig(ModelConfig):
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
                 raise InputError(f"{name} is {value}; it must be finite")
+            if isinstance(value, tuple) and name in LEAST and not value:
+                raise InputError(f"{name} is empty; give at least one number")
             least = LEAST.get(name)
             if least is not None and value is not None and min(numbers) < least:
                 raise InputError(f"{name} is {value}; it must be at least {least}")
@@ -94,6 +100,10 @@ class AdaptiveModelConfig(ModelConfig):
                 raise InputError(f"{name} is {value}; it must be 0 or more")
             if name in POSITIVE and value is not None and value <= 0:
                 raise InputError(f"{name} is {value}; it must be positive")
+        if self.enable_collider:
+            raise InputError(
+                "enable_collider is True; these models find where rays begin and end themselves: leave it out"
+            )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         check_schedule(self.adaptation)

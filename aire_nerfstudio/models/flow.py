@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from nerfstudio.viewer.viewer_elements import ViewerSlider
 from torch import Tensor
@@ -18,12 +19,15 @@ from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, check_chain
-from aire_nerfstudio.models.sdf import SdfModel, SdfModelConfig
+from aire_nerfstudio.models.sdf import SdfModel, SurfaceModelConfig
 from aire_nerfstudio.report.portrait import Portrait
+
+# By how much, of its scale, a shape may lie elsewhere or be larger and still be the same.
+SAME_SHAPE = 0.01
 
 
 @dataclass
-class FlowModelConfig(SdfModelConfig):
+class FlowModelConfig(SurfaceModelConfig):
     """``f_t = alpha |grad f| div(grad f / |grad f|)`` from a signed distance on; the paper's network and schedule."""
 
     _target: type = field(default_factory=lambda: FlowModel)
@@ -44,7 +48,7 @@ class FlowModelConfig(SdfModelConfig):
     network, whose widths it takes over."""
     data_weight: float = FlowWeights.data
     """Of the mean squared errors of f at time 0, on the surface and off it."""
-    flow_normal_weight: float = FlowWeights.normal
+    normal_weight: float = FlowWeights.normal
     """Of the mean of 1 - cos(grad f, n) on the surface at time 0."""
     flow_weight: float = FlowWeights.flow
     """Of the mean squared residual of the flow's equation."""
@@ -77,7 +81,10 @@ class FlowModel(SdfModel):
         self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
-        weights = None if config.load_sdf is None else surface_weights(config.load_sdf, config)
+        start = None if config.load_sdf is None else surface_weights(config.load_sdf, config)
+        weights = None if start is None else start.weights
+        if start is not None:
+            self._check_shape(start)
         if weights is not None:
             count = len(weights) // 2
             config.widths = tuple(weights[f"layers.{index}.weight"].shape[0] for index in range(count - 1))
@@ -91,6 +98,19 @@ class FlowModel(SdfModel):
                 module.load_state_dict(weights)
         step = self.duration / 100
         self.time_slider = ViewerSlider("Time", config.time, 0.0, self.duration, step, hint="Moment of the flow")
+
+    def _check_shape(self, start: StartingSurface) -> None:
+        """Refuse the network of another shape: it would be pulled away from itself."""
+        surface, config = self.kwargs["metadata"]["surface"], self.config
+        moved = float(np.abs(start.centre - surface.centre).max()) / surface.scale
+        if not (moved < SAME_SHAPE and abs(start.scale / surface.scale - 1) < SAME_SHAPE):
+            theirs, ours = (
+                f"centre {np.round(shape.centre, 6).tolist()}, scale {shape.scale:.6g}" for shape in (start, surface)
+            )
+            raise InputError(
+                f"load_sdf {config.load_sdf} was trained on another shape than --data names ({theirs}; here {ours}); "
+                "train it on this one"
+            )
 
     @property
     def time(self) -> float:
@@ -141,11 +161,19 @@ class FlowModel(SdfModel):
     def point_loss(self, network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
         """The surface at time 0 and the flow's equation: see :func:`~aire_nerfstudio.losses.flow_loss`."""
         config = self.config
-        weights = FlowWeights(config.data_weight, config.flow_normal_weight, config.flow_weight)
+        weights = FlowWeights(config.data_weight, config.normal_weight, config.flow_weight)
         return flow_loss(network, points, normals, distances, config.alpha, weights)
 
 
-def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
+class StartingSurface(NamedTuple):
+    """A learned surface: its network's weights by name, and where its shape lies, as in ``data.surface.Surface``."""
+
+    weights: dict[str, Tensor]
+    centre: np.ndarray
+    scale: float
+
+
+def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
     """The network of a surface as one of space-time: its first layer gets a column of zeros for the time.
 
     Args:
@@ -173,7 +201,8 @@ def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
     )
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     first = weights.get("layers.0.weight")
-    is_surface = isinstance(first, Tensor) and first.dim() == 2 and first.shape[1] == 3 and "_model.centre" in state
+    is_surface = isinstance(first, Tensor) and first.dim() == 2 and first.shape[1] == 3
+    is_surface = is_surface and {"_model.centre", "_model.scale"} <= state.keys()
     if not is_surface or set(weights) != {
         f"layers.{i}.{kind}" for i in range(len(weights) // 2) for kind in ("weight", "bias")
     }:
@@ -188,4 +217,4 @@ def surface_weights(source: Path, config: FlowModelConfig) -> dict[str, Tensor]:
                 f"set --pipeline.model.{name.replace('_', '-')} {found}"
             )
     weights["layers.0.weight"] = torch.nn.functional.pad(first, (0, 1))
-    return weights
+    return StartingSurface(weights, state["_model.centre"].double().numpy(), float(state["_model.scale"]))

@@ -64,10 +64,6 @@ class ImageModelConfig(AdaptiveModelConfig):
     """Around the picture, and behind it where it is transparent."""
     eval_num_rays_per_chunk: int = 1 << 16
     """Pixels evaluated at once."""
-    enable_collider: bool = False
-    """Rays end on the picture's plane."""
-    collider_params: dict[str, float] | None = None
-    """Unused: there is no collider."""
 
 
 def image_error(network: SineMLP, points: Tensor, values: Tensor) -> Tensor:

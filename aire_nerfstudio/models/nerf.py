@@ -93,10 +93,6 @@ class NerfModelConfig(AdaptiveModelConfig):
     """Samples behind this transmittance are left out."""
     background_color: Literal["white", "black", "random"] = "white"
     """Behind the scene. With RGBA images training always draws it at random and evaluation uses this colour."""
-    enable_collider: bool = False
-    """Rays start at the scene's cube."""
-    collider_params: dict[str, float] | None = None
-    """Unused: there is no collider."""
 
     def check(self) -> None:
         """As every adaptive model's, and what marching needs."""
@@ -124,8 +120,6 @@ class NerfModelConfig(AdaptiveModelConfig):
             raise InputError(
                 "cuda_graph is True and marcher is nerfacc, which waits for the number of samples; use aire"
             )
-        if self.cuda_graph and self.enable_collider:
-            raise InputError("cuda_graph is True and enable_collider is True, which no graph applies; leave one out")
         if self.cuda_graph and not _marcher_is_compiled():
             raise InputError(
                 "cuda_graph is True and the compiled marcher cannot be had (python -m aire_nerfstudio.ops says why); "

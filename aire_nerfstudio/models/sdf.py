@@ -41,10 +41,9 @@ SCORED_POINTS = 50_000
 
 
 @dataclass
-class SdfModelConfig(AdaptiveModelConfig):
-    """The paper's network, schedule (table 6: 200, 500 and 300 of 1,000 epochs) and loss."""
+class SurfaceModelConfig(AdaptiveModelConfig):
+    """What surfaces and flows share: the network, and how it is shown and scored."""
 
-    _target: type = field(default_factory=lambda: SdfModel)
     sdf_field: ClassVar[str] = "SdfNetwork"
     """By its presence ``ns-export marching-cubes`` knows a distance."""
     adaptation: AireConfig = field(
@@ -65,14 +64,6 @@ class SdfModelConfig(AdaptiveModelConfig):
     """w0 of the other layers."""
     first_bias_scale: float | None = None
     """FINER's k: first biases from U(-k, k); None: torch.nn.Linear's."""
-    surface_weight: float = SurfaceWeights.surface
-    """Of the mean of f^2 on the surface."""
-    distance_weight: float = SurfaceWeights.distance
-    """Of the mean of (f - distance)^2 off the surface."""
-    normal_weight: float = SurfaceWeights.normal
-    """Of the mean of 1 - cos(grad f, n) on the surface."""
-    eikonal_weight: float = SurfaceWeights.eikonal
-    """Of the mean of (|grad f| - 1)^2 everywhere."""
     eval_resolution: int = 256
     """Grid points a side of the mesh that evaluations compare with the true surface."""
     shows_curvature: bool = True
@@ -81,10 +72,6 @@ class SdfModelConfig(AdaptiveModelConfig):
     """Render the distance from the true surface, where that is at hand; computed on the CPU."""
     background_color: Literal["white", "black"] = "white"
     """Around the surface."""
-    enable_collider: bool = False
-    """Rays end on the surface."""
-    collider_params: dict[str, float] | None = None
-    """Unused: there is no collider."""
 
     def check(self) -> None:
         """As every adaptive model's."""
@@ -94,6 +81,21 @@ class SdfModelConfig(AdaptiveModelConfig):
                 f"target_psnr is {self.adaptation.target_psnr}, but a surface has no PSNR; name target_parameters or "
                 "target_bytes"
             )
+
+
+@dataclass
+class SdfModelConfig(SurfaceModelConfig):
+    """The paper's network, schedule (table 6: 200, 500 and 300 of 1,000 epochs) and loss."""
+
+    _target: type = field(default_factory=lambda: SdfModel)
+    surface_weight: float = SurfaceWeights.surface
+    """Of the mean of f^2 on the surface."""
+    distance_weight: float = SurfaceWeights.distance
+    """Of the mean of (f - distance)^2 off the surface."""
+    normal_weight: float = SurfaceWeights.normal
+    """Of the mean of 1 - cos(grad f, n) on the surface."""
+    eikonal_weight: float = SurfaceWeights.eikonal
+    """Of the mean of (|grad f| - 1)^2 everywhere."""
 
 
 class SdfNetwork(SineMLP):
@@ -107,7 +109,7 @@ class SdfNetwork(SineMLP):
 class SdfModel(AdaptiveModel):
     """``(x, y, z) -> distance``, negative inside; rays are answered where they meet the surface."""
 
-    config: SdfModelConfig
+    config: SurfaceModelConfig
     field: SdfNetwork
     aabb: Tensor
     centre: Tensor
@@ -211,7 +213,7 @@ class SdfModel(AdaptiveModel):
             normals: of the surface, ``[N, 3]``.
             distances: true ones, ``[M]``.
         """
-        config = self.config
+        config = cast(SdfModelConfig, self.config)
         weights = SurfaceWeights(
             config.surface_weight, config.distance_weight, config.normal_weight, config.eikonal_weight
         )

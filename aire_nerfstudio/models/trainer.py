@@ -28,6 +28,7 @@ from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
 from aire_nerfstudio.models.guard import FaultGuard
@@ -46,6 +47,8 @@ from aire_nerfstudio.sessions import SessionLog
 AT_THE_END = (3, 256)
 # Pixels of a picture that is still evaluated then; of a larger one aire-report does it.
 LARGEST_PICTURE = 1 << 20
+# Exit status of what a person interrupted, as shells have it.
+INTERRUPTED = 130
 
 
 @dataclass
@@ -110,12 +113,25 @@ class AdaptiveTrainerConfig(TrainerConfig):
         It is the last that ns-train asks for before its own launcher, which knows CUDA only and says of a process that
         was killed where the others were waiting. Several processes are therefore launched from here.
         """
+        self._check_folder()
         for name in ("num_devices", "num_machines"):
             count = getattr(self.machine, name)
             if count < 1:
                 raise SystemExit(f"error: --machine.{name.replace('_', '-')} is {count}; it must be at least 1")
         if self.machine.num_devices * self.machine.num_machines > 1:
             raise SystemExit(launch(self))
+
+    @exit_on_bad_input
+    def _check_folder(self) -> None:
+        """Refuse a place that cannot be written to, or where another run would be written over."""
+        check_place("--output-dir", self.get_base_dir(), is_folder=True)
+        folder = self.get_base_dir() / self.relative_model_dir
+        is_resumed = self.load_dir is not None or self.load_checkpoint is not None
+        if not is_resumed and self.machine.machine_rank == 0 and any(folder.glob("step-*.ckpt")):
+            raise InputError(
+                f"{folder} holds the checkpoints of another run, which would be written over; go on with --load-dir "
+                f"{folder}, or take another --timestamp"
+            )
 
 
 class AdaptiveTrainer(Trainer):
@@ -233,18 +249,39 @@ class AdaptiveTrainer(Trainer):
         """See nerfstudio; what can only be judged while training ends in one line, too."""
         if self._session is not None:
             self._session.begin(self._start_step * self.config.steps_per_iteration)
-        super().train()
+        if self.world_size > 1:  # what is printed and how it ends is the launcher's
+            super().train()
+            return
+        try:
+            super().train()
+        except KeyboardInterrupt:
+            if self.training_state == "completed" and self._path(self.step).is_file():
+                # This is how a finished run is left whose viewer goes on.
+                raise SystemExit(0) from None
+            print(f"\nerror: interrupted in iteration {self.step:,}; {self._how_to_go_on()}", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+    def _how_to_go_on(self) -> str:
+        steps = sorted(
+            int(path.stem[5:]) for path in self.checkpoint_dir.glob("step-*.ckpt") if path.stem[5:].isdigit()
+        )
+        if steps:
+            return f"the last checkpoint is of {steps[-1]:,}: go on with --load-dir {self.checkpoint_dir}"
+        if self.config.load_dir is not None:
+            return f"go on with --load-dir {self.config.load_dir}, as this run did"
+        return "no checkpoint was written yet"
 
     def _report(self, step: int) -> None:
         """Write the page; a run that is trained and saved does not fail over it."""
         path = self.base_dir / REPORT
+        CONSOLE.log("Writing the report, views of the result among it (ctrl+c leaves it out)")
         try:
             with self.train_lock:  # the viewer goes on rendering
                 model = cast(AdaptiveModel, self.pipeline.model)
                 shown = model.portraits(self.pipeline.datamanager, *AT_THE_END) if self._is_soon_drawn() else []
             write_report(path, [read_run(self.base_dir)], [shown])
             CONSOLE.log(f"Report: {path}")
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             print(
                 f"warning: the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again",
                 file=sys.stderr,

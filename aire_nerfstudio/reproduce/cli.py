@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.reproduce.experiment import BudgetName, Choice, Kind
 from aire_nerfstudio.reproduce.experiments import EXPERIMENTS, kind_of, make_experiment
 from aire_nerfstudio.reproduce.figures import draw
@@ -154,6 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     changes = parse_changes(given.set)
     part = None if given.part is None else parse_part(given.part)
     console = Console(quiet=given.quiet)
+    check_place("--out", given.out, is_folder=True)
     results = given.out / given.budget
     if given.precision != "highest":
         results = results / given.precision
