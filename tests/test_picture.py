@@ -1,11 +1,14 @@
 """Reading pictures: every kind that Pillow opens, rotations, and what is refused."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import psutil
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -171,3 +174,54 @@ def test_pixel_centres_keep_the_aspect():
     assert points[H - 1, W - 1].tolist() == pytest.approx([(W - 1) / H, -(H - 1) / H])
     assert torch.allclose(points[:, 1:, 0] - points[:, :-1, 0], torch.tensor(2 / H))
     assert torch.allclose(points.mean((0, 1)), torch.zeros(2), atol=1e-6)
+
+
+def _png(path, depth, colour_type, rows, transparent):
+    """A PNG by hand, since Pillow writes no transparent colour of 16 bits."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    kind = np.uint8 if depth == 8 else ">u2"
+    lines = b"".join(b"\0" + np.asarray(row, dtype=kind).tobytes() for row in rows)
+    size = struct.pack(">IIBBBBB", len(rows[0]), len(rows), depth, colour_type, 0, 0, 0)
+    named = b"".join(struct.pack(">H", value) for value in transparent)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"tRNS", named) + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_that_a_png_names_is_transparent(tmp_path, depth, channels):
+    peak = 2**depth - 1
+    values = np.arange(20 * 12 * channels).reshape(20, 12, channels) * 7 % peak + 1
+    values[3, 4] = values[8, 9] = 5
+    is_gone = (values == 5).all(-1)
+    path = _png(tmp_path / "a.png", depth, 0 if channels == 1 else 2, values, [5] * channels)
+    picture = read_picture(path)
+    assert picture.values.shape == (20, 12, channels + 1)
+    assert picture.peak == peak
+    assert np.array_equal(picture.values[..., -1].numpy() == 0, is_gone)
+    assert np.array_equal(picture.values[..., :-1].numpy(), values * ~is_gone[..., None])
+
+
+def test_a_tiff_may_begin_with_white_and_not_lie_in_planes(tmp_path):
+    deep = (np.arange(20 * 12).reshape(20, 12) * 271 % 65536).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "black.tif", deep, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "white.tif", 65535 - deep, photometric="miniswhite")
+    for name in ("black", "white"):
+        assert np.array_equal(read_picture(tmp_path / f"{name}.tif").values[..., 0].numpy(), deep)
+    colours = np.stack([deep, deep // 2, deep // 3])
+    tifffile.imwrite(tmp_path / "planes.tif", colours, photometric="rgb", planarconfig="separate")
+    with pytest.raises(InputError, match="in planes of their own"):
+        read_picture(tmp_path / "planes.tif")
+    tifffile.imwrite(tmp_path / "together.tif", colours.transpose(1, 2, 0), photometric="rgb")
+    picture = read_picture(tmp_path / "together.tif")
+    assert picture.peak == 65535
+    assert np.array_equal(picture.values.numpy(), colours.transpose(1, 2, 0))
+    tifffile.imwrite(tmp_path / "below.tif", deep.astype(np.int16) - 40, photometric="minisblack")
+    with pytest.raises(InputError, match="must lie in 0 to 65535"):
+        read_picture(tmp_path / "below.tif")

@@ -76,6 +76,12 @@ def over_background(values: Tensor, background: Tensor | float) -> Tensor:
     return colour if alpha is None else colour + background * (1 - alpha)
 
 
+# TIFF: bits of each channel; what 0 means in grey, and that it is white.
+TIFF_BITS, TIFF_INTERPRETATION, WHITE_IS_0 = 258, 262, 0
+# How channels lie: one behind the other, which OpenCV would read as side by side.
+TIFF_PLANES, SEPARATE = 284, 2
+
+
 def read_picture(path: Path) -> Picture:
     """Read any still picture that Pillow opens: 8 or 16 bits, float, grey, palette, RGB, RGBA, CMYK; EXIF-rotated.
 
@@ -159,12 +165,22 @@ def _check_memory(path: Path, width: int, height: int) -> None:
 
 def _decode(image: Image.Image, path: Path) -> np.ndarray:
     """Values as saved, ``[H, W]`` or ``[H, W, C]``."""
-    is_deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    tags = getattr(image, "tag_v2", {})
+    # A planar TIFF's tiles do not say how deep they are.
+    bits = max(np.atleast_1d(tags.get(TIFF_BITS, 8)).tolist())
+    is_deep = bits == 16 or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    if bits == 16 and tags.get(TIFF_PLANES) == SEPARATE:
+        raise InputError(f"{path} has its 16-bit colours in planes of their own; save it with them side by side")
+    is_white_0 = tags.get(TIFF_INTERPRETATION) == WHITE_IS_0
     image.load()
+    # PNG may name one colour that is transparent.
+    transparent = image.info.get("transparency")
     if image.mode in ("RGB", "RGBA", "LA") and is_deep:
         # Pillow keeps 8 of the 16 bits of a colour picture.
         return _decode_16_bit_colour(path)
-    if image.mode == "P":
+    if image.mode in ("L", "RGB") and transparent is not None:
+        image = image.convert(image.mode + "A")
+    elif image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
@@ -173,9 +189,17 @@ def _decode(image: Image.Image, path: Path) -> np.ndarray:
     elif image.mode not in ("L", "LA", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
         image = image.convert("RGB")
     values = np.array(image)
+    if image.mode.startswith("I;16"):
+        if isinstance(transparent, int):
+            values = np.stack([values, np.where(values == transparent, 0, 65535).astype(values.dtype)], axis=-1)
+        elif is_white_0:  # of 8 bits Pillow turns it itself
+            values = 65535 - values
     if values.dtype.kind == "i":  # Pillow's mode I: 32 bits, mostly a 16-bit picture
         if values.min() < 0 or values.max() > 65535:
-            raise InputError(f"{path} holds 32-bit values from {values.min()} to {values.max()}; save it with 16 bits")
+            raise InputError(
+                f"{path} holds whole numbers from {values.min()} to {values.max()}; they must lie in 0 to 65535: save "
+                "it with 8 or 16 bits"
+            )
         values = values.astype(np.uint16)
     return values
 
