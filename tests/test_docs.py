@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from nerfstudio.configs.method_configs import all_methods
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.fields.sine_mlp import SineMLP, widths_in
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -48,3 +50,20 @@ def test_options_in_the_text_exist(page):
     adaptation = {field.name for field in dataclasses.fields(AireConfig)}
     for name in re.findall(r"--pipeline\.model\.adaptation\.([a-z-]+[a-z])", text):
         assert name.replace("-", "_") in adaptation, name
+
+
+def test_the_librarys_loop_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "howto" / "library.md").read_text("utf8"), re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert capsys.readouterr().out.splitlines() == [
+        "30 densify [64, 48]", "120 decay [64, 48]", "300 prune [34, 28]"
+    ]  # fmt: skip
+    assert float(names["error"]) < 0.01
+    saved = torch.load(tmp_path / "run.pt", weights_only=True)
+    network = SineMLP(2, widths_in(saved["network"]), 1)
+    network.load_state_dict(saved["network"])
+    assert network.widths == [34, 28]
+    torch.testing.assert_close(network(names["x"]), names["network"](names["x"]))
+    assert names["strategy"].restore(saved["adaptation"]).is_pruned

@@ -103,8 +103,8 @@ def make_strategy(
     large: Sequence[int],
     dims: int,
     out_features: int,
-    lattice_limit: int,
-    first_omega: float,
+    lattice_limit: int = 19,
+    first_omega: float = 30.0,
 ) -> Strategy:
     """The strategy of a variant.
 
@@ -114,8 +114,8 @@ def make_strategy(
         large: widths of the large network.
         dims: coordinates a point.
         out_features: outputs of the network.
-        lattice_limit: largest frequency of ``zell``'s lattice.
-        first_omega: ``w0`` of the first layer.
+        lattice_limit: largest frequency of ``zell``'s lattice; 19 is for two dimensions, 4 for three.
+        first_omega: ``w0`` of the first layer; :class:`~aire_nerfstudio.fields.sine_mlp.SineMLP`'s own by default.
 
     Raises:
         ScheduleError: a value of the schedule that cannot be, or a baseline without a removal to imitate.

@@ -1,4 +1,4 @@
-"""Keeps a training from going on with numbers that are none: a look at each step, and a copy of the last good state."""
+"""Keeps a training from going on with NaN or Inf: a look at each step, and a copy of the last good state."""
 
 from __future__ import annotations
 
