@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import differences
 
-from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
@@ -230,10 +230,13 @@ def test_decay_weight_rises_linearly_from_zero(total, data):
     start = data.draw(st.integers(0, total - 1))
     prune_at = data.draw(st.integers(start, total - 1))
     schedule = Schedule(total, decay_start=start, prune_at=prune_at)
-    alphas = [schedule.decay_weight(step) for step in range(total)]
-    inside = alphas[start:prune_at]
-    assert all(a == 0 for a in alphas[:start] + alphas[prune_at:])
-    assert inside == [k / (prune_at - start) for k in range(prune_at - start)]
+    strategy, state = AireStrategy(replace(CONFIG, decay_weight=0.5)), AireState(schedule)
+    assert not any(strategy.penalty_weight(state, step) for step in range(total))
+    state.is_decaying = True
+    inside = [strategy.penalty_weight(state, step) for step in range(start, prune_at)]
+    assert inside == [0.5 * (k / (prune_at - start)) for k in range(prune_at - start)]
+    state.is_pruned = True
+    assert not any(strategy.penalty_weight(state, step) for step in range(total))
     stages = [schedule.stage(step) for step in range(total)]
     assert stages.count("decay") == prune_at - start
     assert stages.count("fine-tune") == total - prune_at

@@ -79,15 +79,6 @@ class Schedule:
             return "densified"
         return "train"
 
-    def decay_weight(self, step: int) -> float:
-        """``alpha`` in [0, 1): rises linearly from 0 over the decay stage, 0 outside it.
-
-        Source: AIRe, equation 4.
-        """
-        if self.decay_start is None or self.prune_at is None or not self.decay_start <= step < self.prune_at:
-            return 0.0
-        return (step - self.decay_start) / (self.prune_at - self.decay_start)
-
 
 def to_steps(value: float, unit: ScheduleUnit, steps_per_epoch: int, total: int) -> int:
     """A moment given in ``unit`` as a step number.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.data.epochs import seed_for
 from aire_nerfstudio.data.surface import Surface
 
 # Discrete curvature is large without meaning at a few vertices: above this percentile all count the same.
@@ -47,6 +48,6 @@ class WeightedOrder:
 
     def at(self, step: int) -> Tensor:
         """int64 ``[count]``."""
-        self._generator.manual_seed((self._seed * 1_000_003 + step) % 2**63)
+        self._generator.manual_seed(seed_for(self._seed, step))
         where = torch.rand(self._count, generator=self._generator, device=self._edges.device, dtype=torch.float64)
         return torch.searchsorted(self._edges, where, right=True).clamp_max(len(self._edges) - 1)

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def seed_for(seed: int, number: int) -> int:
+    """A seed of its own for each number (a step, an epoch) of a seed, as torch's generators take it."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
 class EpochOrder:
     """Each epoch is a permutation of its own, so that a resumed run draws what an uninterrupted one would.
 
@@ -43,5 +48,5 @@ class EpochOrder:
 
     def whole(self, epoch: int) -> Tensor:
         """All samples in the order of an epoch (0 or later), int64 ``[N]`` on the device."""
-        generator = torch.Generator(self._device).manual_seed((self._seed * 1_000_003 + epoch) % 2**63)
+        generator = torch.Generator(self._device).manual_seed(seed_for(self._seed, epoch))
         return torch.randperm(self._count, generator=generator, device=self._device)

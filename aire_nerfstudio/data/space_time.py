@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.data.epochs import seed_for
+
 
 class SpaceTimePoints:
     """Uniform in the cube [-1, 1]^3 and in time; a function of the step.
@@ -23,6 +25,6 @@ class SpaceTimePoints:
 
     def at(self, step: int) -> Tensor:
         """``[count, 4]``."""
-        self._generator.manual_seed((self._seed * 1_000_003 + step) % 2**63)
+        self._generator.manual_seed(seed_for(self._seed, step))
         points = torch.rand(self._count, 4, generator=self._generator, device=self._device)
         return torch.cat([2 * points[:, :3] - 1, self._duration * points[:, 3:]], dim=1)

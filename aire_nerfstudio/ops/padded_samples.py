@@ -96,9 +96,7 @@ def early_stop_padded(
     sigmas = density(given)
     library = ray_library(sigmas, *given)
     if library is None or n_rays == 0:
-        there = given.ray_indices < n_rays
-        samples = given.select(there)
-        reached = visibility(sigmas[there], samples, sigmas.new_zeros(n_rays), epsilon)
+        samples, reached = _visible(padded, n_rays, sigmas, epsilon)
         found = pad(samples.select(reached), n_rays, capacity)
         return found._replace(complete=torch.minimum(found.complete, padded.complete))
     counts = reached_padded(padded, n_rays, sigmas, epsilon)
@@ -108,6 +106,13 @@ def early_stop_padded(
     library.call("aire_compact", *sizes, *given, offsets, counts, capacity, *samples)
     complete = torch.minimum((offsets <= capacity).sum(), padded.complete)
     return PaddedSamples(samples, offsets[-1], complete)
+
+
+def _visible(padded: PaddedSamples, n_rays: int, sigmas: Tensor, epsilon: float) -> tuple[Samples, Tensor]:
+    """In PyTorch: the samples that belong to rays, and which of them light reaches."""
+    there = padded.samples.ray_indices < n_rays
+    samples = padded.samples.select(there)
+    return samples, visibility(sigmas[there], samples, sigmas.new_zeros(n_rays), epsilon)
 
 
 @torch.no_grad()
@@ -123,9 +128,7 @@ def reached_padded(padded: PaddedSamples, n_rays: int, sigmas: PerRow, epsilon: 
     given = padded.samples
     library = ray_library(sigmas, *given)
     if library is None or n_rays == 0:
-        there = given.ray_indices < n_rays
-        samples = given.select(there)
-        reached = visibility(sigmas[there], samples, sigmas.new_zeros(n_rays), epsilon)
+        samples, reached = _visible(padded, n_rays, sigmas, epsilon)
         return torch.bincount(samples.ray_indices[reached], minlength=n_rays)
     counts = torch.empty(n_rays, dtype=torch.long, device=sigmas.device)
     limit = -math.log(epsilon)
