@@ -7,8 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 
-# Exit status of what a person interrupted, as shells have it.
-INTERRUPTED = 130
+from aire_nerfstudio.errors import INTERRUPTED
 
 
 def _ends_quietly(command: Callable[[], None]) -> Callable[[], None]:

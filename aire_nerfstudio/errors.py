@@ -6,6 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+# Exit status of what a person interrupted, as shells have it.
+INTERRUPTED = 130
+
 P = ParamSpec("P")
 R = TypeVar("R")
 

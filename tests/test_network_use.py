@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 from aire_nerfstudio.fields import differential
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops import mean_curvature, value_gradient
-from aire_nerfstudio.ops.activations import derivatives, spder
+from aire_nerfstudio.ops.activations import activate, derivatives, spder
 from aire_nerfstudio.ops.sine_network import mean_square_step, sine_network
 
 
@@ -29,6 +29,9 @@ def test_what_shapes_do_not_say_is_checked_before_anything_is_read(rows):
             op(x, weights, [*biases[:-1], None], activation, omegas)
         with pytest.raises(ValueError, match="omegas must be numbers"):
             op(x, weights, biases, activation, [torch.tensor(30.0, requires_grad=True)] * 3)
+        for no_omega in (0.0, -10.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="omegas must be positive"):
+                op(x, weights, biases, activation, [30.0, no_omega, 30.0])
         with pytest.raises(ValueError, match="'relu' is unknown"):
             op(x, weights, biases, "relu", omegas)
 
@@ -64,5 +67,12 @@ def test_torch_func_goes_through_all_activations(activation):
         assert torch.autograd.gradcheck(lambda z: spder(z, 3.0), z, check_forward_ad=True)
         with pytest.raises(ValueError, match="not bounded near 0"):
             derivatives(z, "spder", 3.0, 2)
+    # Compiled as a whole; at 0, where a root's derivative has no bound, too.
+    x[0] = 0
+    compiled = torch.compile(lambda z: activate(z, activation, 3.0), fullgraph=True, backend="aot_eager")
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    for z, function in ((ours, compiled), (theirs, lambda z: activate(z, activation, 3.0))):
+        function(z).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
     with pytest.raises(ValueError, match="'sine' is unknown"):
         derivatives(x, "sine", 3.0, 1)

@@ -292,3 +292,18 @@ def test_what_is_no_index_is_refused(remove):
     with pytest.raises(SurgeryError, match="whole numbers"):
         surgery.prune(net.neuron_groups()[0], remove)
     assert net.widths == [7, 5]
+
+
+def test_a_wrapper_that_averages_gradients_is_refused(tmp_path):
+    """It would go on without a word, and average no more."""
+    net = SineMLP(2, [7, 5], 1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapper = torch.nn.parallel.DistributedDataParallel(net)
+        _refused(net, net.neuron_groups()[0], "wrap the network again")
+        del wrapper
+        surgery.prune(net.neuron_groups()[0], [0])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert net.widths == [6, 5]

@@ -1,7 +1,8 @@
 """Growing and pruning neurons in place: the only file that reads ``optimizer.state``.
 
 Every edit keeps the ``nn.Parameter`` itself: whatever holds it (module, optimizer, gradient clipping, scheduler, a
-weak reference) goes on holding the right one, with its hooks and attributes. Only its data become others.
+weak reference) goes on holding the right one, with its hooks and attributes. Only its data become others. Hooks on
+autograd's accumulator of its gradient end there (``register_multi_grad_hook``); DistributedDataParallel is refused.
 
 Optimizers that keep a parameter's state in tensors of its shape are known: those of ``torch.optim`` but LBFGS,
 Adafactor and Muon. The moments of new neurons start where the optimizer starts them.
@@ -9,6 +10,7 @@ Adafactor and Muon. The moments of new neurons start where the optimizer starts 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeGuard
@@ -143,13 +145,27 @@ def resize_to(parameter: nn.Parameter, shape: Sequence[int], optimizers: Iterabl
 
 def _check_slots(group: NeuronGroup, optimizers: list[Optimizer]) -> None:
     """Whether all of a layer can be edited, before any of it is."""
+    wrapped = _in_data_parallel()
     for slot in group.slots():
         if not (isinstance(slot.parameter, nn.Parameter) and slot.parameter.is_leaf):
             raise SurgeryError(
                 f"{group.name}: a weight is no parameter but computed from others (torch.nn.utils.prune or "
                 "parametrize); make it permanent first: prune.remove, parametrize.remove_parametrizations"
             )
+        if id(slot.parameter) in wrapped:
+            raise SurgeryError(
+                f"{group.name}: its parameters are in a DistributedDataParallel, whose buckets have their shapes; drop "
+                "the wrapper before, and wrap the network again after"
+            )
         _check_state(group.name, slot.parameter, optimizers)
+
+
+def _in_data_parallel() -> set[int]:
+    """Of all parameters that some DistributedDataParallel averages: it would go on without a word, and not average."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return set()
+    wrappers = [o for o in gc.get_objects() if issubclass(type(o), nn.parallel.DistributedDataParallel)]
+    return {id(parameter) for wrapper in wrappers for parameter in wrapper.parameters()}
 
 
 def _check_state(name: str, parameter: nn.Parameter, optimizers: list[Optimizer]) -> None:
@@ -199,7 +215,7 @@ def _edit(parameter: nn.Parameter, edit: TensorEdit, edit_state: StateEdit | Non
     parameter.grad = None
     # As long as a loss from before is alive, autograd keeps the old shape for the parameter, and the next backward
     # would be refused; with data of another type in between it forgets.
-    parameter.data = values.new_empty(0, dtype=torch.float32 if values.dtype == torch.float64 else torch.float64)
+    parameter.data = values.new_empty(0, dtype=torch.float32 if values.dtype == torch.float16 else torch.float16)
     parameter.data = values
     for optimizer in optimizers:
         state = optimizer.state.get(parameter)

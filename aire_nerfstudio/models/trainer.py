@@ -27,7 +27,7 @@ from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
-from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
 from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
@@ -47,8 +47,6 @@ from aire_nerfstudio.sessions import SessionLog
 AT_THE_END = (3, 256)
 # Pixels of a picture that is still evaluated then; of a larger one aire-report does it.
 LARGEST_PICTURE = 1 << 20
-# Exit status of what a person interrupted, as shells have it.
-INTERRUPTED = 130
 
 
 @dataclass

@@ -83,7 +83,12 @@ def spder(z: Tensor, omega: float) -> Tensor:
 
     The second derivative grows as ``1/sqrt(|z|)`` towards ``z = 0``; at exactly 0 it is returned as 0.
     """
-    return _SpderFunction.apply(omega * z)
+    u = omega * z
+    if torch.compiler.is_compiling():  # takes no derivatives of our own
+        is_zero = u == 0
+        safe = torch.where(is_zero, torch.ones_like(u), u)
+        return torch.where(is_zero, torch.zeros_like(u), torch.sin(safe) * safe.abs().sqrt())
+    return _SpderFunction.apply(u)
 
 
 def activate(z: Tensor, activation: Activation, omega: float, detach_finer_scale: bool = False) -> Tensor:

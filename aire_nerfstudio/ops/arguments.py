@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ def check_network(
     """What shapes do not say, and a library would read past.
 
     Raises:
-        ValueError: as many biases as weights, one omega less, numbers, and a known activation are not what was given.
+        ValueError: there are not as many biases as weights and one omega less, positive numbers, or the activation is
+            unknown.
     """
     if len(biases) != len(weights) or any(bias is None for bias in biases):
         raise ValueError(
@@ -49,6 +51,8 @@ def check_network(
         raise ValueError(f"{len(weights) - 1} sine layers need as many omegas; got {len(omegas)}")
     if any(isinstance(omega, Tensor) for omega in omegas):
         raise ValueError("omegas must be numbers; no gradients reach tensors")
+    if not all(0 < omega < math.inf for omega in omegas):
+        raise ValueError(f"omegas must be positive; got {list(omegas)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
 

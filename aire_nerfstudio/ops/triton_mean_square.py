@@ -43,22 +43,24 @@ def _tile(
     omegas, kind = settings[1], settings[3]
     if not triton_step.is_possible(x, weights, kind):
         return None
-    parameters = [*weights, *biases]
+    parameters, wanted = [*weights, *biases], target.detach().contiguous()
 
     def layer_by_layer() -> object:
         rows, w, b = plain(x, parameters)
         shares, kept = forward_layers(rows, w, b, omegas, kind, True)
-        measured, squares = measure(shares, b[-1], target)
+        measured, squares = measure(shares, b[-1], wanted)
         return squares, backward_layers(measured, w, b, kept, settings, False, x.new_ones(()), 1.0)
 
     def block_by_block(tile: triton_step.Tile) -> object:
         _, w, b = plain(x, parameters)
-        step = triton_step.Step(x, target, parameters, omegas, tile)
+        step = triton_step.Step(x, wanted, parameters, omegas, tile)
         return step.squares, step.gradients_of(w, b, x.new_ones(()))
 
     tiles = triton_step.tiles_for(triton_step.width_of(weights))
     ways: list[Callable[[], object]] = [layer_by_layer, *(functools.partial(block_by_block, tile) for tile in tiles)]
-    chosen = fastest(("mean square", len(x), *(tuple(w.shape) for w in weights)), ways)
+    # Batches of about a size are alike. w0 lies on the device once a way was measured, as a capture wants it.
+    key = ("mean square", len(x).bit_length(), omegas, *(tuple(w.shape) for w in weights))
+    chosen = fastest(key, ways)
     return None if chosen == 0 else tiles[chosen - 1]
 
 
@@ -76,8 +78,7 @@ class _LayerByLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, target, *saved = ctx.saved_tensors
-        parameters, saved = saved[: 2 * ctx.count], saved[2 * ctx.count :]
+        x, target, parameters, saved = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_reference(ctx, x, target, parameters, grad)
         measured, kept = Measured(*saved[:3]), Kept.of(saved[3:])
@@ -101,8 +102,7 @@ class _BlockByBlock(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, target, *saved = ctx.saved_tensors
-        parameters, saved = saved[: 2 * ctx.count], saved[2 * ctx.count :]
+        x, target, parameters, saved = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_reference(ctx, x, target, parameters, grad)
         _, weights, biases = plain(x, parameters)
@@ -112,6 +112,12 @@ class _BlockByBlock(torch.autograd.Function):
 def _wanted(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[4:]
     return None, None, None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Points, target, parameters, and what forward left; asked for once, as checkpointing wants it."""
+    x, target, *saved = ctx.saved_tensors
+    return x, target, saved[: 2 * ctx.count], saved[2 * ctx.count :]
 
 
 def _by_reference(
