@@ -210,14 +210,57 @@ def test_a_hollow_stays_one_and_what_is_in_it_is_turned_outwards(tmp_path):
         assert np.allclose(_signs(surface, at), [-0.5, 0.5, -0.25, 0.5], atol=0.01)
 
 
-def test_an_open_part_that_points_inwards_is_named_and_left(tmp_path):
+def test_an_open_part_that_points_inwards_is_turned(tmp_path):
     ball = trimesh.creation.icosphere(subdivisions=5, radius=1.0)
     open_ball = trimesh.Trimesh(ball.vertices, ball.faces[ball.triangles_center[:, 2] < 0.6], process=False)
     assert not any("inwards" in note for note in read_surface(_saved(tmp_path, open_ball)).notes)
     open_ball.invert()
     surface = read_surface(_saved(tmp_path, open_ball))
-    assert any("1 open parts seem to have faces that point inwards" in note for note in surface.notes)
-    assert _signs(surface, [[0, 0, 0]])[0] > 0
+    assert any("turned inside out" in note for note in surface.notes)
+    assert _signs(surface, [[0, 0, 0]])[0] < 0
+    assert (surface.points * surface.normals).sum(1).min() > 0
+
+
+def test_points_whose_normals_point_inwards_are_turned(tmp_path, sphere):
+    np.savetxt(tmp_path / "in.xyz", np.concatenate([sphere.vertices, -sphere.vertex_normals], axis=1))
+    surface = read_surface(tmp_path / "in.xyz")
+    assert any("normals pointed inwards" in note for note in surface.notes)
+    assert (surface.points * surface.normals).sum(1).min() > 0
+    assert _signs(surface, [[0, 0, 0]])[0] < 0
+
+
+def test_a_hollow_in_what_is_turned_or_open_stays_one(tmp_path):
+    surface = _spheres(tmp_path, (0, 2.0, True), (0, 1.0, False))
+    at = [[0, 0, 0], [1.5, 0, 0], [2.5, 0, 0]]
+    assert np.allclose(_signs(surface, at), [1, -0.5, 0.5], atol=0.01)
+    outer, inner = (trimesh.creation.icosphere(subdivisions=4, radius=r) for r in (2.0, 1.0))
+    inner.invert()
+    bottle = trimesh.Trimesh(outer.vertices, outer.faces[outer.triangles_center[:, 2] < 1.8], process=False)
+    surface = read_surface(_saved(tmp_path, trimesh.util.concatenate([bottle, inner])))
+    assert np.allclose(_signs(surface, at), [1, -0.5, 0.5], atol=0.01)
+
+
+def test_many_parts_are_all_turned(tmp_path):
+    balls = []
+    for place in np.ndindex(10, 10, 6):
+        balls.append(trimesh.creation.icosphere(subdivisions=1, radius=0.3))
+        balls[-1].apply_translation(place)
+        if sum(place) % 3:
+            balls[-1].invert()
+    surface = read_surface(_saved(tmp_path, trimesh.util.concatenate(balls)))
+    at = [[0, 0, 0], [1, 0, 0], [9, 9, 5], [3, 7, 2], [4, 4, 4], [4.5, 4.5, 4.5]]
+    assert (np.sign(_signs(surface, at)) == [-1, -1, -1, -1, -1, 1]).all()
+    assert any("400 of 600 parts turned" in note for note in surface.notes)
+
+
+def test_shapes_that_mirror_each_other_and_thin_ones_have_an_inside(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=4)
+    bowl = trimesh.Trimesh(ball.vertices, ball.faces[ball.triangles_center[:, 2] < 0.2], process=False)
+    other = bowl.copy()
+    other.apply_translation([3, 0, 0])
+    other.invert()
+    assert read_surface(_saved(tmp_path, trimesh.util.concatenate([bowl, other])))
+    assert read_surface(_saved(tmp_path, trimesh.creation.box([1, 1e-4, 1e-4])))
 
 
 @pytest.mark.parametrize("corners", [[[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]])

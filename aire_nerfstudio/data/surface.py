@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from aire_nerfstudio.data.orientation import signed_volume, turn_outwards
+from aire_nerfstudio.data.orientation import enclosed_volume, signed_volume, turn_outwards
 from aire_nerfstudio.errors import InputError, first_line
 
 EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
@@ -23,7 +23,7 @@ FEW_VERTICES = 10_000
 DRAWN_POINTS = 100_000
 POISSON_DEPTH = 8
 # Of the normalised shape: what encloses less has no inside.
-LEAST_VOLUME = 1e-7
+LEAST_VOLUME = 1e-12
 # Bytes of a PLY file among which its header ends.
 LONGEST_HEADER = 1 << 16
 
@@ -54,7 +54,7 @@ class Surface:
 def read_surface(path: Path, seed: int = 0) -> Surface:
     """Read PLY, OBJ, STL, OFF (meshes, PLY also points with normals) or XYZ (points with normals).
 
-    Duplicate and flat faces, loose vertices and small holes are repaired, closed parts are turned outwards, several
+    Duplicate and flat faces, loose vertices and small holes are repaired, parts are turned outwards, several
     parts stay. Points with normals get a mesh by screened Poisson reconstruction, from which distances are taken;
     they themselves stay what is trained on.
 
@@ -96,7 +96,7 @@ def read_surface(path: Path, seed: int = 0) -> Surface:
     unit = (vertices - middle) / size
     surface = _from_points(path, unit, normals) if len(faces) == 0 else _from_mesh(path, unit, faces, seed)
     surface = _normalised(surface)
-    if abs(signed_volume(surface.vertices, surface.faces)) < LEAST_VOLUME:
+    if enclosed_volume(surface.vertices, surface.faces) < LEAST_VOLUME:
         raise InputError(f"{path} has no inside: its faces enclose no volume; give a closed surface, or one with holes")
     return replace(surface, centre=middle + size * surface.centre, scale=size * surface.scale)
 
@@ -176,6 +176,9 @@ def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> 
     vertices, faces = mesh.vertex_matrix(), mesh.face_matrix().astype(np.int64)
     if len(faces) == 0:
         raise InputError(f"{path}: no surface goes through its {len(points)} points; give more points, or a mesh")
+    if signed_volume(vertices, faces) < 0:
+        faces, normals = faces[:, ::-1].copy(), -normals
+        notes.append("turned inside out: its normals pointed inwards")
     notes.append(f"points without faces: a mesh of {len(faces):,} faces by Poisson reconstruction gives the distances")
     return Surface(vertices, faces, points, normals, np.zeros(3), 1.0, tuple(notes))
 
