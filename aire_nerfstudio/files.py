@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
         handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
         os.close(handle)
         write(unfinished)
-        Path(unfinished).chmod(0o644)
+        Path(unfinished).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
         Path(unfinished).replace(path)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
@@ -48,8 +48,14 @@ def check_place(option: str, path: Path, is_folder: bool = False) -> None:
         is_folder: of the two.
 
     Raises:
-        InputError: the nearest folder that exists is none, or may not be written to.
+        InputError: the nearest folder that exists is none, or may not be written to; what is there is no file.
     """
+    path = Path(os.path.realpath(path))
+    try:
+        if not is_folder and path.exists() and not path.is_file():
+            raise InputError(f"{option} {path} is no file that could be replaced; choose another place")
+    except (OSError, ValueError) as error:  # a name too long
+        raise InputError(f"{option} {path}: {error}; choose another name") from error
     places = (path.absolute(), *path.absolute().parents) if is_folder else path.absolute().parents
     folder = next(place for place in places if os.path.lexists(place))
     try:

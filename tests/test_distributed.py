@@ -501,6 +501,21 @@ def test_waiting_for_the_first_machine_can_be_given_up(tmp_path):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+def test_a_job_that_is_interrupted_says_how_to_go_on(tmp_path):
+    log = tmp_path / "log"
+    words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "cut", "--machine.num-devices", "2"]
+    job = start_command("ns-train", *words, cwd=tmp_path, out=log)
+    try:
+        _wait_for(_run(tmp_path, "cut") / "step-000000020.ckpt", log, job)
+        os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+        assert job.wait(60) == 130, log.read_text()
+    finally:
+        job.end()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert lines == [f"error: interrupted; go on with --load-dir {_run(tmp_path, 'cut').relative_to(tmp_path)}"]
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_job_that_is_told_to_end_says_how_to_go_on(tmp_path):
     log = tmp_path / "log"
     words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "told", "--machine.num-devices", "2"]

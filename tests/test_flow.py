@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import trimesh
+import yaml
 from commands import run_command as _run
 from nerfstudio.data.scene_box import SceneBox
 
@@ -80,6 +81,12 @@ def test_a_sphere_shrinks_by_its_curvature(ball):
 def test_a_flow_has_the_weights_of_its_own_loss():
     names = {name for name in vars(FlowModelConfig()) if name.endswith("_weight")}
     assert names == {"data_weight", "normal_weight", "flow_weight"}
+    # A config.yml from before: the one with the flow's name counts.
+    old = yaml.dump(FlowModelConfig(normal_weight=100.0, alpha=0.3))
+    old = old.replace("normal_weight: 100.0", "normal_weight: 100.0\nflow_normal_weight: 0.7\neikonal_weight: 50.0")
+    read = yaml.load(old, Loader=yaml.Loader)
+    assert (read.normal_weight, read.alpha) == (0.7, 0.3)
+    assert not hasattr(read, "eikonal_weight")
 
 
 def test_what_cannot_be_is_refused(ball):
@@ -145,7 +152,7 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
     trimesh.creation.icosphere(subdivisions=5, radius=1.1).export(other)
     for options, message in (
         (["--pipeline.model.load-sdf", "nowhere"], "does not exist"),
-        (["--data", other], "was trained on another shape than --data names"),
+        (["--data", other], "was trained on a shape of another place or size"),
         (["--pipeline.model.first-omega", "11"], "was trained with first_omega 10.0 and the flow has 11.0"),
     ):
         done = _run(*flow, *options, "--max-num-iterations", "40", "--experiment-name", "bad", cwd=root)

@@ -9,7 +9,9 @@ import pytest
 import torch
 import trimesh
 from commands import run_command, start_command
+from nerfstudio.engine.trainer import Trainer
 from PIL import Image
+from tiny import tiny_config
 
 from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
@@ -28,6 +30,13 @@ def test_a_link_stays_and_what_is_no_file_is_not_replaced(tmp_path):
     for place in (pipe, tmp_path):
         with pytest.raises(InputError, match="is no file that could be replaced"):
             write_text(place, "told")
+        with pytest.raises(InputError, match="is no file that could be replaced"):
+            check_place("--out", place)
+    with pytest.raises(InputError, match="choose another name"):
+        check_place("--out", tmp_path / ("a" * 300))
+    target.chmod(0o600)
+    write_text(target, "told")
+    assert target.stat().st_mode & 0o777 == 0o600
     assert pipe.is_fifo()
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "link.txt", "pipe.txt", "target.txt"]
 
@@ -122,3 +131,28 @@ def test_ctrl_c_leaves_a_finished_run_whose_viewer_goes_on(run, tmp_path):
     assert process.poll() == 0
     assert "Traceback" not in err.read_text() + out.read_text()
     assert (tmp_path / FOLDER).parent.joinpath("report.html").is_file()
+
+
+def test_ctrl_c_before_training_began_ends_in_a_line_too(tmp_path, monkeypatch, capsys):
+    config = tiny_config("image", tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "setup", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        config.setup().setup()
+    assert ended.value.code == 130
+    assert "error: interrupted before training began; no checkpoint was written yet" in capsys.readouterr().err
+
+
+def test_another_runs_checkpoint_does_not_open_this_folder(run, tmp_path):
+    run = [*run, "--vis", "tensorboard", "--report", "False", "--max-num-iterations", "20"]
+    assert run_command(*run, cwd=tmp_path).returncode == 0
+    assert run_command(*run, "--timestamp", "other", cwd=tmp_path).returncode == 0
+    before = (tmp_path / FOLDER / "step-000000019.ckpt").read_bytes()
+    other = FOLDER.replace("/run/", "/other/")
+    done = run_command(*run, "--load-dir", other, "--max-num-iterations", "30", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "checkpoints of another run" in " ".join(done.stderr.split())
+    assert (tmp_path / FOLDER / "step-000000019.ckpt").read_bytes() == before

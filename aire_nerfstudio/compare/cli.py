@@ -27,7 +27,7 @@ from aire_nerfstudio.compare.contestant import Contestant, circumstances, contes
 from aire_nerfstudio.compare.report import Entry, write_all
 from aire_nerfstudio.compare.trial import Trial
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
-from aire_nerfstudio.files import write_text
+from aire_nerfstudio.files import check_place, write_text
 from aire_nerfstudio.machine import machine
 from aire_nerfstudio.report.template import duration
 
@@ -86,10 +86,8 @@ class Compare:
         console = Console(quiet=self.quiet)
         device = device_here()
         state = circumstances(self.data, device)
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output-dir {self.output_dir} cannot be made ({error}); choose another") from error
+        check_place("--output-dir", self.output_dir, is_folder=True)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
         entries = []
         with Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),

@@ -36,6 +36,19 @@ class SurfaceDataManagerConfig(VanillaDataManagerConfig):
     curvature_share: float = 0.0
     """Share of the points of the surface that are drawn where it bends most, in [0, 1]; 0, the paper's: all alike."""
 
+    def check_training(self) -> None:
+        """Refuse what training would not heed.
+
+        Raises:
+            InputError: a number of rays.
+        """
+        for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
+            if getattr(self, name) != getattr(VanillaDataManagerConfig, name):
+                raise InputError(
+                    f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(self, name)}; no rays are drawn "
+                    "of a surface: say how many points with --pipeline.datamanager.on-surface and off-surface"
+                )
+
 
 class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
     """Batches ``(points [N + M, 3], {"normals" [N, 3], "distances" [M]})``: first on the surface, then off it."""
@@ -45,12 +58,6 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
 
     @exit_on_bad_input
     def __init__(self, config: SurfaceDataManagerConfig, device: Any = "cpu", **kwargs: Any) -> None:
-        for name in ("train_num_rays_per_batch", "eval_num_rays_per_batch"):
-            if getattr(config, name) != getattr(VanillaDataManagerConfig, name):
-                raise InputError(
-                    f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(config, name)}; no rays are drawn "
-                    "of a surface: say how many points with --pipeline.datamanager.on-surface and off-surface"
-                )
         super().__init__(config, device=device, **kwargs)
         self._samples: SurfaceSamples | None = None
         on_surface = min(config.on_surface, len(self.dataparser.surface.points))

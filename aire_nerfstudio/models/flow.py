@@ -57,6 +57,14 @@ class FlowModelConfig(SurfaceModelConfig):
     shows_error: bool = False
     """Render the distance from the surface at time 0."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a run's config.yml; before 2026-11-27 a surface's weights stood in a flow's, too, and were not read."""
+        if "flow_normal_weight" in state:
+            gone = ("flow_normal_weight", "surface_weight", "distance_weight", "eikonal_weight")
+            state = {**state, "normal_weight": state["flow_normal_weight"]}
+            state = {name: value for name, value in state.items() if name not in gone}
+        self.__dict__.update(state)
+
     def check(self) -> None:
         """As a surface's; the file to start from is looked at, too."""
         super().check()
@@ -108,8 +116,8 @@ class FlowModel(SdfModel):
                 f"centre {np.round(shape.centre, 6).tolist()}, scale {shape.scale:.6g}" for shape in (start, surface)
             )
             raise InputError(
-                f"load_sdf {config.load_sdf} was trained on another shape than --data names ({theirs}; here {ours}); "
-                "train it on this one"
+                f"load_sdf {config.load_sdf} was trained on a shape of another place or size than --data names "
+                f"({theirs}; here {ours}); train it on this one"
             )
 
     @property

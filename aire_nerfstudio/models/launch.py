@@ -24,7 +24,7 @@ import torch.distributed as dist
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import multiprocessing
 
-from aire_nerfstudio.errors import first_line
+from aire_nerfstudio.errors import INTERRUPTED, first_line
 from aire_nerfstudio.models.heartbeat import INTERVAL, SILENCE, Heartbeat
 from aire_nerfstudio.report.facts import latest_checkpoint
 
@@ -45,7 +45,7 @@ def launch(config: TrainerConfig) -> int | str:
     """Train in ``machine.num_devices`` processes here, of ``num_machines`` times as many in all.
 
     Returns:
-        Exit status: 0, or what went wrong, in one line for each cause.
+        Exit status: 0, 130 where it was interrupted, or what went wrong, in one line for each cause.
     """
     machine = config.machine
     wrong = _wrong(machine)
@@ -83,8 +83,10 @@ def launch(config: TrainerConfig) -> int | str:
             _end(context)
             return f"error: this job was ended (SIGTERM), and its processes with it; {_saved(config)}"
         except KeyboardInterrupt:
-            # This is how a finished run is left whose viewer goes on.
             _end(context)
+            if not _is_finished(config):  # else its viewer went on, and this is how it is left
+                print(f"error: interrupted; {_saved(config)}", file=sys.stderr)
+                return INTERRUPTED
         finally:
             if heartbeat is not None:
                 heartbeat.finish()
@@ -182,6 +184,13 @@ def _saved(config: TrainerConfig) -> str:
     looking.start()
     looking.join(GRACE)
     return found[-1]
+
+
+def _is_finished(config: TrainerConfig) -> bool:
+    try:
+        return int(latest_checkpoint(config.get_base_dir()).stem[5:]) >= config.max_num_iterations - 1
+    except Exception:
+        return False
 
 
 def _of_a_killed(

@@ -26,6 +26,7 @@ from aire_nerfstudio import distributed
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
+from aire_nerfstudio.data.surface_manager import SurfaceDataManagerConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
@@ -124,7 +125,8 @@ class AdaptiveTrainerConfig(TrainerConfig):
         """Refuse a place that cannot be written to, or where another run would be written over."""
         check_place("--output-dir", self.get_base_dir(), is_folder=True)
         folder = self.get_base_dir() / self.relative_model_dir
-        is_resumed = self.load_dir is not None or self.load_checkpoint is not None
+        resumed = self.load_dir if self.load_checkpoint is None else self.load_checkpoint.parent
+        is_resumed = resumed is not None and resumed.resolve() == folder.resolve()
         if not is_resumed and self.machine.machine_rank == 0 and any(folder.glob("step-*.ckpt")):
             raise InputError(
                 f"{folder} holds the checkpoints of another run, which would be written over; go on with --load-dir "
@@ -150,6 +152,8 @@ class AdaptiveTrainer(Trainer):
         kind, rays = config.machine.device_type, getattr(config.pipeline.datamanager, "train_num_rays_per_batch", 1)
         if rays < 1:
             raise InputError(f"--pipeline.datamanager.train-num-rays-per-batch is {rays}; it must be at least 1")
+        if isinstance(config.pipeline.datamanager, SurfaceDataManagerConfig):
+            config.pipeline.datamanager.check_training()
         if kind == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
@@ -214,10 +218,12 @@ class AdaptiveTrainer(Trainer):
             self.base_dir.mkdir(parents=True, exist_ok=True)
         try:
             super().setup(test_mode)  # type: ignore[arg-type]
-        except BaseException:
+        except BaseException as error:
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+            if isinstance(error, KeyboardInterrupt):
+                raise self._interrupted("before training began") from None
             raise
         if self.config.steps_per_iteration > 1:
             # What nerfstudio divides by an iteration's time for its rays a second.
@@ -247,17 +253,18 @@ class AdaptiveTrainer(Trainer):
         """See nerfstudio; what can only be judged while training ends in one line, too."""
         if self._session is not None:
             self._session.begin(self._start_step * self.config.steps_per_iteration)
-        if self.world_size > 1:  # what is printed and how it ends is the launcher's
-            super().train()
-            return
         try:
             super().train()
         except KeyboardInterrupt:
             if self.training_state == "completed" and self._path(self.step).is_file():
                 # This is how a finished run is left whose viewer goes on.
                 raise SystemExit(0) from None
-            print(f"\nerror: interrupted in iteration {self.step:,}; {self._how_to_go_on()}", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
+            raise self._interrupted(f"in iteration {self.step:,}") from None
+
+    def _interrupted(self, when: str) -> SystemExit:
+        if distributed.count() == 1:  # of several the launcher says it
+            print(f"\nerror: interrupted {when}; {self._how_to_go_on()}", file=sys.stderr)
+        return SystemExit(INTERRUPTED)
 
     def _how_to_go_on(self) -> str:
         steps = sorted(
@@ -512,10 +519,13 @@ class AdaptiveTrainer(Trainer):
         path = self._path(step)
         # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
         unfinished = self.base_dir / f"{path.stem}.part"
-        torch.save(state, unfinished)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        try:
+            torch.save(state, unfinished)
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         if self._session is not None:
             self._session.write((step + 1) * self.config.steps_per_iteration)
         if is_only:

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.files import check_place
 from aire_nerfstudio.report.facts import CONFIG, REPORT, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
@@ -44,6 +45,7 @@ class MakeReport:
             )
         facts = [read_run(run) for run in self.runs]
         path = self.output_path or (self.runs[0] / REPORT if len(self.runs) == 1 else Path(REPORT))
+        check_place("--output-path", path)
         self._console.quiet = self.quiet
         shown = [self._portraits(run) if self.pictures else [] for run in self.runs]
         try:
