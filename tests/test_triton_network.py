@@ -139,7 +139,9 @@ def _run(code, **environment):
 
 
 def _check(activation, detach, device):
-    names = f"SHAPES, ACTIVATION, DETACH, DEVICE = {SHAPES!r}, {activation!r}, {detach!r}, {device!r}\n"
+    # In the interpreter all shapes take half a minute: the others' activations are tried on every second one.
+    shapes = SHAPES if activation == "siren" or device == "cuda" else SHAPES[::2]
+    names = f"SHAPES, ACTIVATION, DETACH, DEVICE = {shapes!r}, {activation!r}, {detach!r}, {device!r}\n"
     return names + textwrap.dedent(CHECK)
 
 
