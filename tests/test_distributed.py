@@ -501,35 +501,37 @@ def test_waiting_for_the_first_machine_can_be_given_up(tmp_path):
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_job_that_is_interrupted_says_how_to_go_on(tmp_path):
+def _stopped(tmp_path, name, stop):
+    """Status and output of two processes that were stopped after a checkpoint, and where to go on from."""
     log = tmp_path / "log"
-    words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "cut", "--machine.num-devices", "2"]
+    words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", name, "--machine.num-devices", "2"]
     job = start_command("ns-train", *words, cwd=tmp_path, out=log)
     try:
-        _wait_for(_run(tmp_path, "cut") / "step-000000020.ckpt", log, job)
-        os.killpg(job.pid, signal.SIGINT)  # as a terminal does
-        assert job.wait(60) == 130, log.read_text()
+        _wait_for(_run(tmp_path, name) / "step-000000020.ckpt", log, job)
+        stop(job.pid)
+        status = job.wait(60)
     finally:
         job.end()
-    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-    assert lines == [f"error: interrupted; go on with --load-dir {_run(tmp_path, 'cut').relative_to(tmp_path)}"]
-    assert "Traceback" not in log.read_text()
+    return status, log.read_text(), _run(tmp_path, name).relative_to(tmp_path)
+
+
+def _errors(said):
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
+def test_a_job_that_is_interrupted_says_how_to_go_on(tmp_path):
+    # A terminal's Ctrl-C goes to all of them.
+    status, said, folder = _stopped(tmp_path, "cut", lambda pid: os.killpg(pid, signal.SIGINT))
+    assert status == 130, said
+    assert _errors(said) == [f"error: interrupted; go on with --load-dir {folder}"]
+    assert "Traceback" not in said
 
 
 def test_a_job_that_is_told_to_end_says_how_to_go_on(tmp_path):
-    log = tmp_path / "log"
-    words = [*WORDS, "--max-num-iterations", "100000", "--experiment-name", "told", "--machine.num-devices", "2"]
-    job = start_command("ns-train", *words, cwd=tmp_path, out=log)
-    try:
-        _wait_for(_run(tmp_path, "told") / "step-000000020.ckpt", log, job)
-        os.kill(job.pid, signal.SIGTERM)
-        assert job.wait(30) == 1, log.read_text()
-    finally:
-        job.end()
-    lines = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-    assert lines == [
-        "error: this job was ended (SIGTERM), and its processes with it; go on with --load-dir "
-        f"{_run(tmp_path, 'told').relative_to(tmp_path)}"
+    status, said, folder = _stopped(tmp_path, "told", lambda pid: os.kill(pid, signal.SIGTERM))
+    assert status == 1, said
+    assert _errors(said) == [
+        f"error: this job was ended (SIGTERM), and its processes with it; go on with --load-dir {folder}"
     ]
 
 
