@@ -22,7 +22,6 @@ class _Part:
         faces: their numbers, ``[F]``.
         low: lower corner of their box, ``[3]``.
         high: upper corner, ``[3]``.
-        volume: before them, positive where they point outwards.
         is_inward: whether they clearly point inwards.
         asked: some of their vertices, ``[V, 3]``.
     """
@@ -30,7 +29,6 @@ class _Part:
     faces: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    volume: float
     is_inward: bool
     asked: np.ndarray
 
@@ -71,7 +69,7 @@ def turn_outwards(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, 
 
 def enclosed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
     """Sum over a mesh's parts of the volume before or behind their faces."""
-    return sum(abs(part.volume) for part in _parts(vertices, faces))
+    return sum(abs(signed_volume(vertices, faces[part])) for part in _connected(vertices, faces))
 
 
 def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
@@ -80,25 +78,35 @@ def signed_volume(vertices: np.ndarray, faces: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6)
 
 
-def _parts(vertices: np.ndarray, faces: np.ndarray) -> list[_Part]:
-    """The largest first."""
+def _connected(vertices: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
+    """Numbers of the faces that hang together, the most first."""
     import trimesh
 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     labels = trimesh.graph.connected_component_labels(mesh.face_adjacency, node_count=len(faces))
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    return sorted(groups, key=len, reverse=True)
+
+
+def _parts(vertices: np.ndarray, faces: np.ndarray) -> list[_Part]:
+    """The largest first."""
     parts = []
-    for group in sorted(groups, key=len, reverse=True):
+    for group in _connected(vertices, faces):
         own = faces[group]
         corners = vertices[own].reshape(-1, 3)
         low, high = corners.min(0), corners.max(0)
         volume = signed_volume(vertices, own)
-        edges = np.sort(own[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
-        is_closed = bool((np.unique(edges, axis=0, return_counts=True)[1] == 2).all())
-        is_inward = volume < (0 if is_closed else CLEARLY * float(np.prod(high - low)))
-        parts.append(_Part(group, low, high, volume, is_inward, corners[:: -(-len(corners) // ASKED)]))
+        is_clear = volume < CLEARLY * float(np.prod(high - low))
+        is_inward = is_clear or (volume < 0 and _is_closed(own))
+        parts.append(_Part(group, low, high, is_inward, corners[:: -(-len(corners) // ASKED)]))
     return parts
+
+
+def _is_closed(faces: np.ndarray) -> bool:
+    """Whether each edge is one of two faces."""
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    return bool((np.unique(edges, axis=0, return_counts=True)[1] == 2).all())
 
 
 def _nesting(vertices: np.ndarray, faces: np.ndarray, parts: list[_Part]) -> list[set[int]]:

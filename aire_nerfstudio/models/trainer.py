@@ -40,7 +40,7 @@ from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
-from aire_nerfstudio.report.facts import REPORT, read_run
+from aire_nerfstudio.report.facts import REPORT, latest_checkpoint, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.sessions import SessionLog
 
@@ -267,11 +267,9 @@ class AdaptiveTrainer(Trainer):
         return SystemExit(INTERRUPTED)
 
     def _how_to_go_on(self) -> str:
-        steps = sorted(
-            int(path.stem[5:]) for path in self.checkpoint_dir.glob("step-*.ckpt") if path.stem[5:].isdigit()
-        )
-        if steps:
-            return f"the last checkpoint is of {steps[-1]:,}: go on with --load-dir {self.checkpoint_dir}"
+        with contextlib.suppress(InputError):
+            last = int(latest_checkpoint(self.base_dir).stem[5:])
+            return f"the last checkpoint is of {last:,}: go on with --load-dir {self.checkpoint_dir}"
         if self.config.load_dir is not None:
             return f"go on with --load-dir {self.config.load_dir}, as this run did"
         return "no checkpoint was written yet"

@@ -125,6 +125,24 @@ def total_parts(
     return found
 
 
+def partial_products(grad: Tensor, x: Tensor) -> Tensor:
+    """Of m pairs ``grad [m, rows, n]`` and ``x [m, rows, k]``, both float16 and padded, ``grad^T x``, unsummed.
+
+    Float32 ``[m, shares, n, k]`` over a fixed split of the rows.
+    """
+    from aire_nerfstudio.ops import triton_kernels as kernels
+
+    pairs, rows, n = grad.shape
+    k = x.shape[2]
+    tile = kernels.outer_tile(n, k)
+    share = up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
+    shares = -(-rows // share)
+    partial = grad.new_empty(pairs, shares, n, k, dtype=torch.float32)
+    grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], pairs * shares)
+    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, shares, **tile)
+    return partial
+
+
 def total(partial: Tensor, shape: Sequence[int], numerator: Tensor | None, denominator: Tensor, gain: float) -> Tensor:
     """Sum over the first dimension of ``[m, n, k]`` times gain and numerator over denominator, cut to ``shape``."""
     from aire_nerfstudio.ops import triton_sums as sums

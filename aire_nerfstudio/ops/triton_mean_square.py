@@ -43,17 +43,17 @@ def _tile(
     omegas, kind = settings[1], settings[3]
     if not triton_step.is_possible(x, weights, kind):
         return None
-    parameters, wanted = [*weights, *biases], target.detach().contiguous()
+    parameters = [*weights, *biases]
 
     def layer_by_layer() -> object:
         rows, w, b = plain(x, parameters)
         shares, kept = forward_layers(rows, w, b, omegas, kind, True)
-        measured, squares = measure(shares, b[-1], wanted)
+        measured, squares = measure(shares, b[-1], target.detach().contiguous())
         return squares, backward_layers(measured, w, b, kept, settings, False, x.new_ones(()), 1.0)
 
     def block_by_block(tile: triton_step.Tile) -> object:
         _, w, b = plain(x, parameters)
-        step = triton_step.Step(x, wanted, parameters, omegas, tile)
+        step = triton_step.Step(x, target, parameters, omegas, tile)
         return step.squares, step.gradients_of(w, b, x.new_ones(()))
 
     tiles = triton_step.tiles_for(triton_step.width_of(weights))

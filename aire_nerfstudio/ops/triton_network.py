@@ -38,6 +38,7 @@ from aire_nerfstudio.ops.triton_launches import (
     on_device,
     packed,
     padded,
+    partial_products,
     plain,
     shared_memory,
     total,
@@ -363,13 +364,5 @@ def _outer(
 
     Both are padded.
     """
-    from aire_nerfstudio.ops import triton_kernels as kernels
-
-    rows, n, k = len(grad), grad.shape[1], x.shape[1]
-    tile = kernels.outer_tile(n, k)
-    share = up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
-    shares = -(-rows // share)
-    partial = grad.new_empty(shares, n, k, dtype=torch.float32)
-    grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], shares)
-    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, shares, **tile)
+    (partial,) = partial_products(grad[None], x[None])
     return total(partial, shape, numerator, denominator, gain)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.ops.triton_launches import omegas_on, plain, total, up
+from aire_nerfstudio.ops.triton_launches import omegas_on, partial_products, plain, total
 
 # Coordinates and colours, at most; sine layers; neurons a layer; rows, of which each multiprocessor has some.
 MOST_ENDS, MOST_LAYERS, MOST_WIDTH, FEWEST_ROWS = 4, 4, 512, 4096
@@ -22,8 +22,6 @@ TILES: tuple[Tile, ...] = (
     {"ROWS": 64, "COLUMNS": 128, "DEPTH": 64, "num_warps": 4, "num_stages": 3},
     {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 3},
 )
-# Rows of a product for dW that one program adds up.
-SHARES = 32
 
 
 def is_possible(x: Tensor, weights: Sequence[Tensor], kind: int) -> bool:
@@ -108,23 +106,18 @@ class Step:
 
     def gradients_of(self, weights: Sequence[Tensor], biases: Sequence[Tensor], numerator: Tensor) -> list[Tensor]:
         """Gradients of all weights, then all biases, of the mean square times ``numerator []``."""
-        from aire_nerfstudio.ops import triton_kernels, triton_step_kernels
+        from aire_nerfstudio.ops import triton_step_kernels as kernels
+        from aire_nerfstudio.ops import triton_sums as sums
 
         hidden, count, width = self.values.shape
         layers, inputs, out = hidden + 1, weights[0].shape[1], weights[-1].shape[0]
         gain = 2 / (count * out)
-        tile = triton_kernels.outer_tile(width, width)
-        share = up(-(-count // tile.pop("SHARES")), tile["DEPTH"])
-        shares = -(-count // share)
-        partial = self.parts.new_empty(hidden, shares, width, width)
-        triton_kernels.outer_product[(width // tile["BLOCK_N"], width // tile["BLOCK_K"], hidden * shares)](
-            self.gradients, self.values, partial, count, width, width, share, shares, **tile
-        )
+        partial = partial_products(self.gradients, self.values)
         found = self.parts.new_empty(self.parts.shape[1], width)
-        triton_step_kernels.step_sums[(width // triton_step_kernels.SUMS_BLOCK, len(found))](
+        kernels.step_sums[(width // sums.PARTS_BLOCK, len(found))](
             self.parts, numerator, self.scales, found, len(self.parts), gain,
-            LAYERS=layers, OUT=out, INPUTS=inputs, WIDTH=width, BLOCK=triton_step_kernels.SUMS_BLOCK,
-            SHARES=triton_step_kernels.SUMS_SHARES, num_warps=8,
+            LAYERS=layers, OUT=out, INPUTS=inputs, WIDTH=width, BLOCK=sums.PARTS_BLOCK, SHARES=sums.PARTS_SHARES,
+            num_warps=8,
         )  # fmt: skip
         first = found[layers + out :].view(-1)[: weights[0].numel()].view_as(weights[0])
         between = [

@@ -16,13 +16,12 @@ import triton.language as tl
 
 from aire_nerfstudio.ops.triton_activations import ROUND, cosine, sine, turns
 from aire_nerfstudio.ops.triton_products import entry, product
-from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in
+from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, over_blocks
 
 # Rows of a program of prepare that looks through the targets; columns of one that packs a weight.
 TARGETS, PACK_COLUMNS = 8192, 32
 # Hidden layers whose weights one launch packs.
 MOST_HIDDEN = 3
-SUMS_BLOCK, SUMS_SHARES = 16, 512
 
 
 @triton.jit(do_not_specialize=["numbers", "n_0", "n_1", "n_2", "k_0", "k_1", "k_2"])
@@ -211,16 +210,11 @@ def step_sums(
     """
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.program_id(1)
-    first = tl.arange(0, SHARES)
-    found = tl.zeros((SHARES, BLOCK), tl.float32)
-    for begin in range(0, blocks, SHARES):
-        s = begin + first
-        at = (s.to(tl.int64)[:, None] * (LAYERS + OUT + INPUTS + 1) + i) * WIDTH + j[None, :]
-        found += tl.load(parts + at, mask=s[:, None] < blocks, other=0.0)
+    found = over_blocks(parts, blocks, i, LAYERS + OUT + INPUTS + 1, j, WIDTH, WIDTH, BLOCK, SHARES)
     is_first = (i >= LAYERS + OUT) & (i < LAYERS + OUT + INPUTS)
     scale = tl.load(scales + tl.where(i < LAYERS, i, 0))
     factor = gain * tl.load(numerator) / tl.where((i < LAYERS) | is_first, scale, 1.0)
     at = tl.where(is_first, (LAYERS + OUT) * WIDTH + j * INPUTS + i - LAYERS - OUT, i * WIDTH + j)
     # Of the errors there are no more than OUT sums; what lies behind was never written.
     is_there = (i < LAYERS + OUT + INPUTS) | (j < OUT)
-    tl.store(out + at, tl.sum(found, 0) * factor, mask=is_there)
+    tl.store(out + at, found * factor, mask=is_there)

@@ -81,20 +81,14 @@ def total_parts(
     """
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     i = tl.program_id(1)
-    first = tl.arange(0, SHARES)
-    found = tl.zeros((SHARES, BLOCK), tl.float32)
-    for begin in range(0, blocks, SHARES):
-        s = begin + first
-        is_there = (s[:, None] < blocks) & (j[None, :] < width)
-        at = (s.to(tl.int64)[:, None] * (1 + NARROW + ENTRY) + i) * columns + j[None, :]
-        found += tl.load(parts + at, mask=is_there, other=0.0)
+    found = over_blocks(parts, blocks, i, 1 + NARROW + ENTRY, j, width, columns, BLOCK, SHARES)
     if NUMERATOR:
         gain *= tl.load(numerator)
     scaled = gain / tl.load(scale)
     factor = tl.where((i >= 1) & (i <= NARROW), gain, scaled)
     # The first weights' lie input by input for each neuron.
     at = tl.where(i <= NARROW, i * width + j, (1 + NARROW) * width + j * ENTRY + i - 1 - NARROW)
-    tl.store(out + at, tl.sum(found, 0) * factor, mask=j < width)
+    tl.store(out + at, found * factor, mask=j < width)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -201,6 +195,19 @@ def scale_of_sum(
     tl.store(found, scaled)
     tl.store(factors, scaled / behind)
     tl.store(factors + 1, scaled * gained)
+
+
+@triton.jit
+def over_blocks(parts, blocks, i, lines, j, width, columns, BLOCK: tl.constexpr, SHARES: tl.constexpr):
+    """Sums [BLOCK] over blocks of line ``i`` of parts [blocks, lines, columns] at columns ``j`` [BLOCK] below width."""
+    first = tl.arange(0, SHARES)
+    found = tl.zeros((SHARES, BLOCK), tl.float32)
+    for begin in range(0, blocks, SHARES):
+        s = begin + first
+        is_there = (s[:, None] < blocks) & (j[None, :] < width)
+        at = (s.to(tl.int64)[:, None] * lines + i) * columns + j[None, :]
+        found += tl.load(parts + at, mask=is_there, other=0.0)
+    return tl.sum(found, 0)
 
 
 @triton.jit
