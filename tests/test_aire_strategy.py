@@ -174,18 +174,18 @@ def test_no_densification_and_any_layer():
 
 def test_shadows_change_alike():
     torch.manual_seed(0)
-    net, shadow = SineMLP(2, [8, 9, 7], 1), SineMLP(2, [8, 9, 7], 1)
+    net, average = SineMLP(2, [8, 9, 7], 1), SineMLP(2, [8, 9, 7], 1)
     strategy = AireStrategy(CONFIG)
     state = strategy.init_state(net.neuron_groups(), 1, STEPS)
-    old = shadow.layers[0].weight.detach().clone()
+    old = average.layers[0].weight.detach().clone()
     for step in (10, 25):
-        strategy.step(net.neuron_groups(), [], state, step, [shadow.neuron_groups()])
+        strategy.step(net.neuron_groups(), [], state, step, [average.neuron_groups()])
     targets = state.targets[0].tolist()
-    grown = shadow.layers[0].weight.detach().clone()
+    grown = average.layers[0].weight.detach().clone()
     assert torch.equal(grown[:8], old)
-    strategy.step(net.neuron_groups(), [], state, 45, [shadow.neuron_groups()])
-    assert shadow.widths == net.widths == [6, 4, 7]
-    assert torch.equal(shadow.layers[0].weight, grown[[j for j in range(12) if j not in targets]])
+    strategy.step(net.neuron_groups(), [], state, 45, [average.neuron_groups()])
+    assert average.widths == net.widths == [6, 4, 7]
+    assert torch.equal(average.layers[0].weight, grown[[j for j in range(12) if j not in targets]])
 
 
 VARIATIONS = [

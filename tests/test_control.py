@@ -59,13 +59,13 @@ class Run:
             self.optimizer.zero_grad()
             sum(losses.values()).backward()
             self.optimizer.step()
-            model.note(step, losses, metrics)
+            model.adaptation.log.note(step, losses, metrics)
             model.after_step(step)
         self.next = end
         return self
 
     def press(self, action, count=None, steps=None):
-        self.model.ask_for(Request(action, count, steps), self.answers.append)
+        self.model.by_hand.ask_for(Request(action, count, steps), self.answers.append)
         return self
 
     def weights(self):
@@ -79,7 +79,7 @@ class Run:
         return self.model.field.widths
 
     def events(self):
-        return [(event["event"], event["step"]) for event in self.model.history]
+        return [(event["event"], event["step"]) for event in self.model.adaptation.history]
 
 
 def same(a, b):
@@ -104,16 +104,16 @@ def test_a_button_is_the_schedule_moved(missing, action, at):
         pressed = Run(config).to(at - 1).press(action).to(TOTAL)
     assert pressed.events() == planned.events() == [("densify", 10), ("decay", 25), ("prune", 45)]
     assert same(pressed.weights(), planned.weights())
-    assert sum(event["by_hand"] for event in pressed.model.history) == 1
+    assert sum(event["by_hand"] for event in pressed.model.adaptation.history) == 1
 
 
 def test_a_prune_by_hand_removes_the_chosen_and_keeps_the_rest_of_the_run():
     run = Run().to(30).press("prune").to(31)
     assert run.widths == [12, 7]
     assert [p.shape for p in run.model.field_average.parameters()] == [p.shape for p in run.model.field.parameters()]
-    assert run.model.record.births[0].tolist().count(10) == sum(run.model.record.births[0] > 0)
+    assert run.model.adaptation.record.births[0].tolist().count(10) == sum(run.model.adaptation.record.births[0] > 0)
     assert run.to(TOTAL).events() == [("densify", 10), ("decay", 25), ("prune", 31)]
-    assert run.model.sizes[1] == sum(p.numel() for p in run.model.field.parameters())
+    assert run.model.adaptation.sizes[1] == sum(p.numel() for p in run.model.field.parameters())
 
 
 def test_a_run_without_a_schedule_is_adapted_by_hand_alone_and_again():
@@ -130,13 +130,13 @@ def test_a_run_without_a_schedule_is_adapted_by_hand_alone_and_again():
 @pytest.mark.parametrize("at", [4, 30])  # before all events; within the decay, whose weight then stands still
 def test_a_frozen_schedule_comes_later_by_as_much(at, frozen_for):
     run = Run().to(at)
-    run.model.ask_to_freeze(True)
+    run.model.by_hand.ask_to_freeze(True)
     run.to(at + 1)
-    clock = run.model.position[1]
+    clock = run.model.adaptation.position[1]
     run.to(at + frozen_for)
-    run.model.ask_to_freeze(False)
+    run.model.by_hand.ask_to_freeze(False)
     run.to(at + frozen_for + 1)
-    assert run.model.position[1] == clock  # the step that answered the second request was frozen still
+    assert run.model.adaptation.position[1] == clock  # the step that answered the second request was frozen still
     delay = frozen_for
     expected = [("densify", 10), ("decay", 25), ("prune", 45)]
     scheduled = [(e, s + delay if s > at else s) for e, s in expected]
@@ -146,7 +146,7 @@ def test_a_frozen_schedule_comes_later_by_as_much(at, frozen_for):
 
 def test_what_is_asked_by_hand_is_done_while_the_schedule_is_frozen():
     run = Run().to(5)
-    run.model.ask_to_freeze(True)
+    run.model.by_hand.ask_to_freeze(True)
     run.to(7).press("densify", count=2).to(9)
     assert run.widths[0] == 15
     assert run.to(TOTAL).widths == [15, 11]
@@ -186,7 +186,7 @@ def test_a_refusal_says_why_and_leaves_no_trace(variant, to, action, options, wo
     assert refused.answers[0].startswith("refused: ")
     assert words in refused.answers[0]
     untouched = Run(adaptation, variant).to(TOTAL)
-    states = [run.model._adaptation_state.to_dict() for run in (refused, untouched)]
+    states = [run.model.adaptation.state.to_dict() for run in (refused, untouched)]
     assert str(states[0]) == str(states[1])
     assert same(refused.weights(), untouched.weights())
     assert refused.events() == untouched.events()
@@ -195,14 +195,14 @@ def test_a_refusal_says_why_and_leaves_no_trace(variant, to, action, options, wo
 def test_neurons_chosen_while_the_schedule_stands_still_do_not_grow():
     """Ahead of the clock the decay's weight is 0, not negative."""
     run = Run(NONE).to(5)
-    run.model.ask_to_freeze(True)
+    run.model.by_hand.ask_to_freeze(True)
     run.to(8).press("decay", count=6, steps=5).to(9)
     assert run.answers == ["decay [4, 2]"] or "decay" in run.answers[0]
-    chosen = run.model.standing().targets
+    chosen = run.model.adaptation.status().targets
     run.to(40)
     assert run.model.adaptation_loss().item() >= 0
-    assert run.model.standing().targets == chosen
-    run.model.ask_to_freeze(False)
+    assert run.model.adaptation.status().targets == chosen
+    run.model.by_hand.ask_to_freeze(False)
     assert run.to(TOTAL).events()[-1][0] == "prune"
 
 
@@ -216,10 +216,10 @@ def test_the_whole_of_an_extended_run_can_be_steered():
 def test_a_densification_may_come_between_rounds():
     config = replace(SCHEDULE, densify_at=None, densify_count=0, target_parameters=150, rounds=2)
     run = Run(config).to(31)
-    assert not run.model.standing().targets
+    assert not run.model.adaptation.status().targets
     run.press("densify", count=3).to(32)
     assert run.answers == ["densify [3, 0]"]
-    assert run.to(TOTAL).model.sizes[1] <= 150
+    assert run.to(TOTAL).model.adaptation.sizes[1] <= 150
 
 
 def test_of_two_moments_at_once_the_first_done_is_skipped_to():
@@ -236,7 +236,7 @@ def test_what_comes_too_late_is_refused_at_the_end():
 
 def test_requests_are_answered_at_an_iterations_end():
     run = Run()
-    run.model._steps_per_iteration = 4
+    run.model.adaptation.log.steps_per_iteration = 4
     run.to(5).press("densify", count=2).to(7)
     assert run.answers == []
     assert run.to(8).answers == ["densify [2, 0]"]
@@ -247,22 +247,25 @@ def test_requests_are_answered_at_an_iterations_end():
 def test_a_run_that_was_steered_resumes_as_if_uninterrupted(config):
     def steer(run):
         run.to(12).press("densify", count=3).to(20).press("decay", count=5, steps=9).to(22)
-        run.model.ask_to_freeze(True)
+        run.model.by_hand.ask_to_freeze(True)
         return run.to(25)
 
     whole = steer(Run(config))
     assert len(whole.answers) == 2
     assert not any("refused" in answer for answer in whole.answers)
     saved = whole.checkpoint()
-    whole.model.ask_to_freeze(False)
+    whole.model.by_hand.ask_to_freeze(False)
     whole.to(TOTAL)
     again = Run(config, checkpoint=saved)
-    again.model.ask_to_freeze(False)
+    again.model.by_hand.ask_to_freeze(False)
     again.to(TOTAL)
     assert whole.events() == again.events()
     assert same(whole.weights(), again.weights())
-    assert torch.equal(whole.model.record.to_dict()["columns"]["loss"], again.model.record.to_dict()["columns"]["loss"])
-    assert whole.model.record.steps == again.model.record.steps
+    assert torch.equal(
+        whole.model.adaptation.record.to_dict()["columns"]["loss"],
+        again.model.adaptation.record.to_dict()["columns"]["loss"],
+    )
+    assert whole.model.adaptation.record.steps == again.model.adaptation.record.steps
 
 
 def test_rounds_take_one_by_hand_in_between():
@@ -270,7 +273,7 @@ def test_rounds_take_one_by_hand_in_between():
     assert run.events() == [("densify", 10), ("decay", 16)]
     assert run.to(22).events()[2:] == [("prune", 21)]
     run.to(TOTAL)
-    assert run.model.sizes[1] <= 150
+    assert run.model.adaptation.sizes[1] <= 150
     assert [event for event, _ in run.events()].count("prune") >= 3
 
 
@@ -310,7 +313,7 @@ PRUNING = replace(SCHEDULE, densify_at=None, densify_count=0)
 )
 def test_what_makes_no_sense_is_refused_and_leaves_no_trace(config, variant, at, request_, said):
     run = Run(config, variant).to(at)
-    before, state = run.checkpoint(), copy.deepcopy(run.model._adaptation_state.to_dict())
+    before, state = run.checkpoint(), copy.deepcopy(run.model.adaptation.state.to_dict())
     draws = torch.get_rng_state()
     run.press(*request_)
     run.model._answer(at)
@@ -320,7 +323,7 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace(config, variant, at,
     assert "\n" not in answer
     weights = [{k: v for k, v in saved["model"].items() if k != "_extra_state"} for saved in (before, run.checkpoint())]
     assert same(*weights)
-    assert differences(state, run.model._adaptation_state.to_dict()) == []
+    assert differences(state, run.model.adaptation.state.to_dict()) == []
     assert differences(dict(before["optimizer"]), dict(run.checkpoint()["optimizer"])) == []
     assert torch.equal(draws, torch.get_rng_state())
 
@@ -328,13 +331,13 @@ def test_what_makes_no_sense_is_refused_and_leaves_no_trace(config, variant, at,
 def test_a_round_by_hand_takes_what_the_target_says_and_may_be_cut_short():
     run = Run(ROUNDS).to(15).press("decay").to(16)
     assert run.events()[-1] == ("decay", 16)
-    chosen = run.model.history[-1]["counts"]
+    chosen = run.model.adaptation.history[-1]["counts"]
     assert sum(chosen) > 0
     run.press("prune").to(17)
     assert run.events()[-1] == ("prune", 17)
-    assert run.model.history[-1]["counts"] == chosen
+    assert run.model.adaptation.history[-1]["counts"] == chosen
     run.to(TOTAL)
-    assert run.model.sizes[1] <= 150
+    assert run.model.adaptation.sizes[1] <= 150
 
 
 def test_a_round_by_hand_lasts_as_long_as_the_others():
@@ -359,12 +362,12 @@ def test_a_decay_by_hand_ends_where_the_schedule_or_a_tenth_of_the_run_says(conf
     run = Run(config).to(at).press("decay").to(TOTAL)
     assert [answer[:6] for answer in run.answers] == ["decay "]
     assert [event for event in run.events() if event[0] != "densify"] == [("decay", at + 1), ("prune", removal)]
-    chosen = next(event["counts"] for event in run.model.history if event["event"] == "decay")
+    chosen = next(event["counts"] for event in run.model.adaptation.history if event["event"] == "decay")
     assert [bool(count) for count in chosen] == [layer in config.prune_layers for layer in range(2)]
 
 
 def test_every_step_of_a_run_belongs_to_the_stage_that_holds_it():
-    spans = Run().model.standing()
+    spans = Run().model.adaptation.status()
     names = [(spans.span_at(clock) or StageSpan("none", 0, 0)).name for clock in range(-1, TOTAL + 1)]
     assert [names.index(name) - 1 for name in dict.fromkeys(names[1:-1])] == [0, 10, 25, 45]
     assert (names[0], names[-1]) == ("none", "none")
@@ -403,11 +406,11 @@ def test_the_record_stays_small_and_survives_the_checkpoint():
 
 def test_births_and_contributions_are_those_of_the_network():
     run = Run().to(TOTAL)
-    record, model = run.model.record, run.model
+    record, model = run.model.adaptation.record, run.model
     assert [shot.event for shot in record.snapshots] == ["start", "densify", "decay", "prune"]
     chosen = record.snapshots[2]
     assert [int(layer.is_target.sum()) for layer in chosen.layers] == [6, 4]
-    now = model.snapshot()
+    now = model.adaptation.snapshot()
     columns = [layer.weight.abs().sum(0) for layer in model.field.affines()[1:]]
     assert all(torch.allclose(a.contributions, b) for a, b in zip(now.layers, columns, strict=True))
     assert now.frequencies.shape == (12, 2)

@@ -163,7 +163,7 @@ def _press_in_the_first():
 
     def pressing(self, step):
         if dist.get_rank() == 0 and step == 13:
-            self.ask_for(Request("densify", 3, None))
+            self.by_hand.ask_for(Request("densify", 3, None))
         after_step(self, step)
 
     AdaptiveModel.after_step = pressing
@@ -182,7 +182,7 @@ def _spoil_the_second():
 
     def spoiled(self, error=None):
         loss = adaptation_loss(self, error)
-        is_time = dist.get_rank() == 1 and self.position[0] == 30 and not self.has_returned
+        is_time = dist.get_rank() == 1 and self.adaptation.position[0] == 30 and not self.adaptation.log.has_returned
         return loss + float("nan") if is_time else loss
 
     AdaptiveModel.adaptation_loss = spoiled

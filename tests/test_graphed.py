@@ -355,7 +355,7 @@ def test_a_run_by_graphs_is_the_run_without(task, captures, tmp_path, monkeypatc
         config.machine.device_type = "cuda"
         trainer = train(config)
         model = trainer.pipeline.model
-        record = {name: torch.tensor(column) for name, column in model._record.columns.items()}
+        record = {name: torch.tensor(column) for name, column in model.adaptation.record.columns.items()}
         ends[is_graphed, each] = ([p.detach().cpu() for p in model.field.parameters()], record)
         assert bool(captures) is is_graphed
     plain, graphed_run, fourfold = ends.values()
@@ -386,7 +386,7 @@ def test_a_run_by_graphs_returns_from_a_fault(monkeypatch, tmp_path):
     config.machine.device_type = "cuda"
     model = train(config).pipeline.model
     assert seen == [70]
-    assert (model.history[-1]["event"], model.history[-1]["step"]) == ("return", 50)
+    assert (model.adaptation.history[-1]["event"], model.adaptation.history[-1]["step"]) == ("return", 50)
     assert all(bool(p.isfinite().all()) for p in model.field.parameters())
 
 
@@ -397,7 +397,7 @@ def test_a_request_that_is_refused_leaves_what_the_graph_reads(monkeypatch, tmp_
 
     def pressing(self, step):
         if step == 22:
-            self.ask_for(Request("densify", 10_000), told.append)
+            self.by_hand.ask_for(Request("densify", 10_000), told.append)
         after_step(self, step)
 
     runs = {}
@@ -408,7 +408,7 @@ def test_a_request_that_is_refused_leaves_what_the_graph_reads(monkeypatch, tmp_
         trainer = train(config)
         step = trainer._graphed._step
         runs[asks] = [p.detach().cpu() for p in trainer.pipeline.model.field.parameters()]
-        assert step._reads == tuple(trainer.pipeline.model.penalty_reads()) == ()
+        assert step._reads == tuple(trainer.pipeline.model.adaptation.penalty_reads()) == ()
     assert len(told) == 1
     assert told[0].startswith("refused")
     assert all(torch.equal(a, b) for a, b in zip(*runs.values(), strict=True))
@@ -450,7 +450,7 @@ def test_variants_by_graphs_are_the_variants_without(variant, monkeypatch, tmp_p
         config.machine.device_type = "cuda"
         trainer = train(config)
         model = trainer.pipeline.model
-        events = [{k: v for k, v in e.items() if k not in ("effect", "bound")} for e in model.history]
+        events = [{k: v for k, v in e.items() if k not in ("effect", "bound")} for e in model.adaptation.history]
         ends.append((events, [p.detach().cpu() for p in model.field.parameters()]))
     assert ends[0][0] == ends[1][0]
     assert errors[:60] == pytest.approx(errors[60:], rel=1e-3)

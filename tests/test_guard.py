@@ -23,8 +23,8 @@ def _spoil(monkeypatch, what, *steps):
 
     def spoiled(self, error=None):
         loss = adaptation_loss(self, error)
-        if self.training and self.position[0] in left:
-            left.remove(self.position[0])
+        if self.training and self.adaptation.position[0] in left:
+            left.remove(self.adaptation.position[0])
             parameter = next(self.field.parameters())
             if what == "loss":
                 return loss + math.nan
@@ -49,7 +49,7 @@ def test_one_fault_goes_back_once_with_a_lower_rate(what, monkeypatch, tmp_path)
     config = tiny_config("image", tmp_path / what, max_num_iterations=LONG, steps_per_save=50)
     trainer = train(config)
     assert left == []
-    events = [(e["event"], e["step"]) for e in trainer.pipeline.model.history]
+    events = [(e["event"], e["step"]) for e in trainer.pipeline.model.adaptation.history]
     assert events == [("densify", 11), ("decay", 17), ("prune", 34), ("return", 50)]
     state = load(checkpoints(config)[-1])
     assert state["step"] == LONG - 1
@@ -142,8 +142,8 @@ def test_a_fault_among_several_steps_an_iteration(monkeypatch, tmp_path):
     _spoil(monkeypatch, "loss", 62)
     config = tiny_config("image", tmp_path, max_num_iterations=LONG // 5, steps_per_save=1000, steps_per_iteration=5)
     trainer = train(config)
-    assert trainer.pipeline.model.history[-1]["event"] == "return"
-    assert trainer.pipeline.model.history[-1]["step"] == 50
+    assert trainer.pipeline.model.adaptation.history[-1]["event"] == "return"
+    assert trainer.pipeline.model.adaptation.history[-1]["step"] == 50
     state = load(checkpoints(config)[-1])
     assert state["step"] == LONG // 5 - 1
     assert state["pipeline"]["_model._extra_state"]["step"] == LONG - 1
@@ -154,14 +154,14 @@ def test_what_was_done_by_hand_is_not_undone(monkeypatch, tmp_path):
     after_step = AdaptiveModel.after_step
 
     def pressing(self, step):
-        if step == 57 and not self.has_returned:
-            self.ask_for(Request("densify", 3))
+        if step == 57 and not self.adaptation.log.has_returned:
+            self.by_hand.ask_for(Request("densify", 3))
         after_step(self, step)
 
     monkeypatch.setattr(AdaptiveModel, "after_step", pressing)
     _spoil(monkeypatch, "loss", 70)
     trainer = train(tiny_config("image", tmp_path, max_num_iterations=LONG, steps_per_save=1000))
-    events = [(e["event"], e["step"], e["by_hand"]) for e in trainer.pipeline.model.history]
+    events = [(e["event"], e["step"], e["by_hand"]) for e in trainer.pipeline.model.adaptation.history]
     # Asked for after step 57 was looked at: it waits for the look at 58.
     assert events[-2:] == [("densify", 59, True), ("return", 59, False)]
 
@@ -175,7 +175,7 @@ def test_a_history_that_knows_nothing_of_hands_is_taken_up(tmp_path):
     torch.save(state, checkpoints(config)[-1])
     again = tiny_config("image", tmp_path / "again", max_num_iterations=60)
     again.load_dir = config.get_checkpoint_dir()
-    assert train(again).pipeline.model.changes_by_hand == 0
+    assert train(again).pipeline.model.adaptation.log.changes_by_hand == 0
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -232,7 +232,7 @@ def test_a_removal_is_held_to_theorem_two():
 
 def test_training_reports_what_a_removal_changed(tmp_path, capsys, monkeypatch):
     trainer = train(tiny_config("image", tmp_path / "a", quiet=False))
-    event = trainer.pipeline.model.history[-1]
+    event = trainer.pipeline.model.adaptation.history[-1]
     assert event["event"] == "prune"
     assert 0 < event["effect"] <= event["bound"]
     assert "it changed them by at most" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def pipeline(tmp_path_factory):
     with torch.no_grad():
         made.model.field.density_net.layers[-1].bias[0] = 4
     made.model.grid.update(made.model.field.density_of, everywhere=True)
-    made.model._step = 1  # at which nothing is decided
+    made.model.adaptation.step = 1  # at which nothing is decided
     return made
 
 
@@ -148,7 +148,7 @@ def test_a_training_without_graphs_decides_at_fixed_steps(pipeline, monkeypatch)
     monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     model._met.stops_early = False
     for step, decides in ((1, False), (15, False), (16, True), (17, False)):
-        monkeypatch.setattr(model, "_step", step)
+        monkeypatch.setattr(model.adaptation, "step", step)
         _plain(pipeline, 3)
         assert counted[-1][3] is decides
         assert model._met.stops_early is (step >= 16)
@@ -189,14 +189,14 @@ def test_a_graph_depends_on_what_it_has_memory_for(pipeline):
 
 def test_checkpoints_of_earlier_releases_look_in_each_step(pipeline):
     model = pipeline.model
-    state, history = model.get_extra_state(), model._saved_state
+    state, history = model.get_extra_state(), model.adaptation.saved
     assert state["sample_counts"] == model._met.state()
     del state["sample_counts"]
     model._met.stops_early = False
     model.set_extra_state(state)
     assert model._met.stops_early
     assert model._met.sizes is None
-    model._saved_state = history
+    model.adaptation.saved = history
 
 
 @NEEDS_MARCHER

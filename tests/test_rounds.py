@@ -47,7 +47,7 @@ def test_the_target_is_kept_and_a_lower_one_takes_fewer_neurons():
     for target in (15.0, 35.0, 60.0):
         net, optimizer, strategy, state, reports = train(replace(CONFIG_PSNR, target_psnr=target))
         assert psnr(net) >= target - 0.1
-        assert strategy.shortfall(state) is None
+        assert strategy.missed_target(state) is None
         assert {r.event for r in reports} == {"densify", "prune"}
         prunes = [r for r in reports if r.event == "prune"]
         assert all(0.2 * STEPS <= r.step <= 0.9 * STEPS and sum(r.counts) > 0 for r in prunes)
@@ -80,7 +80,7 @@ def test_out_of_reach_removes_nothing_and_says_so():
     net, _, strategy, state, reports = train(replace(CONFIG_PSNR, target_psnr=120.0))
     assert [r.event for r in reports] == ["densify"]
     assert tuple(net.widths) == (24, 18, 14)
-    message = strategy.shortfall(state)
+    message = strategy.missed_target(state)
     assert message is not None
     assert "target_psnr is 120 dB" in message
     assert f"{psnr(net):.0f}" in message
@@ -92,7 +92,7 @@ def test_an_idle_target_shrinks_to_one_neuron_a_layer_at_most():
     net, _, strategy, state, _ = train(config)
     assert min(net.widths) >= 1
     assert net.num_parameters < 40
-    assert strategy.shortfall(state) is None
+    assert strategy.missed_target(state) is None
 
 
 @pytest.mark.parametrize("config", [CONFIG_PSNR, CONFIG_SIZE], ids=["psnr", "size"])
@@ -218,12 +218,12 @@ def test_the_running_error_is_the_mean_over_an_eighth_of_a_round():
 def test_a_target_too_far_is_said_with_what_was_reached():
     strategy = strategy_of(CONFIG_PSNR)
     state = strategy.init_state(start(CONFIG_PSNR)[0].neuron_groups(), 1, STEPS)
-    assert "reach -inf dB in the end (so nothing was removed)" in strategy.shortfall(state)
+    assert "reach -inf dB in the end (so nothing was removed)" in strategy.missed_target(state)
     _reached(state, 29.5)
     state.round_removal = 300
-    assert "reach 29.50 dB in the end (the last removal cost more" in strategy.shortfall(state)
+    assert "reach 29.50 dB in the end (the last removal cost more" in strategy.missed_target(state)
     _reached(state, 30.001)
-    assert strategy.shortfall(state) is None
+    assert strategy.missed_target(state) is None
 
 
 @pytest.mark.parametrize(("asked", "window", "made"), [(3, 60, 3), (100, 7, 3), (100, 2, 1)])

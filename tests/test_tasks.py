@@ -27,7 +27,7 @@ def trained(request, demo, tmp_path_factory):
 def test_outputs_choose_and_compensate(trained):
     _, trainer = trained
     model = trainer.pipeline.model
-    assert [(e["event"], e["counts"]) for e in model.history] == [
+    assert [(e["event"], e["counts"]) for e in model.adaptation.history] == [
         ("densify", [4, 0]),
         ("decay", [7, 5]),
         ("prune", [7, 5]),
@@ -91,10 +91,10 @@ def test_what_has_no_schedule_cannot_be_frozen(variant, tmp_path, monkeypatch):
 
     def pressing(self, step):
         if step == 5:
-            self.ask_to_freeze(True, answers.append)
+            self.by_hand.ask_to_freeze(True, answers.append)
         after_step(self, step)
 
     monkeypatch.setattr(AdaptiveModel, "after_step", pressing)
     trainer = train(tiny_config("image", tmp_path, model={"variant": variant}, max_num_iterations=20))
     assert answers == [f"refused: the variant {variant} has no schedule to freeze"]
-    assert not trainer.pipeline.model.is_frozen
+    assert not trainer.pipeline.model.adaptation.is_frozen

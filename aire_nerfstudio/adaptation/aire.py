@@ -21,7 +21,7 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig, check
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
 from aire_nerfstudio.adaptation.budget import choose_for_budget
 from aire_nerfstudio.adaptation.compensation import apply_correction, correction
-from aire_nerfstudio.adaptation.control import Action, Refused, Request, StageSpan, Standing, spread
+from aire_nerfstudio.adaptation.control import Action, Refused, Request, StageSpan, Status, spread
 from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, soft_threshold, targeted_penalty
 from aire_nerfstudio.adaptation.frequencies import residual_frequencies
 from aire_nerfstudio.adaptation.importance import contribution, score, strongest, taylor_saliency, weakest
@@ -295,7 +295,7 @@ class AireStrategy:
         caps = dict(zip(targets, state.caps, strict=True))
         cap_contribution(groups, targets, {layer: left * cap for layer, cap in caps.items()})
 
-    def shortfall(self, state: AireState) -> str | None:
+    def missed_target(self, state: AireState) -> str | None:
         """Nothing is promised that could be missed."""
         return None
 
@@ -360,18 +360,18 @@ class AireStrategy:
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``, each once; see :class:`base.Strategy`."""
         reports: list[Report] = []
         for action in self._due(state, step):
             if action == "densify":
-                reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
+                reports.append(self._densify(groups, optimizers, state, step, averages, probe))
             elif action == "decay":
                 reports.append(self._choose(groups, state, step, probe))
             else:
-                reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
+                reports.append(self._prune(groups, optimizers, state, step, averages, probe))
         return reports
 
     def _densify(
@@ -380,7 +380,7 @@ class AireStrategy:
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
         count: int | None = None,
     ) -> Report:
@@ -390,14 +390,14 @@ class AireStrategy:
         outgoing = columns.new_empty(columns.shape[0], count).uniform_(-NEW_COLUMN_BOUND, NEW_COLUMN_BOUND)
         if self.config.densify_from == "residual":
             rows, phases = self._rows_from_residual(groups[0], count, probe)
-            new = [(rows, phases)] * (1 + len(shadows))
+            new = [(rows, phases)] * (1 + len(averages))
         else:
             (scores,) = self._scores(groups, state, [0], probe)
             parents = strongest(scores, count)
-            layers = [twin[0] for twin in (groups, *shadows)]
+            layers = [twin[0] for twin in (groups, *averages)]
             new = [(2 * g.weight.parameter[parents], 2 * g.bias.parameter[parents]) for g in layers]
         for (weight, bias), twin, held_by in zip(
-            new, (groups, *shadows), (optimizers, *([()] * len(shadows))), strict=True
+            new, (groups, *averages), (optimizers, *([()] * len(averages))), strict=True
         ):
             surgery.grow(twin[0], weight=weight, bias=bias, outgoing=outgoing, optimizers=held_by)
         state.is_densified = True
@@ -472,7 +472,7 @@ class AireStrategy:
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
     ) -> Report:
         before = widths(groups)
@@ -491,11 +491,11 @@ class AireStrategy:
                 device = groups[layer].weight.parameter.device
                 # Anew for each layer: the ones before it have changed.
                 added = correction(groups[layer], targets.to(device), probe.outputs()[layer], self.config.compensation)
-                for twin in (groups, *shadows):
+                for twin in (groups, *averages):
                     apply_correction(twin[layer], *added)
             surgery.prune(groups[layer], targets, optimizers)
-            for shadow in shadows:
-                surgery.prune(shadow[layer], targets)
+            for average in averages:
+                surgery.prune(average[layer], targets)
             removed[layer] = len(targets)
         indices = _indices(groups, state.layers, doomed)
         state.targets, state.caps = [], []
@@ -504,11 +504,11 @@ class AireStrategy:
 
     # --- by hand -----------------------------------------------------------------------------------------------------
 
-    def standing(self, state: AireState) -> Standing:
+    def status(self, state: AireState) -> Status:
         """The schedule's stages and the neurons that decay."""
         targets = zip(state.layers, state.targets, strict=True) if state.is_decaying and not state.is_pruned else ()
         chosen = {layer: tuple(indices.tolist()) for layer, indices in targets}
-        return Standing(self._spans(state), chosen, controllable=True)
+        return Status(self._spans(state), chosen, state.removal_at, controllable=True)
 
     def _spans(self, state: AireState) -> tuple[StageSpan, ...]:
         schedule = state.schedule
@@ -524,7 +524,7 @@ class AireStrategy:
         state: AireState,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Do what a person asks for; see :class:`base.Strategy`.
@@ -535,7 +535,7 @@ class AireStrategy:
         before = copy.deepcopy({name: value for name, value in vars(state).items() if name != "_on_device"})
         targets = state.targets
         try:
-            return self._controlled(groups, optimizers, state, step, request, shadows, probe)
+            return self._controlled(groups, optimizers, state, step, request, averages, probe)
         except InputError as error:
             vars(state).update(before, targets=targets)
             raise error if isinstance(error, Refused) else Refused(str(error)) from error
@@ -547,20 +547,20 @@ class AireStrategy:
         state: AireState,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
     ) -> list[Report]:
         if request.action == "densify":
-            report = self._densify_by_hand(groups, optimizers, state, step, request, shadows, probe)
+            report = self._densify_by_hand(groups, optimizers, state, step, request, averages, probe)
         elif request.action == "decay":
             report = self._decay_by_hand(groups, state, step, request, probe)
         elif request.action == "prune":
-            report = self._prune_by_hand(groups, optimizers, state, step, shadows, probe)
+            report = self._prune_by_hand(groups, optimizers, state, step, averages, probe)
         else:
             following = self._following(state, step)
             if following == "skip":
                 raise Refused("nothing is left in the schedule; densify, decay and prune work without it")
-            return self._controlled(groups, optimizers, state, step, Request(following), shadows, probe)
+            return self._controlled(groups, optimizers, state, step, Request(following), averages, probe)
         return [replace(report, by_hand=True)]
 
     def _following(self, state: AireState, step: int) -> Action:
@@ -583,7 +583,7 @@ class AireStrategy:
         state: AireState,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
     ) -> Report:
         width = groups[0].width
@@ -599,7 +599,7 @@ class AireStrategy:
         if self.config.criterion == "taylor" and self.config.densify_from == "harmonics":
             self._check_saliency(state, step)
         planned = None if state.is_densified else self._with_densification(state.schedule, step)
-        report = self._densify(groups, optimizers, state, step, shadows, probe, count)
+        report = self._densify(groups, optimizers, state, step, averages, probe, count)
         state.schedule = planned or state.schedule
         return report
 
@@ -663,13 +663,13 @@ class AireStrategy:
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
     ) -> Report:
         if not state.is_decaying or state.is_pruned:
             raise Refused("no neurons are chosen; start their decay first")
         schedule = replace(state.schedule, prune_at=step)
-        report = self._prune(groups, optimizers, state, step, shadows, probe)
+        report = self._prune(groups, optimizers, state, step, averages, probe)
         state.schedule = schedule
         return report
 

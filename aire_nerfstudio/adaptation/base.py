@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.control import Request, Standing
+from aire_nerfstudio.adaptation.control import Request, Status
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
@@ -114,10 +114,10 @@ class Strategy(Protocol):
         optimizers: Sequence[Optimizer],
         state: Any,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
-        """Make the changes due before the optimizer step ``step``; ``shadows`` (weight averages) change alike."""
+        """Make the changes due before the optimizer step ``step``; ``averages`` (weight averages) change alike."""
         ...
 
     def constrain(
@@ -134,7 +134,7 @@ class Strategy(Protocol):
         """
         ...
 
-    def shortfall(self, state: Any) -> str | None:
+    def missed_target(self, state: Any) -> str | None:
         """What was asked of the run and is not reached at its end, in one line; None: all is well."""
         ...
 
@@ -142,7 +142,7 @@ class Strategy(Protocol):
         """Neurons of each layer that would be chosen to go if that were decided now; none where nothing will be."""
         ...
 
-    def standing(self, state: Any) -> Standing:
+    def status(self, state: Any) -> Status:
         """Where the run stands, for whoever watches it."""
         ...
 
@@ -153,7 +153,7 @@ class Strategy(Protocol):
         state: Any,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Do before the optimizer step ``step``, after what was due, what a person asks for.

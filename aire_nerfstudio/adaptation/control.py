@@ -45,17 +45,19 @@ class StageSpan:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Status:
     """Where an adaptation stands.
 
     Attributes:
         spans: the run's stages in order; empty where nothing ever changes.
         targets: indices of the neurons that are to go, by layer.
+        removal_at: the schedule's step before which they go; None: none is to be removed at a known step.
         controllable: whether requests are answered at all.
     """
 
     spans: tuple[StageSpan, ...] = ()
     targets: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    removal_at: int | None = None
     controllable: bool = False
 
     def span_at(self, clock: int) -> StageSpan | None:

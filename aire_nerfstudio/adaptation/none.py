@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report
-from aire_nerfstudio.adaptation.control import Refused, Request, Standing
+from aire_nerfstudio.adaptation.control import Refused, Request, Status
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
@@ -66,7 +66,7 @@ class FixedStrategy:
         optimizers: Sequence[Optimizer],
         state: EmptyState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """No change."""
@@ -82,7 +82,7 @@ class FixedStrategy:
     ) -> None:
         """No constraint."""
 
-    def shortfall(self, state: Any) -> str | None:
+    def missed_target(self, state: Any) -> str | None:
         """Nothing is promised that could be missed."""
         return None
 
@@ -90,9 +90,9 @@ class FixedStrategy:
         """No neuron goes."""
         return {}
 
-    def standing(self, state: EmptyState) -> Standing:
+    def status(self, state: EmptyState) -> Status:
         """No stages."""
-        return Standing()
+        return Status()
 
     def control(
         self,
@@ -101,7 +101,7 @@ class FixedStrategy:
         state: EmptyState,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Refused."""

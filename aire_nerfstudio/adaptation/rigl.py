@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
-from aire_nerfstudio.adaptation.control import Refused, Request, Standing
+from aire_nerfstudio.adaptation.control import Refused, Request, Status
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -113,7 +113,7 @@ class RigLStrategy:
         optimizers: Sequence[Optimizer],
         state: RigLState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """One report at the beginning; the exchange itself follows a backward pass, in :meth:`constrain`."""
@@ -144,7 +144,7 @@ class RigLStrategy:
             for weight, mask in zip(weights, state.masks, strict=True):
                 surgery.mask(weight, mask, optimizers)
 
-    def shortfall(self, state: Any) -> str | None:
+    def missed_target(self, state: Any) -> str | None:
         """Nothing is promised that could be missed."""
         return None
 
@@ -152,9 +152,9 @@ class RigLStrategy:
         """No neuron goes."""
         return {}
 
-    def standing(self, state: RigLState) -> Standing:
+    def status(self, state: RigLState) -> Status:
         """No stages."""
-        return Standing()
+        return Status()
 
     def control(
         self,
@@ -163,7 +163,7 @@ class RigLStrategy:
         state: RigLState,
         step: int,
         request: Request,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Refused."""

@@ -120,16 +120,16 @@ class RoundsStrategy(AireStrategy):
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]] = (),
+        averages: Sequence[Sequence[NeuronGroup]] = (),
         probe: Probe | None = None,
     ) -> list[Report]:
         """Make the changes due before the optimizer step ``step``; see :class:`base.Strategy`."""
         assert isinstance(state, RoundsState)
         reports = []
         if self._is_densification_due(state, step):
-            reports.append(self._densify(groups, optimizers, state, step, shadows, probe))
+            reports.append(self._densify(groups, optimizers, state, step, averages, probe))
         if self._is_removal_due(state, step):
-            reports.append(self._prune(groups, optimizers, state, step, shadows, probe))
+            reports.append(self._prune(groups, optimizers, state, step, averages, probe))
             state.is_decaying = state.is_pruned = False
         if self._is_round_due(state, step):
             self._begin_round(groups, state, step, probe)
@@ -189,12 +189,12 @@ class RoundsStrategy(AireStrategy):
         optimizers: Sequence[Optimizer],
         state: AireState,
         step: int,
-        shadows: Sequence[Sequence[NeuronGroup]],
+        averages: Sequence[Sequence[NeuronGroup]],
         probe: Probe | None,
     ) -> Report:
         if not state.is_decaying:
             raise Refused("no neurons are chosen; start their decay first")
-        report = self._prune(groups, optimizers, state, step, shadows, probe)
+        report = self._prune(groups, optimizers, state, step, averages, probe)
         state.is_decaying = state.is_pruned = False
         return report
 

@@ -80,7 +80,7 @@ class TargetPsnrStrategy(RoundsStrategy):
         # NaN: nothing was measured yet. On the device, so that no step waits for it.
         state.error = torch.where(old.isnan(), error, old + (error - old) * pace)
 
-    def shortfall(self, state: AireState) -> str | None:
+    def missed_target(self, state: AireState) -> str | None:
         """The target and what was reached instead, where that is less."""
         assert isinstance(state, TargetPsnrState)
         target, reached = self.config.target_psnr, _decibel(state.error)

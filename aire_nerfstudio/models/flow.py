@@ -18,7 +18,8 @@ from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
-from aire_nerfstudio.models.adaptive import PROBE_POINTS, check_chain
+from aire_nerfstudio.models.adaptive import PROBE_POINTS
+from aire_nerfstudio.models.checkpoint_checks import check_chain
 from aire_nerfstudio.models.sdf import SdfModel, SurfaceModelConfig
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -143,7 +144,7 @@ class FlowModel(SdfModel):
 
         def outputs() -> list[Tensor]:
             assert self._training_points is not None
-            batch = self._training_points(self._step)
+            batch = self._training_points(self.adaptation.step)
             points = torch.cat([batch.on[: PROBE_POINTS // 2], batch.off[: PROBE_POINTS // 2]])
             times = self.duration * torch.rand(len(points), 1, device=points.device)
             return self.field.layer_outputs(torch.cat([points, times], dim=1))

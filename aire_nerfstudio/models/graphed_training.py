@@ -52,7 +52,7 @@ class GraphedTraining:
             return None
         self._names = tuple(batch)
         stepped = self._step(
-            *batch.values(), weight=model.penalty_weight, reads=model.penalty_reads(),
+            *batch.values(), weight=model.adaptation.penalty_weight, reads=model.adaptation.penalty_reads(),
             revision=(model.graph_revision(), self._names),
         )  # fmt: skip
         metrics = dict(stepped.others)

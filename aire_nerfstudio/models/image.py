@@ -21,7 +21,8 @@ from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
+from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -131,7 +132,7 @@ class ImageModel(AdaptiveModel):
     @torch.no_grad()
     def _residual(self) -> tuple[Tensor, Tensor]:
         assert self._training_batch is not None
-        points, values = self._training_batch(self._step)
+        points, values = self._training_batch(self.adaptation.step)
         return points, values - 0.5 * (self.field(points) + 1)
 
     def steps_per_epoch(self) -> int:

@@ -24,7 +24,8 @@ from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
+from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics
 from aire_nerfstudio.models.nerf_rendering import render_rays
 from aire_nerfstudio.models.sample_counts import SampleCounts
@@ -216,13 +217,14 @@ class NerfModel(AdaptiveModel):
         """As every adaptive model's; what steps met on their rays."""
         return super().get_extra_state() | {"sample_counts": self._met.state()}
 
-    def _print_plan(self, total_steps: int) -> None:
+    def print_plan(self) -> None:
+        """As every adaptive model's; whether the scene is contracted, too."""
         if self.is_contracted and self.config.scene_contraction is None:
             CONSOLE.log(
                 "The cameras stand inside the scene's box: space around it is contracted (the box alone: "
                 "--pipeline.model.scene-contraction False)"
             )
-        super()._print_plan(total_steps)
+        super().print_plan()
 
     network_name = "density"
 
@@ -316,7 +318,7 @@ class NerfModel(AdaptiveModel):
             reached, _ = early_stop(marched, n_rays, _density(field, origins, directions), epsilon)
             samples = marched.select(reached)
         outputs, sigma = self._composited(field, samples, origins, directions, far)
-        count, decides = len(samples.starts), self._step % self.config.grid_every == 0
+        count, decides = len(samples.starts), self.adaptation.step % self.config.grid_every == 0
         if decides and not self._met.stops_early:
             count = int(visibility(sigma, marched, sigma.new_zeros(n_rays), epsilon).sum())
         self._met.measure(len(marched.starts), count, n_rays * self.config.max_steps_per_ray, decides)

@@ -27,7 +27,8 @@ from aire_nerfstudio.fields.differential import curvature_sum, value_and_gradien
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, surface_loss
-from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
+from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics
 from aire_nerfstudio.ops.ray_marching import near_far_from_aabb
 from aire_nerfstudio.ops.sphere_tracing import sphere_trace
@@ -157,7 +158,7 @@ class SdfModel(AdaptiveModel):
 
         def outputs() -> list[Tensor]:
             assert self._training_points is not None
-            batch = self._training_points(self._step)
+            batch = self._training_points(self.adaptation.step)
             half = PROBE_POINTS // 2
             return self.field.layer_outputs(torch.cat([batch.on[:half], batch.off[:half]]))
 
@@ -341,7 +342,7 @@ class SdfModel(AdaptiveModel):
     def _surface_scores(self) -> dict[str, float]:
         """Those that no view changes; found once for the same weights."""
         field = self.evaluated_field
-        key = (id(field), self._step, self._moment(), tuple(p._version for p in field.parameters()))
+        key = (id(field), self.adaptation.step, self._moment(), tuple(p._version for p in field.parameters()))
         if self._scored is None or self._scored[0] != key:
             self._scored = (key, self._score_surface())
         return self._scored[1]

@@ -30,7 +30,8 @@ from aire_nerfstudio.data.surface_manager import SurfaceDataManagerConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
-from aire_nerfstudio.models.adaptive import AdaptiveModel, AdaptiveModelConfig
+from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
 from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
@@ -320,7 +321,7 @@ class AdaptiveTrainer(Trainer):
             if not self._was_sound:
                 number = self._return(number)
                 continue
-            model.note(number, outputs[1], outputs[2])
+            model.adaptation.log.note(number, outputs[1], outputs[2])
             model.answers_requests = number >= first
             if number < end - 1:
                 model.after_step(number)
@@ -328,7 +329,7 @@ class AdaptiveTrainer(Trainer):
         for event in writer.EVENT_STORAGE[written:]:
             event["step"] = step
         if step_check(step, self.config.logging.steps_per_log, run_at_zero=True):
-            model.write_sizes(step)
+            model.adaptation.log.write_sizes(step)
         return outputs
 
     def _train_step(self, number: int, is_told: bool) -> Any:
@@ -378,7 +379,7 @@ class AdaptiveTrainer(Trainer):
         parameters = [p for group in self.optimizers.parameters.values() for p in group]
         if distributed.count() > 1 and step_check(step, self.config.steps_per_save) and step > self._start_step:
             self._check_alike(parameters)
-        by_hand = cast(AdaptiveModel, self.pipeline.model).changes_by_hand
+        by_hand = cast(AdaptiveModel, self.pipeline.model).adaptation.log.changes_by_hand
         number = step * self.config.steps_per_iteration
         self._guard.keep(number, lambda: training_state(self, step - 1), parameters, by_hand)
 
@@ -406,14 +407,14 @@ class AdaptiveTrainer(Trainer):
         model, state = cast(AdaptiveModel, self.pipeline.model), self._guard.state
         rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.optimizers.items()}
         said = f"loss or gradients are not finite at step {step:,}"
-        if model.has_returned or self.config.recovery_rate == 0:
+        if model.adaptation.log.has_returned or self.config.recovery_rate == 0:
             raise InputError(
                 f"{said}{self._end_with(state)}; start again with a lower learning rate (now {_in_words(rates)})"
             )
         restore_training(self, state)
         self._guard.forget()
         rates = lower_learning_rates(self, self.config.recovery_rate)
-        model.note_return(self._guard.step)
+        model.adaptation.note_return(self._guard.step)
         self._guard.put(self._guard.step, training_state(self, state["step"]))
         CONSOLE.log(f"[yellow]warning: {said}; back to step {self._guard.step:,}, learning rate now {_in_words(rates)}")
         return self._guard.step
@@ -422,7 +423,7 @@ class AdaptiveTrainer(Trainer):
         """Save the last good state; where it is, in words."""
         if state["step"] < 0:
             return ", and no step before was kept: nothing is saved"
-        again = ", again" if cast(AdaptiveModel, self.pipeline.model).has_returned else ""
+        again = ", again" if cast(AdaptiveModel, self.pipeline.model).adaptation.log.has_returned else ""
         path = self._path(state["step"])
         if self.local_rank == 0:
             self._write(state, is_only=False)
@@ -475,7 +476,7 @@ class AdaptiveTrainer(Trainer):
 
     def _check_steps_per_iteration(self) -> None:
         """Refuse to count on in iterations of another length than the run began with."""
-        done = cast(AdaptiveModel, self.pipeline.model).steps_done()
+        done = cast(AdaptiveModel, self.pipeline.model).adaptation.steps_done()
         each = self.config.steps_per_iteration
         if self._start_step and done != self._start_step * each:
             raise InputError(

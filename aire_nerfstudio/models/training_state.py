@@ -32,7 +32,7 @@ def restore_training(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.optimizers.load_optimizers(state["optimizers"])
     trainer.optimizers.load_schedulers(state["schedulers"])
     trainer.grad_scaler.load_state_dict(state["scalers"])
-    cast(AdaptiveModel, trainer.pipeline.model).take_up()
+    cast(AdaptiveModel, trainer.pipeline.model).adaptation.take_up()
 
 
 def lower_learning_rates(trainer: Trainer, factor: float) -> dict[str, float]:

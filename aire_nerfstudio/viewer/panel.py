@@ -16,7 +16,7 @@ from aire_nerfstudio.adaptation.control import Action, Refused, Request
 from aire_nerfstudio.errors import first_line
 from aire_nerfstudio.viewer.figures import contribution_figure, curve_figure, empty_figure, frequency_figure
 from aire_nerfstudio.viewer.first_view import look_from_first_view
-from aire_nerfstudio.viewer.watched import Watched
+from aire_nerfstudio.viewer.watched import Asked, Watched
 from aire_nerfstudio.viewer.words import progress_percent, size_table, stage_line
 
 # Seconds between two updates, and how many times as long as the last update took to wait at the least.
@@ -42,11 +42,12 @@ class AdaptationPanel(ViewerControl):
     A request is done between two steps of the training, under its lock, and logged as a scheduled event is.
 
     Args:
-        model: the model that is watched.
+        run: the adaptation that is watched.
+        by_hand: does what the buttons ask for.
     """
 
-    def __init__(self, model: Watched) -> None:
-        self._model = model
+    def __init__(self, run: Watched, by_hand: Asked) -> None:
+        self._run, self._by_hand = run, by_hand
         self._server: viser.ViserServer | None = None
         self._due = 0.0
         self._has_failed = False
@@ -123,7 +124,7 @@ class AdaptationPanel(ViewerControl):
         gui.add_button("Save checkpoint").on_click(self._save)
         self._parts = gui.add_checkbox(
             "Render parts",
-            bool(self._model.config.shows_parts),
+            bool(self._run.config.shows_parts),
             hint="More outputs to choose in the tab Control: important and unimportant neurons alone, and the "
             "frequency that drives each point. Three times the work.",
         )
@@ -135,16 +136,16 @@ class AdaptationPanel(ViewerControl):
 
     def update(self) -> None:
         """Draw everything anew."""
-        model = self._model
-        standing, record = model.standing(), model.record
-        step, clock = model.position
-        snapshot = model.snapshot()
-        self._stage.content = stage_line(standing, step, clock, model.is_frozen)
-        self._progress.value = progress_percent(standing, clock)
-        self._sizes.content = size_table(snapshot, record, standing, *model.sizes)
-        self._freeze.visible, self._unfreeze.visible = not model.is_frozen, model.is_frozen
+        run = self._run
+        status, record = run.status(), run.record
+        step, clock = run.position
+        snapshot = run.snapshot()
+        self._stage.content = stage_line(status, step, clock, run.is_frozen)
+        self._progress.value = progress_percent(status, clock)
+        self._sizes.content = size_table(snapshot, record, status, *run.sizes)
+        self._freeze.visible, self._unfreeze.visible = not run.is_frozen, run.is_frozen
         self._contributions.figure = contribution_figure(snapshot)
-        self._curves.figure = curve_figure(record, model.history)
+        self._curves.figure = curve_figure(record, run.history)
         self._frequencies.figure = frequency_figure(snapshot)
 
     # --- requests ----------------------------------------------------------------------------------------------------
@@ -155,16 +156,16 @@ class AdaptationPanel(ViewerControl):
             counted = action in ("densify", "decay") and count > 0
             timed = action == "decay" and steps > 0
             request = Request(action, count if counted else None, steps if timed else None)
-            self._ask(LABELS[action], lambda done: self._model.ask_for(request, done))
+            self._ask(LABELS[action], lambda done: self._by_hand.ask_for(request, done))
 
         return ask
 
     def _ask_to_freeze(self, is_frozen: bool) -> None:
-        self._ask(FREEZE if is_frozen else UNFREEZE, lambda done: self._model.ask_to_freeze(is_frozen, done))
+        self._ask(FREEZE if is_frozen else UNFREEZE, lambda done: self._by_hand.ask_to_freeze(is_frozen, done))
 
     def _export(self, event: Any) -> None:
         def ask(done: Callable[[str], None]) -> None:
-            self._model.ask_to_export(self._trainer.base_dir / "exports", done)
+            self._by_hand.ask_to_export(self._trainer.base_dir / "exports", done)
 
         self._ask("Export", ask)
 
@@ -176,7 +177,7 @@ class AdaptationPanel(ViewerControl):
                 raise Refused(f"nothing was saved ({first_line(error)})") from error
             return f"saved step {self._trainer.step:,} in {self._trainer.checkpoint_dir}"
 
-        self._ask("Save checkpoint", lambda done: self._model.ask(save, done))
+        self._ask("Save checkpoint", lambda done: self._by_hand.ask(save, done))
 
     def _ask(self, what: str, ask: Callable[[Callable[[str], None]], None]) -> None:
         """Pass a request on, if anyone is there to answer it."""
@@ -198,7 +199,7 @@ class AdaptationPanel(ViewerControl):
         self._answer.content = f"**{what}**: {answer}"
 
     def _show_parts(self) -> None:
-        self._model.config.shows_parts = bool(self._parts.value)
+        self._run.config.shows_parts = bool(self._parts.value)
         self.viewer._trigger_rerender()
 
 

@@ -1,4 +1,4 @@
-"""What the panel needs of a model."""
+"""What the panel needs of an adaptation, and of who does what is asked for."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from aire_nerfstudio.adaptation.control import Request, Standing
+from aire_nerfstudio.adaptation.control import Request, Status
 from aire_nerfstudio.record import RunRecord, Snapshot
 
 Done = Callable[[str], None]
 
 
 class Watched(Protocol):
-    """A training, or a trained model, that can be watched; what is asked for is done between two steps."""
+    """The adaptation of a training, or of a trained model."""
 
-    config: Any
+    is_frozen: bool
+    """Whether the schedule's clock stands still."""
+
+    @property
+    def config(self) -> Any:
+        """The model's settings."""
+        ...
 
     @property
     def record(self) -> RunRecord:
@@ -33,22 +39,21 @@ class Watched(Protocol):
         ...
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether the schedule's clock stands still."""
-        ...
-
-    @property
     def sizes(self) -> tuple[int, int]:
         """Parameters of the trained field when the run began, and now."""
         ...
 
-    def standing(self) -> Standing:
+    def status(self) -> Status:
         """Stages and targets."""
         ...
 
     def snapshot(self) -> Snapshot:
         """How the neurons stand now."""
         ...
+
+
+class Asked(Protocol):
+    """Does what is asked for between two steps."""
 
     def ask(self, action: Callable[[], str], done: Done) -> None:
         """Have something done."""
