@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import differences
 
-from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig, check
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.adaptation.base import Probe, widths
 from aire_nerfstudio.adaptation.importance import contribution
 from aire_nerfstudio.adaptation.rigl import RigLState

@@ -121,6 +121,7 @@ def test_the_paper_budget_is_the_papers_protocol():
     assert (aire.widths, aire.epochs, aire.batch, aire.side, aire.omega) == ((512,) * 3, 5000, 65_536, None, 30.0)
     picture = Picture(torch.zeros(512, 512, 3, dtype=torch.uint8), 255.0)
     from aire_nerfstudio.adaptation.aire import AireStrategy
+    from aire_nerfstudio.adaptation.aire_plan import densify_count, planned_widths
     from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 
     batches = PixelBatches(picture, split_pixels(512 * 512, 0.1, 0)[0], aire.batch, 0, "cpu")
@@ -129,8 +130,8 @@ def test_the_paper_budget_is_the_papers_protocol():
     groups = SineMLP(2, aire.widths, 3).neuron_groups()
     schedule = strategy.init_state(groups, 4, 20_000).schedule
     assert (schedule.densify_at, schedule.decay_start, schedule.prune_at) == (4 * 250, 4 * 2250, 4 * 4500)
-    assert strategy.densify_count(512) == 128
-    assert strategy.planned_widths(aire.widths, schedule) == (256, 512, 512)
+    assert densify_count(aire.adaptation, 512) == 128
+    assert planned_widths(aire.adaptation, aire.widths, schedule) == (256, 512, 512)
 
 
 @pytest.fixture(scope="module")

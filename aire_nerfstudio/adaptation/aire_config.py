@@ -27,10 +27,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class AireConfig:
-    """When and how much the network adapts. Moments are counted in ``unit``."""
+    """When and how much the network adapts. Times of events are counted in ``unit``."""
 
     unit: ScheduleUnit = "percent"
-    """What the moments below count: optimizer steps, epochs, or percent of the run."""
+    """What the times below count: optimizer steps, epochs, or percent of the run."""
     densify_at: float | None = None
     """When input neurons are added; None: never."""
     densify_count: int = 0
@@ -38,8 +38,9 @@ class AireConfig:
     densify_fraction: float = 0.0
     """Share of the input layer's width to add, in [0, 1]; used where densify_count is 0."""
     densify_from: Densify = "harmonics"
-    """Which frequencies are added: twice the strongest (the paper's), or where the residual has most energy, up to
-    twice the largest there is."""
+    """Which frequencies are added. harmonics: companions of the strongest neurons, weights and bias doubled (the
+    paper's; twice the frequency for SIREN). residual: where the residual has most energy, up to twice the largest
+    there is; exact for SIREN alone."""
     decay_start: float | None = None
     """When the neurons to remove are chosen and their decay begins; None: nothing is ever removed."""
     prune_at: float | None = None

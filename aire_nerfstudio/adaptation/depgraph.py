@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup

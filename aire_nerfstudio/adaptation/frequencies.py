@@ -1,4 +1,4 @@
-"""Which input frequencies to add: the second harmonics of the strongest, or where the residual has most energy."""
+"""Where a residual has most energy: frequencies that ``densify_from="residual"`` adds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def residual_frequencies(points: Points, residual: Channels, limit: Tensor, coun
         count: how many, ``K``.
 
     Returns:
-        Frequencies ``[K, d]`` and phases ``[K]`` in radians.
+        Frequencies ``[K, d]`` and phases ``[K]`` in radians, of plain sines.
     """
     n_candidates = CANDIDATES_A_FREQUENCY * count
     candidates = (2 * torch.rand(n_candidates, points.shape[1], device=points.device) - 1) * limit

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_plan import densify_count
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.control import Action, Refused, Request, StageSpan
+from aire_nerfstudio.adaptation.layers import ends
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -87,7 +90,8 @@ class RoundsStrategy(AireStrategy):
         schedule = state.schedule
         rows = []
         if schedule.densify_at is not None and not state.is_densified:
-            rows.append(PlannedEvent(schedule.densify_at, f"densify: {self.densify_count(start[0])} input neurons"))
+            count = densify_count(self.config, start[0])
+            rows.append(PlannedEvent(schedule.densify_at, f"densify: {count} input neurons"))
         begin, end = self._window(schedule)
         rows.append(PlannedEvent(begin, f"from here, neurons go in rounds {self._aim_in_words()}"))
         rows.append(PlannedEvent(end, "none go from here"))
@@ -228,7 +232,7 @@ class RoundsStrategy(AireStrategy):
 
     def _begin_round(self, groups: Sequence[NeuronGroup], state: RoundsState, step: int, probe: Probe | None) -> None:
         now = widths(groups)
-        n_in, n_out = groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
+        n_in, n_out = ends(groups)
         size = count_parameters(n_in, now, n_out)
         wanted = self._next_size(state, step, size)
         if wanted is None or wanted >= size or max(now) == 1:

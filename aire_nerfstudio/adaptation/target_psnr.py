@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.aire import AireState
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.adaptation.rounds import RoundsState, RoundsStrategy
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.fields.neurons import NeuronGroup

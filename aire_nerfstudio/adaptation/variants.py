@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Literal
 
 from aire_nerfstudio.adaptation.aire import AireStrategy
-from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_config import AireConfig, check
+from aire_nerfstudio.adaptation.aire_plan import planned_widths
 from aire_nerfstudio.adaptation.base import Strategy
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
@@ -42,12 +43,13 @@ def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
             "give the small network and the baselines prune_layers and prune_counts instead, or train the variant "
             "large with the widths that a run with the target ended at"
         )
+    check(config)
     # The order of events matters for shares only; a run of any length has the same one.
     moments = [config.densify_at, config.decay_start, config.prune_at]
     ranked = sorted({m for m in moments if m is not None})
     densify_at, decay_start, prune_at = (None if m is None else ranked.index(m) for m in moments)
     schedule = Schedule(len(ranked) + 1, densify_at, decay_start, prune_at)
-    return AireStrategy(config).planned_widths(large, schedule)
+    return planned_widths(config, large, schedule)
 
 
 def early(config: AireConfig) -> AireConfig:

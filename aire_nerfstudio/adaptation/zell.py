@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.aire import AireState, AireStrategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 

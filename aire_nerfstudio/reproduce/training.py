@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.adaptation.aire import AireState
+from aire_nerfstudio.adaptation.aire_state import AireState
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
 from aire_nerfstudio.adaptation.rounds import RoundsState
 from aire_nerfstudio.fields.sine_mlp import SineMLP
