@@ -15,7 +15,8 @@ from commands import run_command as _run
 from commands import start_command
 from tiny import differences, load
 
-from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig, check_checkpoint
+from aire_nerfstudio.models.checkpoints import check_checkpoint
+from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig
 from aire_nerfstudio.summary import read_size, summarise
 
 STEPS, DENSIFY, DECAY, PRUNE, SAVE = 80, 16, 32, 56, 12

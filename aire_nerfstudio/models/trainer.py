@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,22 +21,27 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from aire_nerfstudio import distributed
-from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
-from aire_nerfstudio.data.surface_manager import SurfaceDataManagerConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel
-from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
+from aire_nerfstudio.models.checkpoints import (
+    check_checkpoint,
+    check_evaluated,
+    checkpoint_path,
+    checkpoint_to_load,
+    write_checkpoint,
+)
 from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
 from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.image import ImageModel
 from aire_nerfstudio.models.launch import launch
-from aire_nerfstudio.models.optimizers import AskingOptimizers, FieldAdamConfig
+from aire_nerfstudio.models.optimizers import AskingOptimizers
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
+from aire_nerfstudio.models.trainer_checks import check_trainer
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.report.facts import REPORT, latest_checkpoint, read_run
@@ -104,7 +107,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         """
         folder = super().get_checkpoint_dir()
         if not getattr(self, "_trains", False) and folder.is_dir():
-            _check_evaluated(folder, self.load_step)
+            check_evaluated(folder, self.load_step)
         return folder
 
     def save_config(self) -> None:
@@ -146,47 +149,7 @@ class AdaptiveTrainer(Trainer):
 
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
-        if config.max_num_iterations < 1:
-            raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
-        if config.steps_per_iteration < 1:
-            raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
-        kind, rays = config.machine.device_type, getattr(config.pipeline.datamanager, "train_num_rays_per_batch", 1)
-        if rays < 1:
-            raise InputError(f"--pipeline.datamanager.train-num-rays-per-batch is {rays}; it must be at least 1")
-        if isinstance(config.pipeline.datamanager, SurfaceDataManagerConfig):
-            config.pipeline.datamanager.check_training()
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"
-            )
-        model, accumulated = config.pipeline.model, config.gradient_accumulation_steps.values()
-        if isinstance(model, AdaptiveModelConfig) and model.cuda_graph:
-            whys = {
-                "--gradient-accumulation-steps above 1: a graph's gradients are written anew at each replay and cannot "
-                "be added up": any(n > 1 for n in accumulated),
-                "--mixed-precision True: nerfstudio scales the loss between backward and update, which are one graph; "
-                "--matmul-precision medium has float16 products": config.mixed_precision,
-                "--use-grad-scaler True: it scales the loss between backward and update": config.use_grad_scaler,
-                "an optimizer's max-norm: gradients are clipped between backward and update": any(
-                    group["optimizer"].max_norm is not None for group in config.optimizers.values()
-                ),
-                "--log-gradients True: they are not seen between backward and update": config.log_gradients,
-            }
-            for why in (why for why, is_so in whys.items() if is_so):
-                raise InputError(f"cuda_graph is True and {why}; leave one of them out")
-        for group in config.optimizers.values():
-            if isinstance(group["optimizer"], FieldAdamConfig):
-                group["optimizer"].check()
-        if isinstance(model, AdaptiveModelConfig):
-            model.check()
-            model.check_training(kind)
-        if distributed.count() > 1 and any(n > 1 for n in config.gradient_accumulation_steps.values()):
-            raise InputError(
-                "--gradient-accumulation-steps is above 1 with several processes: some adaptations would see gradients "
-                "that are not averaged yet; leave it out, the processes' shares are smaller as it is"
-            )
-        if not 0 <= config.recovery_rate < 1:
-            raise InputError(f"--recovery-rate is {config.recovery_rate}; it must lie in [0, 1)")
+        check_trainer(config)
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(config)
@@ -444,7 +407,7 @@ class AdaptiveTrainer(Trainer):
         set_rng_state(state)
 
     def _load_checkpoint(self) -> None:
-        path = self._checkpoint_to_load()
+        path = checkpoint_to_load(self.config)
         if path is None:
             super()._load_checkpoint()
             return
@@ -484,89 +447,21 @@ class AdaptiveTrainer(Trainer):
                 f"steps; give {done // self._start_step}"
             )
 
-    def _checkpoint_to_load(self) -> Path | None:
-        """The file that --load-dir, --load-step and --load-checkpoint name, if any."""
-        if self.config.load_dir is not None:
-            folder = Path(self.config.load_dir)
-            if not folder.is_dir():
-                raise InputError(f"--load-dir {folder} is not a folder; give a run's nerfstudio_models folder")
-            steps = sorted(int(f.stem.split("-")[1]) for f in folder.glob("step-*.ckpt") if f.stem[5:].isdigit())
-            if not steps:
-                raise InputError(f"--load-dir {folder} holds no step-*.ckpt; give a run's nerfstudio_models folder")
-            step = self.config.load_step if self.config.load_step is not None else steps[-1]
-            if step not in steps:
-                raise InputError(f"--load-step {step} is not in {folder}; it has the steps {steps}")
-            # nerfstudio takes the last of all files there; name ours, so that a stray file does no harm.
-            self.config.load_step = step
-            return folder / f"step-{step:09d}.ckpt"
-        if self.config.load_checkpoint is not None:
-            return Path(self.config.load_checkpoint)
-        return None
-
     def save_checkpoint(self, step: int) -> None:
         """As nerfstudio's, but the file appears only when whole: a kill during a save leaves the last good one."""
         if self.local_rank == 0:
             self._write(training_state(self, step), self.config.save_only_latest_checkpoint)
 
     def _path(self, step: int) -> Path:
-        return self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        return checkpoint_path(self.checkpoint_dir, step)
 
     def _write(self, state: dict[str, Any], is_only: bool) -> None:
         """Write a checkpoint; ``is_only``: instead of the others there."""
-        step = state["step"]
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        path = self._path(step)
-        # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
-        unfinished = self.base_dir / f"{path.stem}.part"
-        try:
-            torch.save(state, unfinished)
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_checkpoint(self._path(state["step"]), state, is_only)
         if self._session is not None:
-            self._session.write((step + 1) * self.config.steps_per_iteration)
-        if is_only:
-            for old in self.checkpoint_dir.glob("*.ckpt"):
-                if old != path:
-                    old.unlink()
+            self._session.write((state["step"] + 1) * self.config.steps_per_iteration)
 
 
 def _in_words(rates: dict[str, float]) -> str:
     """Learning rates by group; of one group the number alone."""
     return ", ".join(f"{rate:.3g}" if len(rates) == 1 else f"{name} {rate:.3g}" for name, rate in rates.items())
-
-
-@exit_on_bad_input
-def _check_evaluated(folder: Path, step: int | None) -> None:
-    """Look at the file that nerfstudio's ``eval_load_checkpoint`` is about to open, found as it finds it."""
-    names = [path.name for path in folder.iterdir()]
-    strange = [name for name in names if not re.fullmatch(r"step-\d{9,}\.ckpt", name)]
-    if strange:
-        raise InputError(f"{folder} holds {strange[0]}, no checkpoint's name (step-000000000.ckpt); move it away")
-    steps = [int(name[5:-5]) for name in names] if step is None else [step]
-    if steps:
-        read_checkpoint(folder / f"step-{max(steps):09d}.ckpt")
-
-
-def check_checkpoint(path: Path, expected: set[str]) -> dict[str, Any]:
-    """What a checkpoint holds; refuses one that cannot be resumed from, before anything is changed.
-
-    Args:
-        path: the file.
-        expected: keys of the pipeline's state dict.
-
-    Raises:
-        InputError: missing, truncated, holding anything but plain data, or written by another method.
-    """
-    saved = read_checkpoint(path)
-    missing = sorted(key for key in expected if key not in saved["pipeline"])
-    extra = sorted(key for key in saved["pipeline"] if key not in expected)
-    if missing or extra:
-        raise InputError(
-            f"checkpoint {path} belongs to another method or depth: {len(missing)} entries missing"
-            f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"
-            f"{f' (e.g. {extra[0]})' if extra else ''}"
-        )
-    return saved

@@ -1,0 +1,101 @@
+"""Checkpoint files: which one is meant, whether it fits, and how one is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.engine.trainer import TrainerConfig
+
+from aire_nerfstudio.checkpoint_file import read_checkpoint
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint after iteration ``step``."""
+    return folder / f"step-{step:09d}.ckpt"
+
+
+def write_checkpoint(path: Path, state: dict[str, Any], is_only: bool) -> None:
+    """Write a checkpoint, which appears under its name only when whole.
+
+    Args:
+        path: in the run's folder of checkpoints, which is made.
+        state: what it holds.
+        is_only: instead of the others there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
+    unfinished = path.parent.parent / f"{path.stem}.part"
+    try:
+        torch.save(state, unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if is_only:
+        for old in path.parent.glob("*.ckpt"):
+            if old != path:
+                old.unlink()
+
+
+def checkpoint_to_load(config: TrainerConfig) -> Path | None:
+    """The file that --load-dir, --load-step and --load-checkpoint name, if any.
+
+    Raises:
+        InputError: the folder, or the step in it, is not there.
+    """
+    if config.load_dir is not None:
+        folder = Path(config.load_dir)
+        if not folder.is_dir():
+            raise InputError(f"--load-dir {folder} is not a folder; give a run's nerfstudio_models folder")
+        steps = sorted(int(f.stem.split("-")[1]) for f in folder.glob("step-*.ckpt") if f.stem[5:].isdigit())
+        if not steps:
+            raise InputError(f"--load-dir {folder} holds no step-*.ckpt; give a run's nerfstudio_models folder")
+        step = config.load_step if config.load_step is not None else steps[-1]
+        if step not in steps:
+            raise InputError(f"--load-step {step} is not in {folder}; it has the steps {steps}")
+        # nerfstudio takes the last of all files there; name ours, so that a stray file does no harm.
+        config.load_step = step
+        return checkpoint_path(folder, step)
+    if config.load_checkpoint is not None:
+        return Path(config.load_checkpoint)
+    return None
+
+
+@exit_on_bad_input
+def check_evaluated(folder: Path, step: int | None) -> None:
+    """Look at the file that nerfstudio's ``eval_load_checkpoint`` is about to open, found as it finds it."""
+    names = [path.name for path in folder.iterdir()]
+    strange = [name for name in names if not re.fullmatch(r"step-\d{9,}\.ckpt", name)]
+    if strange:
+        raise InputError(f"{folder} holds {strange[0]}, no checkpoint's name (step-000000000.ckpt); move it away")
+    steps = [int(name[5:-5]) for name in names] if step is None else [step]
+    if steps:
+        read_checkpoint(checkpoint_path(folder, max(steps)))
+
+
+def check_checkpoint(path: Path, expected: set[str]) -> dict[str, Any]:
+    """What a checkpoint holds; refuses one that cannot be resumed from, before anything is changed.
+
+    Args:
+        path: the file.
+        expected: keys of the pipeline's state dict.
+
+    Raises:
+        InputError: missing, truncated, holding anything but plain data, or written by another method.
+    """
+    saved = read_checkpoint(path)
+    missing = sorted(key for key in expected if key not in saved["pipeline"])
+    extra = sorted(key for key in saved["pipeline"] if key not in expected)
+    if missing or extra:
+        raise InputError(
+            f"checkpoint {path} belongs to another method or depth: {len(missing)} entries missing"
+            f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"
+            f"{f' (e.g. {extra[0]})' if extra else ''}"
+        )
+    return saved
