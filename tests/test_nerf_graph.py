@@ -36,7 +36,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(params=[True, False], ids=["stopped early", "to the end"])
 def stopped(request, pipeline):
-    pipeline.model._met.stops_early = request.param
+    pipeline.model.sample_counts.stops_early = request.param
     return request.param
 
 
@@ -50,7 +50,7 @@ def _graphed(pipeline, seed, sizes):
     """As GraphedTraining calls the model, without a graph."""
     model = pipeline.model
     torch.manual_seed(seed)
-    model._met.sizes, model._met._candidates = sizes, 96 * model.config.max_steps_per_ray
+    model.sample_counts.sizes, model.sample_counts._candidates = sizes, 96 * model.config.max_steps_per_ray
     batch = model.graph_batch(pipeline.datamanager, 1)
     outputs, rest = model.graph_outputs(batch)
     metrics = model.get_metrics_dict(outputs, rest)
@@ -70,19 +70,19 @@ def _gradients(model, loss):
 @pytest.mark.parametrize("spare", [0, 1, 5000])
 def test_with_memory_for_all_it_is_the_step_without(pipeline, stopped, spare, monkeypatch):
     model, counted = pipeline.model, []
-    measure = model._met.measure
-    monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
+    measure = model.sample_counts.measure
+    monkeypatch.setattr(model.sample_counts, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     loss, metrics = _plain(pipeline, 3)
     expected = _gradients(model, loss)
-    marched, reached = model._met.sizes  # of measure()
+    marched, reached = model.sample_counts.sizes  # of measure()
     assert marched > reached > 100 or not stopped
-    model._met.place(torch.device("cpu")).zero_()
+    model.sample_counts.place(torch.device("cpu")).zero_()
     got, got_metrics, outputs = _graphed(pipeline, 3, (marched + spare, reached + spare))
-    assert model._met.state()["most"][0] == counted[0][0]
+    assert model.sample_counts.state()["most"][0] == counted[0][0]
     if stopped:
-        assert model._met.state()["most"][1] == counted[0][1]
+        assert model.sample_counts.state()["most"][1] == counted[0][1]
     else:
-        assert 100 < model._met.state()["most"][1] < counted[0][0] == counted[0][1]
+        assert 100 < model.sample_counts.state()["most"][1] < counted[0][0] == counted[0][1]
     assert int(outputs["complete"]) == 96
     assert float(got.detach()) == pytest.approx(float(loss), rel=1e-5)
     for name, value in metrics.items():
@@ -96,9 +96,9 @@ def test_with_memory_for_all_it_is_the_step_without(pipeline, stopped, spare, mo
 def test_rays_that_find_no_memory_are_not_learned_from(pipeline, kind, monkeypatch):
     """Loss and gradients are those of the batch that the others make."""
     model = pipeline.model
-    model._met.stops_early = kind == "reached"
-    counted, measure = [], model._met.measure
-    monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
+    model.sample_counts.stops_early = kind == "reached"
+    counted, measure = [], model.sample_counts.measure
+    monkeypatch.setattr(model.sample_counts, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
     loss, _ = _plain(pipeline, 4)
     marched, reached = counted[0][:2]
     for part in torch.linspace(0.8, 0.1, 70).tolist():
@@ -124,7 +124,7 @@ def _error_of_the_first(pipeline, seed, count):
     _, _, outputs = _graphed(pipeline, seed, (1 << 14, 1 << 14))
     torch.manual_seed(seed)
     batch = model.graph_batch(pipeline.datamanager, 1)
-    rgb, truth = model._with_truth(outputs, batch["image"])
+    rgb, truth = model.background.compare(outputs, batch["image"], True)
     return (rgb - truth)[:count].square().mean()
 
 
@@ -144,14 +144,14 @@ def test_a_batch_without_room_for_one_ray_teaches_nothing(pipeline):
 def test_a_training_without_graphs_decides_at_fixed_steps(pipeline, monkeypatch):
     """Whether to look for what light does not reach; until then nobody counts what it reaches."""
     model = pipeline.model
-    counted, measure = [], model._met.measure
-    monkeypatch.setattr(model._met, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
-    model._met.stops_early = False
+    counted, measure = [], model.sample_counts.measure
+    monkeypatch.setattr(model.sample_counts, "measure", lambda *counts: (counted.append(counts), measure(*counts)))
+    model.sample_counts.stops_early = False
     for step, decides in ((1, False), (15, False), (16, True), (17, False)):
         monkeypatch.setattr(model.adaptation, "step", step)
         _plain(pipeline, 3)
         assert counted[-1][3] is decides
-        assert model._met.stops_early is (step >= 16)
+        assert model.sample_counts.stops_early is (step >= 16)
     rays, samples = 96, model.config.max_steps_per_ray
     assert all(each[2] == rays * samples for each in counted)
     # Without the early stop all are used, and after it began those that light reaches.
@@ -163,7 +163,7 @@ def test_what_graphs_met_is_looked_at_when_the_grid_changes(pipeline, monkeypatc
     model, looked = pipeline.model, []
     monkeypatch.setattr(AdaptiveModel, "before_step", lambda self, step: None)
     monkeypatch.setattr(model.grid, "update", lambda *arguments, **options: looked.append("grid"))
-    monkeypatch.setattr(model._met, "follow", lambda: looked.append("met"))
+    monkeypatch.setattr(model.sample_counts, "follow", lambda: looked.append("met"))
     for number in (15, 16, 17):
         model.before_step(number)
     assert looked == ["grid", "met"]
@@ -174,35 +174,35 @@ def test_a_graph_depends_on_what_it_has_memory_for(pipeline):
     model = pipeline.model
 
     def revised(sizes, stops):
-        model._met.sizes, model._met.stops_early = sizes, stops
+        model.sample_counts.sizes, model.sample_counts.stops_early = sizes, stops
         return model.graph_revision()
 
     assert revised((512, 512), False) == revised((512, 1024), False)
     assert len({revised((512, size), stops) for size in (512, 1024) for stops in (True, False)}) == 3
     assert revised((1024, 512), False) != revised((512, 512), False)
-    model._ray_generator = ()
+    model.graph._ray_generator = None
     before = revised((512, 512), True)
-    model._ray_generator = (pipeline.datamanager.train_ray_generator,)
+    model.graph._ray_generator = pipeline.datamanager.train_ray_generator
     assert revised((512, 512), True) != before
-    model._ray_generator = ()
+    model.graph._ray_generator = None
 
 
 def test_checkpoints_of_earlier_releases_look_in_each_step(pipeline):
     model = pipeline.model
     state, history = model.get_extra_state(), model.adaptation.saved
-    assert state["sample_counts"] == model._met.state()
+    assert state["sample_counts"] == model.sample_counts.state()
     del state["sample_counts"]
-    model._met.stops_early = False
+    model.sample_counts.stops_early = False
     model.set_extra_state(state)
-    assert model._met.stops_early
-    assert model._met.sizes is None
+    assert model.sample_counts.stops_early
+    assert model.sample_counts.sizes is None
     model.adaptation.saved = history
 
 
 @NEEDS_MARCHER
 def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
     model = pipeline.model
-    model._met.forget()
+    model.sample_counts.forget()
     state = torch.get_rng_state()
     assert model.graph_batch(pipeline.datamanager, 1) is None
     assert torch.equal(torch.get_rng_state(), state)
@@ -213,9 +213,9 @@ def test_a_step_is_not_a_graph_until_samples_were_counted(pipeline):
 def test_a_removal_lets_a_step_count_again(pipeline):
     model = pipeline.model
     for event, is_known in (("densify", True), ("prune", False)):
-        model._met.measure(1000, 1000, 1)
+        model.sample_counts.measure(1000, 1000, 1)
         model.on_change(Report(1, event, (1,), (14,), (13,)))
-        assert (model._met.sizes is not None) == is_known
+        assert (model.sample_counts.sizes is not None) == is_known
 
 
 @NEEDS_MARCHER
@@ -383,9 +383,9 @@ def test_what_light_does_not_reach_changes_a_colour_by_less_than_epsilon(pipelin
     rays, _ = pipeline.datamanager.next_train(1)
     for stops in (True, False):
         torch.manual_seed(2)
-        model._met.stops_early = stops
+        model.sample_counts.stops_early = stops
         colours.append(model(rays)["rgb"].detach())
-    model._met.measure(5, 5, 1)
+    model.sample_counts.measure(5, 5, 1)
     difference = float((colours[0] - colours[1]).abs().max())
     assert 0 < difference < model.config.early_stop_epsilon
 

@@ -210,7 +210,7 @@ def test_a_depth_picture_is_scaled_by_what_is_met():
     depth = torch.full((6, 7, 1), 2.0)
     depth[0], depth[1, 0] = 1.0, 1000.0
     accumulation = (depth < 100).float()
-    picture = nerf._depth_picture({"depth": depth, "accumulation": accumulation})
+    picture = nerf_rendering.depth_picture({"depth": depth, "accumulation": accumulation})
     assert float((picture[0, 0] - picture[3, 3]).abs().max()) > 0.2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
-from aire_nerfstudio.data.perspective_rays import PerspectiveRays
-from aire_nerfstudio.data.rays_manager import IS_OPEN, RaysDataManager
-from aire_nerfstudio.distributed import share, shared_rand
+from aire_nerfstudio.data.rays_manager import IS_OPEN
+from aire_nerfstudio.distributed import shared_rand
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.occupancy_grid import OccupancyGrid
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
@@ -26,12 +25,12 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
+from aire_nerfstudio.models.background import Background, BackgroundColour
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics
-from aire_nerfstudio.models.nerf_rendering import render_rays
+from aire_nerfstudio.models.nerf_graph import NerfGraph
+from aire_nerfstudio.models.nerf_rendering import density_at, depth_picture, expected_depth, render_rays
 from aire_nerfstudio.models.sample_counts import SampleCounts
 from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop, visibility
-from aire_nerfstudio.ops.occupancy import Occupancy
-from aire_nerfstudio.ops.padded_samples import early_stop_padded, march_rays_padded, reached_padded
 from aire_nerfstudio.ops.ray_library import ray_library
 from aire_nerfstudio.ops.ray_marching import (
     Samples,
@@ -92,7 +91,7 @@ class NerfModelConfig(AdaptiveModelConfig):
     """What finds the samples of training rays: this package's marcher, or nerfacc's (CUDA only)."""
     early_stop_epsilon: float = 1e-4
     """Samples behind this transmittance are left out."""
-    background_color: Literal["white", "black", "random"] = "white"
+    background_color: BackgroundColour = "white"
     """Behind the scene. With RGBA images training always draws it at random and evaluation uses this colour."""
 
     def check(self) -> None:
@@ -163,12 +162,12 @@ class NerfModel(AdaptiveModel):
         except ValueError as error:
             raise InputError(str(error)) from error
         self.register_buffer("aabb", ((box - centre) / half_side).flatten(), persistent=False)
-        self._step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
+        self.step_length = 2 * math.sqrt(3) / config.max_steps_per_ray
         # What one ray meets at most: in the cube its diagonal's samples, in contracted space a few times as many.
-        self._met = SampleCounts(least=8 * config.max_steps_per_ray)
-        # The data manager's, in a tuple: it is no part of the model.
-        self._ray_generator: tuple[PerspectiveRays, ...] = ()
+        self.sample_counts = SampleCounts(least=8 * config.max_steps_per_ray)
         self._was_told = False
+        self.background = Background(config.background_color)
+        self.graph = NerfGraph(self)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
         self._set_contraction(self._is_wanted_contracted())
@@ -211,11 +210,11 @@ class NerfModel(AdaptiveModel):
         super().set_extra_state(state)
         # Earlier releases looked in each step for what light does not reach.
         known = SampleCounts().state() | {"stops_early": True}
-        self._met.restore(state.get("sample_counts", known), torch.device(self.device))
+        self.sample_counts.restore(state.get("sample_counts", known), torch.device(self.device))
 
     def get_extra_state(self) -> dict[str, Any]:
         """As every adaptive model's; what steps met on their rays."""
-        return super().get_extra_state() | {"sample_counts": self._met.state()}
+        return super().get_extra_state() | {"sample_counts": self.sample_counts.state()}
 
     def print_plan(self) -> None:
         """As every adaptive model's; whether the scene is contracted, too."""
@@ -242,7 +241,7 @@ class NerfModel(AdaptiveModel):
 
     def extra_pictures(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Normals and depth."""
-        return {"normals": outputs["normals"], "depth": _depth_picture(outputs)}
+        return {"normals": outputs["normals"], "depth": depth_picture(outputs)}
 
     def steps_per_epoch(self) -> int:
         """One step a training view, as torch-ngp counts."""
@@ -252,7 +251,7 @@ class NerfModel(AdaptiveModel):
         """After a removal the densities differ: look everywhere again."""
         if report.event == "prune":
             self.grid.update(self.field.density_of, everywhere=True)
-            self._met.forget()
+            self.sample_counts.forget()
 
     def before_step(self, step: int) -> None:
         """As every adaptive model's; the grid follows the density."""
@@ -260,7 +259,7 @@ class NerfModel(AdaptiveModel):
         if step % self.config.grid_every == 0:
             # Contracted, what a voxel holds is spread over as much more as samples there are longer.
             self.grid.update(self.field.density_of, everywhere=step < self.config.grid_warmup)
-            if self._met.follow() and not self._was_told:
+            if self.sample_counts.follow() and not self._was_told:
                 self._was_told = True
                 CONSOLE.log(
                     f"step {step:,}: rays met more samples than the graph had memory for; the last ones of some "
@@ -285,12 +284,12 @@ class NerfModel(AdaptiveModel):
             training also ``normals [N, 3]`` in [0, 1] (0.5 + n / 2); in training also ``num_samples [1]``.
         """
         field = cast(SineRadianceField, self.evaluated_field)
-        scene = self._scene(field, ray_bundle)
+        scene = self.rays_in_cube(field, ray_bundle)
         outputs = self._rendered_for_training(field, *scene) if self.training else self._rendered(field, *scene)
         shape = ray_bundle.origins.shape[:-1]
         return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
 
-    def _scene(self, field: SineRadianceField, rays: RayBundle) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def rays_in_cube(self, field: SineRadianceField, rays: RayBundle) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins and directions ``[N, 3]`` in the frame of the cube, and where the scene begins and ends, ``[N]``."""
         origins = field.normalise(rays.origins).reshape(-1, 3)
         directions = rays.directions.reshape(-1, 3)
@@ -307,119 +306,65 @@ class NerfModel(AdaptiveModel):
         """Colour without the background, which the loss adds and may draw at random."""
         n_rays = len(origins)
         jitter = shared_rand(n_rays, device=origins.device)
-        scene = (origins, directions, near, far, self.grid.occupancy, self._step_length, jitter)
+        scene = (origins, directions, near, far, self.grid.occupancy, self.step_length, jitter)
         if self.config.marcher == "nerfacc":
             marched = march_rays_train_by_nerfacc(*scene)
         else:
             marched = march_rays_train(*scene, self.config.cone_angle)
 
         samples, epsilon = marched, self.config.early_stop_epsilon
-        if self._met.stops_early:
-            reached, _ = early_stop(marched, n_rays, _density(field, origins, directions), epsilon)
+        if self.sample_counts.stops_early:
+            reached, _ = early_stop(marched, n_rays, density_at(field, origins, directions), epsilon)
             samples = marched.select(reached)
-        outputs, sigma = self._composited(field, samples, origins, directions, far)
+        outputs, sigma = self.composited(field, samples, origins, directions, far)
         count, decides = len(samples.starts), self.adaptation.step % self.config.grid_every == 0
-        if decides and not self._met.stops_early:
+        if decides and not self.sample_counts.stops_early:
             count = int(visibility(sigma, marched, sigma.new_zeros(n_rays), epsilon).sum())
-        self._met.measure(len(marched.starts), count, n_rays * self.config.max_steps_per_ray, decides)
+        self.sample_counts.measure(len(marched.starts), count, n_rays * self.config.max_steps_per_ray, decides)
         return outputs | {"num_samples": torch.full((1,), len(samples.starts), device=origins.device)}
 
-    def _composited(
+    def composited(
         self, field: SineRadianceField, samples: Samples, origins: Tensor, directions: Tensor, far: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Colour, depth and accumulation of the rays to which ``far [N]`` belongs, and the samples' densities."""
         sigma, features = field.features(samples.positions(origins, directions))
         rgb = field.colour(directions[samples.ray_indices], features)
         _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, len(far))
-        depth = _expected_depth(accumulation, depth, far) * field.half_side
+        depth = expected_depth(accumulation, depth, far) * field.half_side
         return {"rgb": colour, "depth": depth, "accumulation": accumulation}, sigma.detach()
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
     def graph_revision(self) -> Hashable:
-        """As every adaptive model's; how many samples a graph has memory for, and whose cameras it knows."""
-        met = self._met
-        assert met.sizes is not None
-        sizes = met.sizes if met.stops_early else met.sizes[:1]
-        return super().graph_revision(), sizes, met.stops_early, self.is_contracted, self._ray_generator
+        """See :class:`~aire_nerfstudio.models.nerf_graph.NerfGraph`."""
+        return super().graph_revision(), self.graph.revision()
 
     def graph_batch(self, datamanager: Any, step: int) -> dict[str, Tensor] | None:
-        """Pixels or rays, all that a step draws at random, and the grid; None where memory for samples is unknown."""
-        if self._met.sizes is None:
-            return None
-        generator = getattr(datamanager, "train_ray_generator", None)
-        self._ray_generator = ()
-        if isinstance(datamanager, RaysDataManager) and isinstance(generator, PerspectiveRays):
-            generator.prepare()
-            self._ray_generator = (generator,)
-            pixels = datamanager.next_pixels(step)
-            given = {"indices": share(pixels["indices"])}
-        else:
-            rays, pixels = datamanager.next_train(step)
-            names = ("origins", "directions", "nears", "fars")
-            given = {name: share(getattr(rays, name)) for name in names if getattr(rays, name) is not None}
-        given["image"] = share(pixels["image"])
-        given = {name: value.to(self.device) for name, value in given.items()}
-        image = given["image"]
-        self._met.fit(len(image) * self.config.max_steps_per_ray)
-        given["jitter"] = shared_rand(len(image), device=image.device)
-        if self._is_background_random(image):
-            given["background"] = shared_rand(len(image), 3, device=image.device)
-        return given | {"grid": self.grid.occupancy.bits}
+        """See :class:`~aire_nerfstudio.models.nerf_graph.NerfGraph`."""
+        return self.graph.batch(datamanager, step)
 
     def graph_outputs(self, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """As in training without a graph; ``complete []`` tells for how many rays there was memory."""
-        field, config, met = self.field, self.config, self._met
-        assert met.sizes is not None
-        if self._ray_generator:
-            rays = self._ray_generator[0](batch["indices"])
-        else:
-            blank = torch.zeros_like(batch["origins"][..., :1])
-            limits = batch.get("nears"), batch.get("fars")
-            rays = RayBundle(batch["origins"], batch["directions"], blank, nears=limits[0], fars=limits[1])
-        origins, directions, near, far = self._scene(field, rays)
-        n_rays, (most_marched, most_reached), epsilon = len(origins), met.sizes, config.early_stop_epsilon
-        grid = Occupancy(self.grid.occupied, self.grid.is_contracted, batch["grid"])
-        scene = (origins, directions, near, far, grid, self._step_length)
-        marched = march_rays_padded(*scene, most_marched, batch["jitter"], config.cone_angle)
-        # A ray more, of which padding is.
-        origins, directions = (nn.functional.pad(t, (0, 0, 0, 1)) for t in (origins, directions))
+        """See :class:`~aire_nerfstudio.models.nerf_graph.NerfGraph`."""
+        return self.graph.outputs(batch)
 
-        used = marched
-        if met.stops_early:
-            density = _density(field, origins, directions)
-            used = early_stop_padded(marched, n_rays, density, epsilon, most_reached)
-        outputs, sigma = self._composited(field, used.samples, origins, directions, far)
-        total = used.total if met.stops_early else reached_padded(marched, n_rays, sigma, epsilon).sum()
-        met.note(marched.total, total)
-        outputs["accumulation"] = outputs["accumulation"][:, None]
-        outputs |= {"num_samples": used.total, "complete": used.complete}
-        if "background" in batch:
-            outputs["background"] = batch["background"]
-        return outputs, {"image": batch["image"]}
+    # --- outside training ------------------------------------------------------------------------------------------
 
     def _rendered(
         self, field: SineRadianceField, origins: Tensor, directions: Tensor, near: Tensor, far: Tensor
     ) -> dict[str, Tensor]:
         """Colour over the background, and normals."""
         rendered, normals = render_rays(
-            field, origins, directions, near, far, self.grid.occupancy, self._step_length,
+            field, origins, directions, near, far, self.grid.occupancy, self.step_length,
             self.config.early_stop_epsilon, self.config.cone_angle,
         )  # fmt: skip
         colour, accumulation = rendered.colour, rendered.accumulation
-        rgb = colour + self._background(colour) * (1 - accumulation[:, None])
+        rgb = colour + self.background.fixed(colour) * (1 - accumulation[:, None])
         return {
             "rgb": rgb.clamp(0, 1),
-            "depth": _expected_depth(accumulation, rendered.depth, far) * field.half_side,
+            "depth": expected_depth(accumulation, rendered.depth, far) * field.half_side,
             "accumulation": accumulation,
             "normals": 0.5 + 0.5 * normals,
         }
-
-    def _background(self, like: Tensor) -> Tensor:
-        """The colour behind the scene in evaluation, broadcast to ``like [..., 3]``; ``random`` renders black."""
-        if self.config.background_color == "white":
-            return torch.ones_like(like)
-        return torch.zeros_like(like)
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
         """Colours without the background and their opacity, ``[..., 4]``; ``ns-export`` drops points by the latter.
@@ -430,32 +375,8 @@ class NerfModel(AdaptiveModel):
             return super().get_rgba_image(outputs, output_name)
         rgb, accumulation = outputs["rgb"], outputs["accumulation"]
         if not self.training:
-            rgb = rgb - self._background(rgb) * (1 - accumulation)
+            rgb = rgb - self.background.fixed(rgb) * (1 - accumulation)
         return torch.cat([(rgb / accumulation.clamp_min(1e-3)).clamp(0, 1), accumulation], -1)
-
-    def _with_truth(self, outputs: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction and truth ``[..., 3]`` over the same background."""
-        image = image.to(self.device)
-        rgb = outputs["rgb"]
-        has_alpha = image.shape[-1] == 4
-        truth = image[..., :3]
-        if not self.training:
-            if has_alpha:
-                truth = truth * image[..., 3:] + self._background(truth) * (1 - image[..., 3:])
-            return rgb, truth
-        if not self._is_background_random(image):
-            background = self._background(rgb)
-        elif "background" in outputs:
-            background = outputs["background"]
-        else:
-            background = shared_rand(*rgb.shape, device=rgb.device)
-        if has_alpha:
-            truth = truth * image[..., 3:] + background * (1 - image[..., 3:])
-        return rgb + background * (1 - outputs["accumulation"]), truth
-
-    def _is_background_random(self, image: Tensor) -> bool:
-        """Whether training draws the colour behind the scene."""
-        return image.shape[-1] == 4 or self.config.background_color == "random"
 
     def _error(self, outputs: dict[str, Tensor], image: Tensor) -> Tensor:
         """Mean squared error of a batch, over the rays for which there was memory, ``[]``.
@@ -465,7 +386,7 @@ class NerfModel(AdaptiveModel):
         """
         if "error" in outputs:
             return outputs["error"]
-        rgb, truth = self._with_truth(outputs, image)
+        rgb, truth = self.background.compare(outputs, image.to(self.device), self.training)
         squares = (rgb - truth).square()
         if "complete" in outputs:
             complete = outputs["complete"]
@@ -497,29 +418,11 @@ class NerfModel(AdaptiveModel):
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Metrics of one view, and pictures: truth beside prediction, accumulation, depth, normals."""
-        rgb, truth = self._with_truth(outputs, batch["image"])
+        rgb, truth = self.background.compare(outputs, batch["image"].to(self.device), self.training)
         images = {
             "img": torch.cat([truth, rgb], dim=1),
             "accumulation": colormaps.apply_colormap(outputs["accumulation"]),
-            "depth": _depth_picture(outputs),
+            "depth": depth_picture(outputs),
             "normals": outputs["normals"],
         }
         return image_metrics(rgb, truth), images
-
-
-def _density(field: SineRadianceField, origins: Tensor, directions: Tensor) -> Callable[[Samples], Tensor]:
-    """The field's density at samples of rays ``[N, 3]``."""
-    return lambda samples: field.density(samples.positions(origins, directions))
-
-
-def _depth_picture(outputs: dict[str, Tensor]) -> Tensor:
-    """Distances as colours ``[H, W, 3]``, scaled by where something is met: elsewhere they end at the far plane."""
-    depth, accumulation = outputs["depth"], outputs["accumulation"]
-    is_met = accumulation > 0.5
-    farthest = float(depth[is_met].max()) if bool(is_met.any()) else None
-    return colormaps.apply_depth_colormap(depth, accumulation=accumulation, far_plane=farthest)
-
-
-def _expected_depth(accumulation: Tensor, depth: Tensor, far: Tensor) -> Tensor:
-    """Expected distance ``[N]``, and ``far`` where a ray meets nothing."""
-    return torch.where(accumulation < 1e-3, far, depth / accumulation.clamp_min(1e-6))

@@ -1,16 +1,18 @@
-"""Rendering of rays front to back, round by round, until nothing shines through: outside training."""
+"""Rendering of rays: front to back, round by round, until nothing shines through; and what depth means."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from nerfstudio.utils import colormaps
 from torch import Tensor
 
 from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.ops.compositing import Rendered, composite_rays, visibility
 from aire_nerfstudio.ops.occupancy import Occupancy
-from aire_nerfstudio.ops.ray_marching import ENDED, march_rays
+from aire_nerfstudio.ops.ray_marching import ENDED, Samples, march_rays
 
 # Samples that weigh less add next to nothing to a pixel's normal, and most samples do.
 NORMAL_WEIGHT = 0.02
@@ -66,3 +68,21 @@ def render_rays(
         alive = alive[is_open]
         most = min(2 * most, LARGEST_ROUND)
     return rendered, torch.nn.functional.normalize(normals, dim=-1)
+
+
+def density_at(field: SineRadianceField, origins: Tensor, directions: Tensor) -> Callable[[Samples], Tensor]:
+    """The field's density at samples of rays ``[N, 3]``."""
+    return lambda samples: field.density(samples.positions(origins, directions))
+
+
+def depth_picture(outputs: dict[str, Tensor]) -> Tensor:
+    """Distances as colours ``[H, W, 3]``, scaled by where something is met: elsewhere they end at the far plane."""
+    depth, accumulation = outputs["depth"], outputs["accumulation"]
+    is_met = accumulation > 0.5
+    farthest = float(depth[is_met].max()) if bool(is_met.any()) else None
+    return colormaps.apply_depth_colormap(depth, accumulation=accumulation, far_plane=farthest)
+
+
+def expected_depth(accumulation: Tensor, depth: Tensor, far: Tensor) -> Tensor:
+    """Expected distance ``[N]``, and ``far`` where a ray meets nothing."""
+    return torch.where(accumulation < 1e-3, far, depth / accumulation.clamp_min(1e-6))
