@@ -39,6 +39,29 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
             Path(unfinished).unlink(missing_ok=True)
 
 
+def check_file(path: Path, what: str, fix: str) -> None:
+    """Refuse what is no file that can be read.
+
+    Args:
+        path: the file.
+        what: it is, for the message.
+        fix: what to do where there is none.
+
+    Raises:
+        InputError: it is not there, a folder, empty, or may not be read.
+    """
+    try:
+        if not path.exists():
+            raise InputError(f"{what} {path} does not exist; {fix}")
+        if path.is_dir():
+            raise InputError(f"{what} {path} is a folder; {fix}")
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{path} is empty (0 bytes); replace the file")
+    except OSError as error:  # no permission, a name too long
+        raise InputError(f"{what} {path} cannot be read ({error.strerror or error}); {fix}") from error
+
+
 def check_place(option: str, path: Path, is_folder: bool = False) -> None:
     """Refuse a place that cannot be written to, before long work begins.
 

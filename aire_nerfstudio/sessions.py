@@ -62,9 +62,12 @@ class SessionLog:
         self._earlier = read_sessions(folder) or ([] if resumed is None else read_sessions(resumed))
 
     def begin(self, step: int) -> None:
-        """From now on it trains, ``step`` optimizer steps being done; sessions of what is trained anew are dropped."""
+        """From now on it trains, ``step`` optimizer steps being done.
+
+        What is trained anew is taken out of earlier entries, which keep their share of the time.
+        """
         self._entry["from_step"] = self._entry["to_step"] = step
-        self._earlier = [entry for entry in self._earlier if entry["from_step"] < step]
+        self._earlier = [_until(step, entry) for entry in self._earlier if entry["from_step"] < step]
         self._began = time.monotonic()
 
     def write(self, step: int) -> None:
@@ -73,6 +76,14 @@ class SessionLog:
         self._entry["seconds"] = 0.0 if self._began is None else round(time.monotonic() - self._began, 3)
         text = json.dumps([*self._earlier, self._entry], indent=1)
         write_text(self._path, text + "\n")
+
+
+def _until(step: int, entry: dict[str, Any]) -> dict[str, Any]:
+    first, last = entry["from_step"], entry["to_step"]
+    if last <= step:
+        return entry
+    share = (step - first) / (last - first)
+    return {**entry, "to_step": step, "seconds": round(entry["seconds"] * share, 3)}
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:

@@ -46,15 +46,21 @@ def summarise(run: Path) -> str:
         run: a run's folder, with ``nerfstudio_models/`` and the ``eval.json`` that ``ns-eval`` wrote.
 
     Raises:
-        InputError: either is missing or cannot be read.
+        InputError: either is missing or cannot be read, or the one is of another checkpoint.
     """
     checkpoint, report = latest_checkpoint(run), run / EVALUATION
     try:
-        quality = _quality(json.loads(report.read_text())["results"])
+        evaluated = json.loads(report.read_text("utf8"))
+        quality, of = _quality(evaluated["results"]), Path(evaluated.get("checkpoint", checkpoint)).name
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{report} cannot be read; make it with `ns-eval --load-config {run}/config.yml --output-path {report}`"
         ) from error
+    if of != checkpoint.name:
+        raise InputError(
+            f"{report} is of {of}, and the last checkpoint is {checkpoint.name}; run `ns-eval --load-config "
+            f"{run}/config.yml --output-path {report}` again"
+        )
     size = read_size(checkpoint)
     return f"{quality} | {size.final:,} parameters ({size.change:+.1f} %) | {run}"
 

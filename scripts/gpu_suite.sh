@@ -126,6 +126,10 @@ surfaces)
     ;;
 nerf)
     [ -n "${SCENE:-}" ] || { left_out "nerf: SCENE names no folder"; continue; }
+    if [ "$(cat "$out/nerf-inputs" 2>/dev/null || echo "$SCENE $steps")" != "$SCENE $steps" ]; then
+        left_out "nerf: $out holds runs of '$(cat "$out/nerf-inputs")', not of '$SCENE $steps'; choose another folder"
+        continue
+    fi
     for activation in siren finer; do for variant in aire large small; do
         folder="$out/$variant/aire-$activation/run"
         if [ ! -f "$folder/eval.json" ]; then
@@ -134,6 +138,7 @@ nerf)
             run "$activation $variant: training" ns-train "aire-$activation" --output-dir "$out" --experiment-name "$variant" \
                 --timestamp run --data "$SCENE" --max-num-iterations "$steps" --steps-per-save 5000 --vis tensorboard \
                 --logging.local-writer.max-log-size 0 --logging.steps-per-log 1000 --pipeline.model.variant "$variant"
+            echo "$SCENE $steps" > "$out/nerf-inputs"
             echo "$(( $(date +%s) - begin ))" > "$folder/seconds"
             run "$activation $variant: evaluation" ns-eval --load-config "$folder/config.yml" --output-path "$folder/eval.json"
         fi

@@ -16,7 +16,7 @@ from PIL import Image
 
 from aire_nerfstudio.compare import cli
 from aire_nerfstudio.compare.cli import _last_words, as_name
-from aire_nerfstudio.compare.contestant import Contestant, contestant, scene_format
+from aire_nerfstudio.compare.contestant import Contestant, circumstances, contestant, scene_format
 from aire_nerfstudio.compare.report import Entry, common_views, markdown, page, ranked, table
 from aire_nerfstudio.compare.scoring import read_over_white
 from aire_nerfstudio.compare.trial import Clock, without_lpips_weights
@@ -263,6 +263,53 @@ def test_what_is_trained_once_more_stays_where_that_comes_to_nothing(monkeypatch
     assert len(rounds) == 3
     assert [path.name for path in folder.iterdir()] == ["result.json"]
     assert sorted(path.name for path in compare.output_dir.iterdir()) == ["ours", "rates.json"]
+
+
+def test_another_commands_result_is_not_shown_for_one_that_fails(monkeypatch, tmp_path):
+    folder = tmp_path / "out" / "ours"
+    folder.mkdir(parents=True)
+    compare = cli.Compare(tmp_path / "scene", minutes=1.0, output_dir=tmp_path / "out")
+    theirs = compare._trial(["aire-siren", "--y"], folder, "cpu", 600, 60.0, {})
+    theirs.result_path.write_text(json.dumps({"trial": dataclasses.asdict(theirs), "steps": 600, "seconds": 60.0}))
+    monkeypatch.setattr(cli, "_run", lambda trial: "no memory")
+    assert compare._trained_again(dataclasses.replace(theirs, command=["aire-siren", "--x"])) == "no memory"
+    assert compare._trained_again(dataclasses.replace(theirs, steps=700))["steps"] == 600
+
+
+def test_a_trial_that_the_system_ends_is_said_so(tmp_path, monkeypatch):
+    trial = cli.Compare(tmp_path, minutes=1.0)._trial([], tmp_path / "trial", "cpu", 1, 60.0, {})
+    monkeypatch.setattr(cli.sys, "executable", "/bin/sh")
+    (tmp_path / "aire").write_text("echo no error so far; kill -9 $$")
+    popen = cli.subprocess.Popen
+    monkeypatch.setattr(cli.subprocess, "Popen", lambda words, **rest: popen(["/bin/sh", tmp_path / "aire"], **rest))
+    assert cli._run(trial) == "was ended by SIGKILL, of which it says nothing (out of memory?)"
+
+
+def test_results_inside_the_scene_are_no_part_of_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "a.png").write_bytes(b"x")
+    before = circumstances(tmp_path, "cpu", tmp_path / "out")
+    (tmp_path / "out" / "render.png").write_bytes(b"x")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert circumstances(tmp_path, "cpu", tmp_path / "out") == before
+    assert circumstances(tmp_path, "cpu") != before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "has no transforms_test.json"),
+        (("--steps", "5", "--methods", "nerfacto", "b=aire-siren --steps-per-iteration 2"), "leave --steps-per-iter"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_training(options, said, tmp_path):
+    (tmp_path / "transforms_train.json").write_text("{}")
+    if options:
+        (tmp_path / "transforms_test.json").write_text("{}")
+    done = _run("aire-compare", "--data", tmp_path, "--output-dir", "out", *options, cwd=tmp_path)
+    assert done.returncode == 1
+    assert said in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,8 @@ def test_levels_progress_and_nothing_to_find():
     assert shares[-1] == 1.0
     vertices, faces = extract_mesh(lambda p: p.norm(dim=-1) + 1, 20)
     assert (len(vertices), len(faces)) == (0, 0)
+    # So far from 0 everywhere that no block is looked into.
+    assert len(extract_mesh(lambda p: p.norm(dim=-1) + 9, 80, progress=shares.append)[0]) == 0
 
 
 def test_grids_that_cannot_be_are_refused(monkeypatch):

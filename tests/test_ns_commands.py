@@ -17,6 +17,7 @@ from tiny import differences, load
 
 from aire_nerfstudio.models.checkpoints import check_checkpoint
 from aire_nerfstudio.models.trainer import AdaptiveTrainer, AdaptiveTrainerConfig
+from aire_nerfstudio.report.facts import latest_checkpoint
 from aire_nerfstudio.summary import read_size, summarise
 
 STEPS, DENSIFY, DECAY, PRUNE, SAVE = 80, 16, 32, 56, 12
@@ -277,4 +278,9 @@ def test_the_summary_of_an_unfinished_run_names_what_is_missing(finished, tmp_pa
     copy = tmp_path / "run"
     shutil.copytree(finished[0], copy, ignore=shutil.ignore_patterns("eval.json"))
     with pytest.raises(ValueError, match="make it with `ns-eval"):
+        summarise(copy)
+    shutil.copy(finished[0] / "eval.json", copy)
+    last = latest_checkpoint(copy)
+    last.rename(last.with_name("step-000099999.ckpt"))
+    with pytest.raises(ValueError, match=f"is of {last.name}, and the last checkpoint is step-000099999.ckpt"):
         summarise(copy)

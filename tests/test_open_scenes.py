@@ -1,5 +1,7 @@
 """Scenes without bounds: contraction's laws, a field that knows all of space, and trainings in one."""
 
+import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.scene_box import SceneBox
 from open_scene import write_open_scene
+from PIL import Image
 from tiny import checkpoints, differences, load, tiny_config, train
 
 from aire_nerfstudio.data import rays_manager
@@ -183,6 +186,29 @@ def test_an_earlier_run_of_such_a_scene_stays_what_it_was(scene, tmp_path):
     assert not model.is_contracted
     assert not model.field_average.is_contracted
     assert differences(load(checkpoints(again)[-1]), load(checkpoints(config)[-1])) == []
+
+
+def test_a_capture_of_few_pictures_or_of_palettes_is_refused(tmp_path):
+    few = write_open_scene(tmp_path / "few", side=8, train=4, test=1)
+    meta = json.loads((few / "transforms.json").read_text())
+    meta = {name: value for name, value in meta.items() if not name.endswith("_filenames")}
+    (few / "transforms.json").write_text(json.dumps(meta))
+    with pytest.raises(SystemExit, match="leaves no picture for evaluation; add --eval-mode all"):
+        train(_config(few, tmp_path / "out"))
+    palettes = write_open_scene(tmp_path / "palettes", side=8, train=12, test=2)
+    first = sorted(palettes.rglob("*.png"))[0]
+    Image.open(first).convert("P").save(first)
+    with pytest.raises(SystemExit, match="is a picture of mode P, which nerfstudio does not convert"):
+        train(_config(palettes, tmp_path / "out"))
+
+
+def test_one_view_has_no_spread(tmp_path):
+    """NaN is no JSON."""
+    pipeline = train(_config(write_open_scene(tmp_path / "s", side=8, train=12, test=1), tmp_path / "out")).pipeline
+    assert len(pipeline.datamanager.eval_dataset) == 1
+    scores = pipeline.get_average_eval_image_metrics(get_std=True)
+    assert math.isfinite(scores["psnr"])
+    assert "psnr_std" not in scores
 
 
 def test_cameras_outside_the_box_keep_it(tmp_path):

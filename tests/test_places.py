@@ -13,9 +13,11 @@ from nerfstudio.engine.trainer import Trainer
 from PIL import Image
 from tiny import tiny_config
 
+from aire_nerfstudio.data.demo_scene import ensure_demo_scene
+from aire_nerfstudio.data.image_views import ensure_default_picture
 from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.files import check_place, write_text
+from aire_nerfstudio.files import check_file, check_place, write_text
 
 
 def test_a_link_stays_and_what_is_no_file_is_not_replaced(tmp_path):
@@ -62,6 +64,39 @@ def test_coordinates_far_away_are_warned_of_but_in_obj(tmp_path):
     write_mesh(ball.vertices + 50, ball.faces, ball.vertices, tmp_path / "near.ply")
     read = trimesh.load(tmp_path / "far.obj", process=False)
     assert np.allclose(read.vertices - far, ball.vertices, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-6, 1.0, 1e6])
+def test_coordinates_in_obj_are_as_exact_as_the_shape_is_large(size, tmp_path):
+    ball = trimesh.creation.icosphere(2, radius=size)
+    write_mesh(ball.vertices, ball.faces, ball.vertices / size, tmp_path / "ball.obj")
+    there = trimesh.load(tmp_path / "ball.obj", process=False)
+    assert np.abs(there.vertices - ball.vertices).max() <= 1e-8 * size
+
+
+def test_a_file_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
+    for path, said in ((tmp_path / "none", "does not exist"), (tmp_path, "is a folder"), (tmp_path / "e", "is empty")):
+        (tmp_path / "e").touch()
+        with pytest.raises(InputError, match=said):
+            check_file(path, "the shape", "give one")
+    with pytest.raises(InputError, match=r"cannot be read.*File name too long"):
+        check_file(tmp_path / ("a" * 300), "the shape", "give one")
+
+    def forbidden(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "open", forbidden)
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); give one"):
+        check_file(tmp_path / "e", "the shape", "give one")
+
+
+@pytest.mark.parametrize("make", [ensure_demo_scene, ensure_default_picture])
+def test_a_cache_that_cannot_be_written_is_named(make, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIRE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(InputError, match=r"AIRE_CACHE.* or give --data"):
+        make()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from viewer_page import FLAGS, chromium
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.portraits import _averaged
-from aire_nerfstudio.report.charts import contributions, curves, sizes, spectrum
+from aire_nerfstudio.report.charts import _smoothed, contributions, curves, sizes, spectrum
 from aire_nerfstudio.report.facts import read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
@@ -233,6 +233,20 @@ def test_sessions_add_up(tmp_path):
     again.write(5)
     assert [(e["from_step"], e["to_step"]) for e in read_sessions(tmp_path)] == [(0, 5)]
     assert json.loads((tmp_path / "other" / "run.json").read_text())[0]["seed"] == 7
+    # Of a session that went further, what is trained anew is taken out, with its share of the time.
+    entries = read_sessions(tmp_path / "other")
+    entries[1]["seconds"] = 8.0
+    (tmp_path / "other" / "run.json").write_text(json.dumps(entries))
+    session(tmp_path / "third", 25, resumed=tmp_path / "other").write(26)
+    kept = [(e["from_step"], e["to_step"]) for e in read_sessions(tmp_path / "third")]
+    assert kept == [(0, 10), (10, 25), (25, 26)]
+    assert read_sessions(tmp_path / "third")[1]["seconds"] == 6.0
+
+
+def test_a_running_mean_bears_what_is_not_finite():
+    assert _smoothed([1.0, 3.0], 0.5) == [1.0, 2.0]
+    assert _smoothed([math.nan, 1.0, math.inf, 3.0], 0.5)[1:] == [1.0, 1.0, 2.0]
+    assert all(map(math.isnan, _smoothed([math.nan, math.nan])))
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(7.34, "7.3 s"), (252, "4 min 12 s"), (7500, "2 h 05 min")])

@@ -213,7 +213,7 @@ def test_a_missing_or_damaged_fit_is_no_number(finished, tmp_path):
 def test_verdicts_only_where_they_mean_something(finished):
     root, _ = finished
     choice = Choice("smoke", ("a.png", "b.png"))
-    experiment = make_experiment("images-figure10", choice)
+    experiment = replace(make_experiment("images-figure10", choice), averaged=frozenset({"a", "b"}))
     measured = measure(experiment, Store(root / "out" / "fits", root / "data", "cpu"))
     rough = markdown(experiment, choice, measured, ["a machine"])
     assert "| 38.12 |" in rough
@@ -233,6 +233,10 @@ def test_verdicts_only_where_they_mean_something(finished):
         (["images-table3", "--set", "decai=none"], "must be NAME=VALUE"),
         (["images-table3", "--set", "prune_at=soon"], "no value of prune_at"),
         (["images-table3", "--set", "decay=sheduled"], "choose one of targeted"),
+        (
+            ["images-table3", "--set", "prune_at=40"],
+            "decay_start is 45 and prune_at 40 (percent)",
+        ),
     ],
 )
 def test_bad_requests_end_in_one_line(finished, tmp_path, arguments, message):

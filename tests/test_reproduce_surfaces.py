@@ -102,7 +102,7 @@ def test_lower_is_better_and_ratios_divide():
 
     rows = [Measured(cell, (0.9,)), Measured(replace(cell, row="theirs", paper=0.5), (2.0,))]
     gains = (Gain("ours", "theirs", "CD", -0.5, "lower"), Gain("ours", "theirs", "CD", 0.4, "lower", is_ratio=True))
-    experiment = Experiment("x", "X", tuple(m.cell for m in rows), gains)
+    experiment = Experiment("x", "X", tuple(m.cell for m in rows), gains, averaged=frozenset({"a"}))
     page = markdown(experiment, Choice("paper", ("a.ply",)), rows, ["a machine"])
     assert "| ours | 0.900 | 1, met |" in page
     assert "| theirs | 2.000 | 0.5, short by 1.50 |" in page
@@ -110,6 +110,18 @@ def test_lower_is_better_and_ratios_divide():
     assert "| ours / theirs, CD | 0.45 | 0.40 | short by 0.05 |" in page
     none = markdown(experiment, Choice("paper", ("a.ply",)), [Measured(cell, (float("nan"),)), rows[1]], ["a machine"])
     assert "| ours | none | 1, short |" in none
+    assert "| ours - theirs, CD | none | -0.50 |  |" in none
+    other = markdown(experiment, Choice("paper", ("b.ply",)), rows, ["a machine"])
+    assert "| ours | 0.900 | 1 |" in other
+    assert "| ours - theirs, CD | -1.10 | -0.50 |  |" in other
+    assert "The paper's averages are over a; ours, over other files, are not held against them." in other
+    close = replace(experiment, cells=(), gains=())
+    small = replace(cell, metric="chamfer_mean", paper=0.004, rounding=0.0005)
+    page = markdown(close, Choice("paper", ("a.ply",)), [Measured(small, (0.0088,))], ["a machine"])
+    assert "0.004, short by 0.005" in page
+    assert "0.004, met" in markdown(close, Choice("paper", ("a.ply",)), [Measured(small, (0.0044,))], ["a machine"])
+    perfect = replace(cell, metric="psnr_test", is_better="higher")
+    assert "| inf |" in markdown(close, Choice("paper", ("a.ply",)), [Measured(perfect, (float("inf"),))], ["m"])
 
 
 @pytest.fixture(scope="module")

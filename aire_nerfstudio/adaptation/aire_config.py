@@ -130,6 +130,7 @@ def check(config: AireConfig) -> None:
         raise ScheduleError("rounds (and target_psnr) remove all that they choose; use prune_rule 'all'")
     if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
         raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
+    _check_order(config)
     if config.decay_start is not None:
         if not config.prune_layers:
             raise ScheduleError("decay_start is set but prune_layers is empty; name at least one layer")
@@ -139,6 +140,20 @@ def check(config: AireConfig) -> None:
             raise ScheduleError(
                 f"prune_counts {config.prune_counts} must have one number for each of the layers {config.prune_layers}"
             )
+
+
+def _check_order(config: AireConfig) -> None:
+    """Refuse times in an order that no unit makes good."""
+    start, end, added, unit = config.decay_start, config.prune_at, config.densify_at, config.unit
+    if start is None or end is None:
+        return
+    if start > end:
+        raise ScheduleError(f"decay_start is {start:g} and prune_at {end:g} ({unit}); the decay comes first")
+    if added is not None and start < added < end:
+        raise ScheduleError(
+            f"densify_at is {added:g} ({unit}), inside the decay stage [{start:g}, {end:g}); move it before the decay "
+            "or to the pruning or later"
+        )
 
 
 def _check_types(config: AireConfig) -> None:

@@ -103,6 +103,8 @@ def _sample(
     values = coarse.repeat(BLOCK, 0).repeat(BLOCK, 1).repeat(BLOCK, 2)[:resolution, :resolution, :resolution]
     values = np.ascontiguousarray(values, dtype=np.float32)
     near = blocks[is_near]
+    if len(near) == 0:
+        return values
     at_once = max(1, CHUNK // BLOCK**3)
     offsets = torch.cartesian_prod(*[torch.arange(BLOCK)] * 3)
     for position, part in enumerate(near.split(at_once)):

@@ -76,6 +76,11 @@ class Compare:
         from nerfstudio.configs.method_configs import all_methods
 
         contestants = [contestant(text, set(all_methods)) for text in self.methods]
+        for each in contestants if self.steps is not None else ():
+            if any(word.startswith("--steps-per-iteration") for word in each.options):
+                raise InputError(
+                    f"--steps {self.steps} counts iterations; leave --steps-per-iteration out of {each.label!r}"
+                )
         names = [as_name(c.label) for c in contestants]
         if len(set(names)) != len(names):
             raise InputError(f"--methods names {names}, some twice; give labels: 'small=aire-siren --...'")
@@ -85,12 +90,13 @@ class Compare:
                 raise InputError(f"{folder} is no trial's folder and would be overwritten; choose another --output-dir")
         console = Console(quiet=self.quiet)
         device = device_here()
-        state = circumstances(self.data, device)
+        state = circumstances(self.data, device, self.output_dir)
         check_place("--output-dir", self.output_dir, is_folder=True)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         entries = []
         with Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console, transient=True,
         ) as progress:  # fmt: skip
             bar = progress.add_task("compare", total=len(contestants), left="")
@@ -102,21 +108,22 @@ class Compare:
                 entry = self._entry(each, device, state)
                 entries.append(entry)
                 progress.advance(bar)
-                console.print(f"{entry.label}: {entry.in_words()}", highlight=False, soft_wrap=True)
+                console.print(f"{entry.label}: {entry.in_words()}", highlight=False, markup=False, soft_wrap=True)
         facts = {
             "scene": str(self.data),
             "budget": f"{self._minutes:g} min of training" if self.steps is None else f"{self.steps:,} steps",
             **machine(device),
         }
         for path in write_all(entries, facts, self.output_dir):
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", markup=False, soft_wrap=True)
 
     @property
     def _minutes(self) -> float:
         return 5.0 if self.minutes is None else self.minutes
 
     def _check(self) -> None:
-        scene_format(self.data)
+        if scene_format(self.data) == "blender-data" and not (self.data / "transforms_test.json").is_file():
+            raise InputError(f"{self.data} has no transforms_test.json; methods are scored on its test views")
         if self.minutes is not None and self.steps is not None:
             raise InputError(f"--minutes {self.minutes:g} and --steps {self.steps} exclude each other; give one")
         if not 0 < self._minutes < float("inf"):
@@ -133,10 +140,6 @@ class Compare:
         if obstacle is not None:
             return Entry(each.label, each.method, (), {}, None, obstacle)
         command = each.command(self.data.absolute(), device)
-        if self.steps is not None and "--steps-per-iteration" in " ".join(command):
-            raise InputError(
-                f"--steps {self.steps} counts iterations; leave --steps-per-iteration out of {each.label!r}"
-            )
         folder = self.output_dir.absolute() / as_name(each.label)
         if self.steps is not None:
             outcome = self._trained(self._trial(command, folder, device, self.steps, None, state))
@@ -184,6 +187,8 @@ class Compare:
     def _trained_again(self, trial: Trial) -> dict[str, Any] | str:
         """As :meth:`_trained`, but what was there stays where nothing comes of it."""
         folder, first = Path(trial.folder), _read(trial.result_path)
+        if first is not None and not _is_alike(first.get("trial"), trial):
+            first = None  # another command's, or another scene's
         before = folder.with_name(f"{folder.name}.before")
         shutil.rmtree(before, ignore_errors=True)
         if folder.exists() and self._kept(trial) is None:
@@ -221,6 +226,11 @@ class Compare:
         return saved if saved is not None and saved.get("trial") == dataclasses.asdict(trial) else None
 
 
+def _is_alike(saved: object, trial: Trial) -> bool:
+    """Whether a trial differs in nothing but the number of steps into which its time was turned."""
+    return isinstance(saved, dict) and {**saved, "steps": trial.steps} == dataclasses.asdict(trial)
+
+
 def _iterations(seconds: float, rate: float) -> int:
     return max(1, int(seconds * rate))
 
@@ -232,7 +242,8 @@ def _run(trial: Trial) -> dict[str, Any] | str:
     description, log = folder / DESCRIPTION, folder / "log.txt"
     description.write_text(json.dumps(dataclasses.asdict(trial)))
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    limit = (trial.seconds or 86_400.0) + trial.render_seconds + PATIENCE_SECONDS
+    # A number of steps takes as long as it takes.
+    limit = None if trial.seconds is None else trial.seconds + trial.render_seconds + PATIENCE_SECONDS
     command = [sys.executable, "-m", "aire_nerfstudio.compare.trial", str(description)]
     with log.open("w") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
@@ -246,6 +257,8 @@ def _run(trial: Trial) -> dict[str, Any] | str:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     outcome = _read(trial.result_path)
+    if process.returncode < 0:
+        return f"was ended by {signal.Signals(-process.returncode).name}, of which it says nothing (out of memory?)"
     if process.returncode != 0 or outcome is None:
         return _last_words(log.read_text(errors="replace"))
     return outcome

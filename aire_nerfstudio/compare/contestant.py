@@ -124,12 +124,15 @@ def scene_format(scene: Path) -> str:
     )
 
 
-def circumstances(scene: Path, device: str) -> dict[str, str]:
-    """What a result depends on beside its command: the scene's files, versions, the device."""
+def circumstances(scene: Path, device: str, results: Path | None = None) -> dict[str, str]:
+    """What a result depends on beside its command: the scene's files (but ``results``), versions, the device."""
     seen = hashlib.sha256()
     for path in sorted(scene.glob("transforms*.json")):
         seen.update(path.read_bytes())
+    left_out = None if results is None else results.resolve()
     for path in sorted(p for p in scene.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")):
+        if not path.is_file() or (left_out is not None and path.resolve().is_relative_to(left_out)):
+            continue
         status = path.stat()
         seen.update(f"{path.relative_to(scene)} {status.st_size} {status.st_mtime_ns}".encode())
     versions = {name: metadata.version(name) for name in ("aire-nerfstudio", "nerfstudio")}

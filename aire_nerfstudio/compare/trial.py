@@ -188,11 +188,15 @@ def run(trial: Trial) -> dict[str, Any]:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: on a CPU the highest resident size of this process and of those it started, on CUDA torch's own peak."""
+    """Bytes: on a CPU the highest resident size of this process and what those it started hold now; on CUDA torch's."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     own = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return own + sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
+    children = 0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # gone since it was listed
+            children += child.memory_info().rss
+    return own + children
 
 
 def _keeper(folder: Path) -> Any:

@@ -18,6 +18,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserCo
 from nerfstudio.data.scene_box import SceneBox
 from PIL import Image
 
+from aire_nerfstudio.data.captures import check_mode
 from aire_nerfstudio.data.demo_scene import demo_path, ensure_demo_scene
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 
@@ -75,7 +76,7 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
 
     Raises:
         InputError: a missing or empty folder or file, no frames, a pose that is no finite 4 x 4 matrix, an image that
-            is missing, cannot be decoded or differs in size.
+            is missing, cannot be decoded, is of a kind that nerfstudio misreads, or differs in size or alpha.
     """
     if not folder.exists():
         raise InputError(f"the data folder {folder} does not exist; give a Blender-format scene with --data")
@@ -100,17 +101,19 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
     if not isinstance(angle, (int, float)) or isinstance(angle, bool) or not 0 < angle < math.pi:
         raise InputError(f"{path}: camera_angle_x is {angle}; it must be an angle in (0, pi) radians")
 
-    images, poses, size = [], [], None
+    images, poses, size, has_alpha = [], [], None, None
     for index, frame in enumerate(frames):
         where = f"{path}, frame {index}"
         poses.append(_pose(frame, where))
         image = _image_path(frame, folder, where)
-        found = _checked_size(image)
+        found, mode = _checked(image)
         if size is not None and found != size:
             raise InputError(
                 f"{image} is {found[0]} x {found[1]} pixels and {images[0]} {size[0]} x {size[1]}; they must agree"
             )
-        size = found
+        if has_alpha is not None and has_alpha != (mode == "RGBA"):
+            raise InputError(f"{image} is {mode} and {images[0]} is not alike; all pictures must have alpha, or none")
+        size, has_alpha = found, mode == "RGBA"
         images.append(image)
     assert size is not None
     width, height = size
@@ -171,14 +174,16 @@ def _image_path(frame: dict, folder: Path, where: str) -> Path:
     raise InputError(f"{where}: the image {path.with_name(path.name + '.png')} does not exist")
 
 
-def _checked_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image, after decoding it whole."""
+def _checked(path: Path) -> tuple[tuple[int, int], str]:
+    """Width and height of an image, and its mode, after decoding it whole."""
     try:
         with warnings.catch_warnings():
             # What is larger than Pillow thinks safe is refused, not warned of.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
-                return image.size
+                size, mode = image.size, image.mode
     except Exception as error:
         raise InputError(f"{path} cannot be decoded ({first_line(error)}); replace the file") from error
+    check_mode(path, mode)
+    return size, mode

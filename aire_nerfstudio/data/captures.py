@@ -19,6 +19,8 @@ THEIRS, OURS = Path(nerfstudio.__file__).parent, Path(aire_nerfstudio.__file__).
 PARSERS, PICTURES = THEIRS / "data" / "dataparsers", THEIRS / "data" / "datasets"
 # Calls every parser, ours and others' as well.
 COMMON = PARSERS / "base_dataparser.py"
+# What nerfstudio takes as it is, and that is right of these alone.
+MODES = ("L", "RGB", "RGBA")
 # What nerfstudio's parsers raise: they assert, index and open.
 RAISED = (
     AssertionError,
@@ -61,7 +63,7 @@ def reading(parser: object, data: object) -> Iterator[None]:
 
 
 def check_pictures(named: Sequence[Path], cameras: Cameras | None) -> None:
-    """Refuse pictures that are not there, or not of their cameras' sizes.
+    """Refuse pictures that are not there, not of their cameras' sizes, or of a kind that nerfstudio misreads.
 
     Args:
         named: files.
@@ -76,23 +78,41 @@ def check_pictures(named: Sequence[Path], cameras: Cameras | None) -> None:
             f"{len(missing)} of the {len(named)} pictures that scene and parser name are not there, the first "
             f"{missing[0]}; add them, take their frames out, or leave a downscale factor out"
         )
-    if cameras is None:
-        return
-    sizes = torch.cat([cameras.width, cameras.height], -1).view(-1, 2).tolist()
-    for path, (width, height) in zip(named, sizes, strict=True):
+    sizes = None if cameras is None else torch.cat([cameras.width, cameras.height], -1).view(-1, 2).tolist()
+    for index, path in enumerate(named):
         try:
             with Image.open(path) as picture:
-                size = picture.size
+                size, mode = picture.size, picture.mode
         except (OSError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{path} cannot be opened as a picture ({type(error).__name__}: {first_line(error)}); mend it, or take "
                 "its frame out"
             ) from error
+        check_mode(path, mode)
+        if sizes is None:
+            continue
+        width, height = sizes[index]
         # Pictures made smaller may have been rounded otherwise.
         if max(abs(size[0] - width), abs(size[1] - height)) > 1:
             raise InputError(
                 f"{path} is {size[0]} x {size[1]} pixels and its camera's w x h {width} x {height}; mend what is wrong"
             )
+
+
+def check_mode(path: Path, mode: str) -> None:
+    """Refuse a picture whose numbers nerfstudio would take for other colours: palettes, 16 or 1 bit, CMYK.
+
+    Args:
+        path: of the picture.
+        mode: Pillow's name for its kind.
+
+    Raises:
+        InputError: it is not grey, RGB or RGBA of 8 bits.
+    """
+    if mode not in MODES:
+        raise InputError(
+            f"{path} is a picture of mode {mode}, which nerfstudio does not convert; save it as 8-bit grey, RGB or RGBA"
+        )
 
 
 def check_cameras(cameras: Cameras) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
 
-from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.errors import InputError, first_line
 
 DEMO_NAME = "demo-bunny-2"
 IMAGE_SIZE = 128
@@ -43,14 +43,20 @@ def ensure_demo_scene(path: Path | None = None) -> Path:
         The folder, holding ``transforms_{train,val,test}.json`` and RGBA images of 128 x 128.
 
     Raises:
-        InputError: pymeshlab's bunny is not installed.
+        InputError: pymeshlab's bunny is not installed, or the folder cannot be written.
     """
     path = path or demo_path()
     if (path / "transforms_test.json").is_file():
         return path
-    CONSOLE.print(f"Making the demo scene in {path} (once, a few seconds)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InputError(
+            f"the demo scene cannot be made in {path.parent} ({first_line(error)}); let AIRE_CACHE name a folder that "
+            "can be written to, or give --data"
+        ) from error
+    CONSOLE.print(f"Making the demo scene in {path} (once, a few seconds)", markup=False)
     try:
         _write_scene(unfinished)
         unfinished.chmod(0o755)

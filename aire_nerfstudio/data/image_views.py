@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ from torch import Tensor
 
 from aire_nerfstudio.data.demo_scene import demo_path
 from aire_nerfstudio.data.picture import Picture, half_extent, over_background, read_picture
-from aire_nerfstudio.errors import exit_on_bad_input
+from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.files import write_whole
 
 # With the camera two half sides away the picture fills a view of 53 degrees.
 CAMERA_HEIGHT = 2.0
@@ -39,16 +38,19 @@ def default_picture_path() -> Path:
 
 
 def ensure_default_picture() -> Path:
-    """Write the built-in picture unless it is there; 512 x 512, public domain (NASA)."""
+    """Write the built-in picture unless it is there; 512 x 512, public domain (NASA).
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = default_picture_path()
     if not path.is_file():
         from skimage.data import astronaut
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=".png", dir=path.parent)
-        os.close(handle)
-        Image.fromarray(astronaut()).save(unfinished)
-        Path(unfinished).replace(path)
+        try:
+            write_whole(path, Image.fromarray(astronaut()).save)
+        except InputError as error:
+            raise InputError(f"{error} (AIRE_CACHE names it), or give --data") from error
     return path
 
 

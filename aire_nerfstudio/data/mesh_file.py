@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +36,9 @@ def write_mesh(vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray, pat
 
     largest = float(np.abs(vertices).max(initial=0))
     error, size = largest * 2.0**-24, float(np.ptp(vertices, axis=0).max()) if len(vertices) else 0.0
+    if kind == "obj" and size > 0:
+        # So many decimals that a coordinate is exact to 1e-9 of the shape's size; trimesh's own are 8 at any size.
+        options["digits"] = max(8, math.ceil(9 - math.log10(size)))
     if kind != "obj" and error > LEAST_EXACT * size:
         warnings.warn(
             f"{path}: coordinates of up to {largest:.3g} are exact to {error:.1g} in {kind.upper()}, which is "

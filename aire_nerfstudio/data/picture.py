@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.files import check_file
 
 SMALLEST_SIDE = 2
 FEWEST_PIXELS = 20
@@ -92,12 +93,7 @@ def read_picture(path: Path) -> Picture:
         InputError: no such file, not a picture, animated, too small, values that are not finite or, in a float
             picture, outside [0, 1], or too large for the memory that is free.
     """
-    if not path.exists():
-        raise InputError(f"the picture {path} does not exist; give an image file with --data")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; --data takes one image file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); replace the file")
+    check_file(path, "the picture", "give an image file with --data")
     try:
         with warnings.catch_warnings():
             # Size is judged below, against the memory there is.

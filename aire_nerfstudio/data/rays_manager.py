@@ -127,6 +127,11 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
     def create_eval_dataset(self) -> InputDataset:
         """See nerfstudio."""
         dataset = super().create_eval_dataset()
+        if len(dataset) == 0:
+            raise InputError(
+                f"{self.config.data or self.config.dataparser.data} leaves no picture for evaluation; add --eval-mode "
+                "all, or a lower --train-split-fraction, behind the parser's name"
+            )
         self._check(dataset)
         return dataset
 

@@ -11,6 +11,7 @@ import psutil
 
 from aire_nerfstudio.data.orientation import enclosed_volume, signed_volume, turn_outwards
 from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.files import check_file
 
 EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
 FEWEST_POINTS = 100
@@ -105,13 +106,10 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Vertices, faces (none of points) and, of points, normals where the file has them."""
     import trimesh
 
-    if not path.exists():
-        raise InputError(f"the shape {path} does not exist; give a mesh with --data")
     suffix = path.suffix.lower()
-    if path.is_dir() or suffix not in EXTENSIONS:
+    check_file(path, "the shape", "give a mesh with --data")
+    if suffix not in EXTENSIONS:
         raise InputError(f"{path} is not one of {', '.join(EXTENSIONS)}; convert the shape")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); replace the file")
     if suffix == ".ply":
         _check_ply_header(path)
     try:

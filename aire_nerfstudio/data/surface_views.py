@@ -57,7 +57,7 @@ class SurfaceViews(DataParser):
         path = bunny_path() if Path(config.data) == DEFAULT_SHAPE else Path(config.data)
         self.surface: Surface = read_surface(path)
         for note in self.surface.notes:
-            CONSOLE.print(f"{config.data}: {note}")
+            CONSOLE.print(f"{config.data}: {note}", markup=False)
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
         path = Path(self.config.data)

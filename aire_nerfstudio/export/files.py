@@ -11,6 +11,7 @@ from nerfstudio.utils.eval_utils import eval_setup
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.files import check_file
 
 M = TypeVar("M")
 
@@ -30,10 +31,7 @@ def check_config(path: Path, option: str = "--load-config") -> None:
     Raises:
         InputError: no such file.
     """
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder; give its config.yml")
-    if not path.is_file():
-        raise InputError(f"{option} {path} does not exist; give a run's config.yml")
+    check_file(path, option, "give a run's config.yml")
 
 
 def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:

@@ -77,6 +77,10 @@ class AdaptiveModelConfig(ModelConfig):
             raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         check_schedule(self.adaptation)
 
+    def as_trained(self) -> AdaptiveModelConfig:
+        """The settings for a run's ``config.yml``: what training alone needs may be left out."""
+        return self
+
     def check_training(self, device_type: str) -> None:
         """Refuse what training cannot do here; what was trained elsewhere may be evaluated all the same.
 

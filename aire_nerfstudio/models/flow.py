@@ -25,6 +25,8 @@ from aire_nerfstudio.report.portrait import Portrait
 
 # By how much, of its scale, a shape may lie elsewhere or be larger and still be the same.
 SAME_SHAPE = 0.01
+OMEGAS = ("first_omega", "hidden_omega")
+DEFAULT_OMEGA = 30.0
 
 
 @dataclass
@@ -38,15 +40,15 @@ class FlowModelConfig(SurfaceModelConfig):
         )
     )
     """When and how much the network changes."""
-    first_omega: float = 30.0
-    """w0 of the first layer."""
-    hidden_omega: float = 30.0
-    """w0 of the other layers."""
+    first_omega: float | None = None  # type: ignore[assignment] # known once the model is made
+    """w0 of the first layer; None: that of load_sdf, 30 without it."""
+    hidden_omega: float | None = None  # type: ignore[assignment]
+    """w0 of the other layers; None: likewise."""
     alpha: float = 1e-3
     """Speed of the flow: a sphere of radius r shrinks as r' = -2 alpha / r, in units of the cube [-1, 1]^3."""
     load_sdf: Path | None = None
-    """A checkpoint, or a run's folder, of an aire-sdf method with the same activation and w0: the flow starts from its
-    network, whose widths it takes over."""
+    """A checkpoint, or a run's folder, of an aire-sdf method with the same activation: the flow starts from its
+    network, whose widths and w0 it takes over. Needed for training alone."""
     data_weight: float = FlowWeights.data
     """Of the mean squared errors of f at time 0, on the surface and off it."""
     normal_weight: float = FlowWeights.normal
@@ -76,6 +78,14 @@ class FlowModelConfig(SurfaceModelConfig):
         if self.load_sdf is not None:
             surface_weights(self.load_sdf, self)
 
+    def as_trained(self) -> FlowModelConfig:
+        """Without the surface that it starts from: its network's shape stands here, its weights in checkpoints."""
+        if self.load_sdf is None:
+            return self
+        start = surface_weights(self.load_sdf, self)
+        first, hidden = (start.omegas[name] for name in OMEGAS)
+        return replace(self, load_sdf=None, widths=start.widths, first_omega=first, hidden_omega=hidden)
+
 
 class FlowModel(SdfModel):
     """``(x, y, z, t) -> f``, whose level set 0 at time t is the surface then."""
@@ -91,14 +101,15 @@ class FlowModel(SdfModel):
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
         start = None if config.load_sdf is None else surface_weights(config.load_sdf, config)
-        weights = None if start is None else start.weights
         if start is not None:
             self._check_shape(start)
-        if weights is not None:
-            count = len(weights) // 2
-            config.widths = tuple(weights[f"layers.{index}.weight"].shape[0] for index in range(count - 1))
+            config.widths = start.widths
+        for name in OMEGAS:
+            if getattr(config, name) is None:
+                setattr(config, name, DEFAULT_OMEGA if start is None else start.omegas[name])
         super().populate_modules()
-        if weights is not None:
+        if start is not None:
+            weights = start.weights
             if self.config.variant not in ("large", "aire", "aire_early", "aire_rounds", "weight_decay", "no_decay"):
                 raise InputError(f"the variant {self.config.variant} starts at another size; it cannot load an SDF")
             for module in (self.field, *([] if self.field_average is None else [self.field_average])):
@@ -175,11 +186,17 @@ class FlowModel(SdfModel):
 
 
 class StartingSurface(NamedTuple):
-    """A learned surface: its network's weights by name, and where its shape lies, as in ``data.surface.Surface``."""
+    """A learned surface: its network's weights and w0 by name, and where its shape lies (``data.surface.Surface``)."""
 
     weights: dict[str, Tensor]
+    omegas: dict[str, float]
     centre: np.ndarray
     scale: float
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of its sine layers."""
+        return tuple(self.weights[f"layers.{index}.weight"].shape[0] for index in range(len(self.weights) // 2 - 1))
 
 
 def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
@@ -187,7 +204,7 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
 
     Args:
         source: a checkpoint file, or a run's folder, of which the last checkpoint is taken.
-        config: activation and w0 that must be the same.
+        config: activation, and w0 where it is given, that must be the same.
 
     Raises:
         InputError: no such checkpoint, of another method, or of another activation or w0.
@@ -218,12 +235,13 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
         raise InputError(f"load_sdf {path} is of another method; an aire-sdf run is needed")
     check_chain(weights, "layers", len(weights) // 2, 3, 1)
     assert first is not None
-    for name in ("activation", "first_omega", "hidden_omega"):
+    for name in ("activation", *OMEGAS):
         found, wanted = settings.get(name), getattr(config, name)
-        if found != wanted:
+        if found != wanted and wanted is not None:
             raise InputError(
                 f"load_sdf {path} was trained with {name} {found} and the flow has {wanted}; "
                 f"set --pipeline.model.{name.replace('_', '-')} {found}"
             )
     weights["layers.0.weight"] = torch.nn.functional.pad(first, (0, 1))
-    return StartingSurface(weights, state["_model.centre"].double().numpy(), float(state["_model.scale"]))
+    omegas = {name: float(settings[name]) for name in OMEGAS}
+    return StartingSurface(weights, omegas, state["_model.centre"].double().numpy(), float(state["_model.scale"]))

@@ -12,6 +12,17 @@ from torch import Tensor
 from aire_nerfstudio.distributed import share
 
 
+class _SingleViews(VanillaPipeline):
+    """As nerfstudio's, without the spread over views where there is one: it would be NaN, which JSON does not know."""
+
+    def get_average_image_metrics(self, data_loader: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See nerfstudio; ``get_std`` is ignored where there is one view."""
+        if len(data_loader) == 1:
+            kwargs["get_std"] = False
+            args = args[:3]
+        return super().get_average_image_metrics(data_loader, *args, **kwargs)
+
+
 @dataclass
 class SharedRaysPipelineConfig(VanillaPipelineConfig):
     """For tasks that train on a data manager's rays."""
@@ -19,7 +30,7 @@ class SharedRaysPipelineConfig(VanillaPipelineConfig):
     _target: type = field(default_factory=lambda: SharedRaysPipeline)
 
 
-class SharedRaysPipeline(VanillaPipeline):
+class SharedRaysPipeline(_SingleViews):
     """As nerfstudio's; of several processes each renders its share of the rays, of which all draw the same."""
 
     def get_train_loss_dict(self, step: int) -> Any:
@@ -44,8 +55,8 @@ class OneViewPipelineConfig(VanillaPipelineConfig):
     _target: type = field(default_factory=lambda: OneViewPipeline)
 
 
-class OneViewPipeline(VanillaPipeline):
-    """As nerfstudio's, without the spread over views: of one view it would be NaN, which JSON does not know."""
+class OneViewPipeline(_SingleViews):
+    """As nerfstudio's; the trainer sees its loss."""
 
     def get_train_loss_dict(self, step: int) -> Any:
         """See nerfstudio."""
@@ -57,13 +68,6 @@ class OneViewPipeline(VanillaPipeline):
     def get_eval_loss_dict(self, step: int) -> Any:
         """See nerfstudio, which keeps a graph that nobody needs."""
         return super().get_eval_loss_dict(step)
-
-    def get_average_image_metrics(self, data_loader: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """See nerfstudio; ``get_std`` is ignored where there is one view."""
-        if len(data_loader) == 1:
-            kwargs["get_std"] = False
-            args = args[:3]
-        return super().get_average_image_metrics(data_loader, *args, **kwargs)
 
 
 def _keep_loss(model: Any, losses: dict[str, Tensor]) -> None:

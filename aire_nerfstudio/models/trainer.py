@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 import sys
@@ -27,6 +28,7 @@ from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel
+from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.checkpoints import (
     check_checkpoint,
     check_evaluated,
@@ -152,7 +154,7 @@ class AdaptiveTrainer(Trainer):
         check_trainer(config)
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
-        self._config_text = yaml.dump(config)
+        self._config_text = yaml.dump(_as_trained(config))
         config._trains = True  # type: ignore[attr-defined] # its folder may hold what is about to be overwritten
         # The total length of the run, also for a resumed one: schedules are laid out over it.
         self._total_iterations = config.max_num_iterations
@@ -177,7 +179,8 @@ class AdaptiveTrainer(Trainer):
         # nerfstudio's viewer wants the folder; without a run in it, it goes again.
         made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists() and self.local_rank == 0]
         if self.local_rank == 0:
-            resumed = None if self.config.load_dir is None else Path(self.config.load_dir).parent
+            loaded = self.config.load_dir or (self.config.load_checkpoint and self.config.load_checkpoint.parent)
+            resumed = None if loaded is None else Path(loaded).parent
             self._session = SessionLog(self.base_dir, self.device, self.config.machine.seed, resumed)
             self.base_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -460,6 +463,14 @@ class AdaptiveTrainer(Trainer):
         write_checkpoint(self._path(state["step"]), state, is_only)
         if self._session is not None:
             self._session.write((state["step"] + 1) * self.config.steps_per_iteration)
+
+
+def _as_trained(config: AdaptiveTrainerConfig) -> AdaptiveTrainerConfig:
+    """The configuration with which a run is evaluated."""
+    trained = copy.deepcopy(config)
+    if isinstance(trained.pipeline.model, AdaptiveModelConfig):
+        trained.pipeline.model = trained.pipeline.model.as_trained()
+    return trained
 
 
 def _in_words(rates: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -165,9 +166,11 @@ def _mark(axes: Axes, run: RunFacts) -> None:
 
 
 def _smoothed(values: Sequence[float], pace: float = 0.05) -> list[float]:
-    out, mean = [], values[0]
+    """A running mean, which what is not finite leaves as it is; NaN before the first finite value."""
+    out, mean = [], math.nan
     for value in values:
-        mean += pace * (value - mean) if value == value else 0.0
+        if math.isfinite(value):
+            mean = value if math.isnan(mean) else mean + pace * (value - mean)
         out.append(mean)
     return out
 

@@ -56,7 +56,7 @@ class MakeReport:
             raise InputError(
                 f"{' and '.join(map(str, self.runs))}: the record cannot be drawn ({first_line(error)}); it is damaged"
             ) from error
-        self._console.print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB", soft_wrap=True)
+        self._console.print(f"wrote {path}: {path.stat().st_size / 1e6:.1f} MB", markup=False, soft_wrap=True)
 
     def _portraits(self, run: Path) -> list[Portrait]:
         from nerfstudio.utils.eval_utils import eval_setup

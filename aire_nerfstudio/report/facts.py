@@ -96,7 +96,10 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
+    try:
+        checkpoints = sorted((folder / CHECKPOINTS).glob("step-*.ckpt"))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be looked into ({error.strerror or error}); give a run's folder") from error
     if not checkpoints:
         raise InputError(
             f"{folder} holds no {CHECKPOINTS}/step-*.ckpt; give a run's folder, such as "

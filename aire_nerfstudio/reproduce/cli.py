@@ -76,7 +76,9 @@ def choose_sources(folder: Path, names: list[str] | None, kind: Kind) -> tuple[s
         matches = [file for file in present if name in (file, Path(file).stem)]
         if not matches:
             raise InputError(f"{name}: {folder} has no such file among its {kind}; it has {', '.join(present)}")
-        chosen.append(matches[0])
+        if name not in matches and len(matches) > 1:
+            raise InputError(f"{name} names {' and '.join(matches)} of {folder}; give the suffix, too")
+        chosen.append(name if name in matches else matches[0])
     chosen = list(dict.fromkeys(chosen))
     stems = [Path(file).stem for file in chosen]
     twin = next((file for file in chosen if stems.count(Path(file).stem) > 1), None)
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE",
-        help="settings of AIRe that differ from the paper's, e.g. decay=scheduled prune_at=40",
+        help="settings of AIRe that differ from the paper's, e.g. decay=scheduled decay_start=20 prune_at=40",
     )  # fmt: skip
     return parser
 
@@ -161,6 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = results / given.precision
     if changes:
         results = results / "-".join(f"{name}={value}" for name, value in changes).replace(" ", "")
+    check_place("--out", results, is_folder=True)
     planned = []
     for name in names:
         data, chosen = given.data, given.sources
@@ -188,9 +191,9 @@ def main(arguments: list[str] | None = None) -> None:
         if part is not None:
             continue
         page = write_report(experiment, choice, store, results)
-        console.print(Markdown(page.read_text()))
+        console.print(Markdown(page.read_text("utf8")))
         made = draw(experiment, measure(experiment, store), store, results)
-        console.print(f"wrote {page} (.json, .csv) and " + ", ".join(str(path) for path in made))
+        console.print(f"wrote {page} (.json, .csv) and {', '.join(map(str, made))}", markup=False)
     if failures:
         raise InputError("; ".join(failures))
 

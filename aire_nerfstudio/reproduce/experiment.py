@@ -25,6 +25,8 @@ class Cell:
         metric: which of a fit's figures.
         paper: the paper's value, if it gives one.
         is_better: ``higher`` or ``lower`` values.
+        rounding: half a unit of the paper's last digit: what falls short of its value by no more meets it.
+        is_of_file: whether the paper's value is for these fits' one file, not its average over all.
     """
 
     row: str
@@ -33,6 +35,8 @@ class Cell:
     metric: str
     paper: float | None = None
     is_better: Literal["higher", "lower"] = "higher"
+    rounding: float = 0.005
+    is_of_file: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Experiment:
     """Axis labels (columns, rows) where the table is a heat map."""
     curve: str = "PSNR of the training batch (dB)"
     """What the training curves show."""
+    averaged: frozenset[str] = frozenset()
+    """Files that the paper's averages are over, without suffix; of others nothing can be said against them."""
 
     def fits(self) -> list[Fit]:
         """All its fits, each once."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from aire_nerfstudio.adaptation.aire_config import check
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.reproduce.experiment import Choice, Experiment, Kind
-from aire_nerfstudio.reproduce.image_experiments import IMAGE_EXPERIMENTS
-from aire_nerfstudio.reproduce.surface_experiments import SURFACE_EXPERIMENTS
+from aire_nerfstudio.reproduce.image_experiments import IMAGE_EXPERIMENTS, PICTURES
+from aire_nerfstudio.reproduce.surface_experiments import SHAPES, SURFACE_EXPERIMENTS
 
 EXPERIMENTS: dict[str, Callable[[Choice], Experiment]] = {**IMAGE_EXPERIMENTS, **SURFACE_EXPERIMENTS}
 
@@ -27,9 +29,13 @@ def make_experiment(name: str, choice: Choice) -> Experiment:
     """The experiment of a name.
 
     Raises:
-        InputError: no such name, a budget that its kind does not have, or no files or seeds.
+        InputError: no such name, a budget that its kind does not have, no files or seeds, or a schedule that cannot be.
     """
     kind = kind_of(name)
     if not choice.sources or not choice.seeds:
         raise InputError(f"no {kind} or no seeds; name at least one of each")
-    return EXPERIMENTS[name](choice)
+    averaged = {"flow": ("armadillo",)}.get(name, SHAPES if kind == "surfaces" else PICTURES)
+    experiment = replace(EXPERIMENTS[name](choice), averaged=frozenset(averaged))
+    for fit in experiment.fits():
+        check(fit.adaptation)
+    return experiment

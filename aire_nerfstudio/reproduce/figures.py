@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from aire_nerfstudio.files import write_whole
 from aire_nerfstudio.reproduce.arrays import load_arrays
 from aire_nerfstudio.reproduce.experiment import Experiment
 from aire_nerfstudio.reproduce.fit import Fit
@@ -163,7 +164,6 @@ def _image(axes: Any, picture: np.ndarray | None, title: str) -> None:
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_whole(path, lambda name: figure.savefig(name, dpi=110))
     plt.close(figure)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.variants import Variant
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class Fit(Protocol):
     @property
     def seed(self) -> int:
         """Of initialisation and order."""
+
+    @property
+    def adaptation(self) -> AireConfig:
+        """AIRe's schedule."""
 
     @property
     def variant(self) -> Variant:

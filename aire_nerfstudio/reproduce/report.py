@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.files import write_text
 from aire_nerfstudio.reproduce.experiment import Cell, Choice, Experiment
 from aire_nerfstudio.reproduce.store import Store
-
-# A measured value meets the paper's when it falls short of it by no more than it is printed with.
-ROUNDING = 0.005
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,10 @@ class Measured:
 
     def text(self) -> str:
         """``mean +- std``, as few digits as make sense."""
-        if not math.isfinite(self.mean):
+        if math.isnan(self.mean):
             return "none"  # A network without a surface, or that diverged.
+        if math.isinf(self.mean):
+            return f"{self.mean}"  # A perfect fit's PSNR.
         digits = {"parameters": 0, "chamfer_x100": 3}.get(
             self.cell.metric, 5 if self.cell.metric.startswith("chamfer_") else 2
         )
@@ -76,14 +76,33 @@ def measure(experiment: Experiment, store: Store) -> list[Measured]:
     return measured
 
 
-def verdict(difference: float) -> str:
-    """``met`` or ``short by x``, given ours minus the paper's in the direction that is better."""
-    return "met" if difference >= -ROUNDING else f"short by {-difference:.2f}"
+def verdict(difference: float, rounding: float = 0.005) -> str:
+    """``met`` or ``short by x``.
+
+    Args:
+        difference: ours minus the paper's, in the direction that is better.
+        rounding: half a unit of the paper's last digit.
+    """
+    digits = max(0, round(-math.log10(2 * rounding)))
+    return "met" if difference >= -rounding else f"short by {-difference:.{digits}f}"
+
+
+def is_judged(cell: Cell, experiment: Experiment, choice: Choice) -> bool:
+    """Whether the paper's number may be held against ours: same protocol, and its average over the same files."""
+    if choice.budget != "paper" or choice.changes:
+        return False
+    return cell.is_of_file or _is_of_all(experiment, choice)
+
+
+def _is_of_all(experiment: Experiment, choice: Choice) -> bool:
+    """Whether the files are those over which the paper's averages are."""
+    return {Path(name).stem for name in choice.sources} == experiment.averaged
 
 
 def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], machines: Sequence[str]) -> str:
     """The table, the gains and the settings, as a page; ``machines``: what the fits ran on."""
-    is_papers = choice.budget == "paper"
+    # Differences of the same files stay comparable at another budget.
+    is_of_all = _is_of_all(experiment, choice) and not choice.changes
     out = [f"# {experiment.title}", ""]
     out += [
         f"Budget **{choice.budget}** | {len(choice.sources)} file(s): {', '.join(choice.sources)} | seed(s) "
@@ -108,7 +127,11 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
             entry = found.get((row, column))
             line.append("" if entry is None else entry.text())
             if has_paper[column]:
-                line.append("" if entry is None or entry.cell.paper is None else _beside(entry, is_papers))
+                line.append(
+                    ""
+                    if entry is None or entry.cell.paper is None
+                    else _beside(entry, is_judged(entry.cell, experiment, choice))
+                )
         out.append("| " + " | ".join(line) + " |")
     if experiment.gains:
         out += ["", "| difference | ours | paper | |", "|---|---|---|---|"]
@@ -117,29 +140,33 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
             pairs = [x / y if gain.is_ratio else x - y for x, y in zip(a.values, b.values, strict=True)]
             ours, deviation = statistics.fmean(pairs), spread(pairs)
             shape = ".2f" if gain.is_ratio else "+.2f"
+            number = f"{ours:{shape}}" if math.isfinite(ours) else "none"
             around = "" if deviation is None else f" +- {deviation:.2f}"
             paper = "" if gain.paper is None else f"{gain.paper:{shape}}"
             sign = 1 if gain.is_better == "higher" else -1
-            judged = "" if gain.paper is None or not math.isfinite(ours) else verdict(sign * (ours - gain.paper))
+            judged = ""
+            if gain.paper is not None and is_of_all and math.isfinite(ours):
+                judged = verdict(sign * (ours - gain.paper))
             between = "/" if gain.is_ratio else "-"
-            out.append(
-                f"| {gain.row} {between} {gain.minus}, {gain.column} | {ours:{shape}}{around} | {paper} | {judged} |"
-            )
-    if not is_papers:
+            out.append(f"| {gain.row} {between} {gain.minus}, {gain.column} | {number}{around} | {paper} | {judged} |")
+    if choice.budget != "paper":
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
+    if not _is_of_all(experiment, choice):
+        files = ", ".join(sorted(experiment.averaged))
+        out += ["", f"The paper's averages are over {files}; ours, over other files, are not held against them."]
     out += ["", *experiment.notes]
     return "\n".join(out).rstrip() + "\n"
 
 
-def _beside(entry: Measured, is_papers: bool) -> str:
+def _beside(entry: Measured, is_judged: bool) -> str:
     paper = entry.cell.paper
     assert paper is not None
-    if not is_papers:
+    if not is_judged:
         return f"{paper:g}"
     if not math.isfinite(entry.mean):
         return f"{paper:g}, short"
     sign = 1 if entry.cell.is_better == "higher" else -1
-    return f"{paper:g}, {verdict(sign * (entry.mean - paper))}"
+    return f"{paper:g}, {verdict(sign * (entry.mean - paper), entry.cell.rounding)}"
 
 
 def as_json(
@@ -185,12 +212,11 @@ def as_csv(measured: list[Measured]) -> str:
 def write_report(experiment: Experiment, choice: Choice, store: Store, folder: Path) -> Path:
     """Write ``NAME.md``, ``.json`` and ``.csv`` into ``folder``; returns the Markdown file."""
     measured = measure(experiment, store)
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{experiment.name}.md"
     machines = sorted({store.machine_of(fit) for fit in experiment.fits()})
-    page.write_text(markdown(experiment, choice, measured, machines))
-    page.with_suffix(".json").write_text(as_json(experiment, choice, measured, machines, store))
-    page.with_suffix(".csv").write_text(as_csv(measured))
+    write_text(page, markdown(experiment, choice, measured, machines))
+    write_text(page.with_suffix(".json"), as_json(experiment, choice, measured, machines, store))
+    write_text(page.with_suffix(".csv"), as_csv(measured))
     return page
 
 

@@ -116,9 +116,11 @@ def table1(choice: Choice) -> Experiment:
         large, ours, reduction = numbers.get(label, (None, None, None))
         fits = _fits(one, config)
         cells += [
-            Cell(label, "large CD", _fits(one, config, variant="large"), "chamfer_x100", large, "lower"),
-            Cell(label, "AIRe CD", fits, "chamfer_x100", ours, "lower"),
-            Cell(label, "reduction %", fits, "reduction", reduction),
+            Cell(
+                label, "large CD", _fits(one, config, variant="large"), "chamfer_x100", large, "lower", is_of_file=True
+            ),
+            Cell(label, "AIRe CD", fits, "chamfer_x100", ours, "lower", 0.005, True),
+            Cell(label, "reduction %", fits, "reduction", reduction, is_of_file=True),
         ]
     note = "Chosen: the weakest 75 % of the first two layers; removed: those with contribution <= 0.01."
     notes = (note, CHAMFER_NOTE, *_omega_note(choice))
@@ -141,7 +143,7 @@ def _variants(
             for shape in choice.sources if paper else ():
                 here = tuple(fit for fit in fits if fit.shape == shape)
                 number = paper.get((activation, variant), {}).get(_stem(shape))
-                cells.append(Cell(row, _stem(shape), here, "chamfer_x100", number, "lower"))
+                cells.append(Cell(row, _stem(shape), here, "chamfer_x100", number, "lower", is_of_file=True))
             cells.append(
                 Cell(row, "mean CD", fits, "chamfer_x100", averages.get((activation, variant)), is_better="lower")
             )
@@ -210,8 +212,9 @@ def table7(choice: Choice) -> Experiment:
         papers = dict(zip(SHAPES, seconds, strict=True)) if seconds else {}
         for shape in choice.sources:
             here = tuple(fit for fit in fits if fit.shape == shape)
-            cells.append(Cell(row, f"{_stem(shape)} s", here, "seconds", papers.get(_stem(shape)), "lower"))
-        cells.append(Cell(row, "mean s", fits, "seconds", sum(seconds) / 5 if seconds else None, "lower"))
+            number = papers.get(_stem(shape))
+            cells.append(Cell(row, f"{_stem(shape)} s", here, "seconds", number, "lower", 0.5, is_of_file=True))
+        cells.append(Cell(row, "mean s", fits, "seconds", sum(seconds) / 5 if seconds else None, "lower", 0.5))
         cells.append(Cell(row, "mean CD", fits, "chamfer_x100", is_better="lower"))
     gains = tuple(
         Gain(row, "large", "mean s", None, "lower", is_ratio=True) for row in ("small", "aire", *OURS[1:])
@@ -275,7 +278,7 @@ def flow(choice: Choice) -> Experiment:
         is_papers = variant == "aire"
         cells += [
             *(Cell(variant, f"CD to large, t = {t:g}", these, f"chamfer_{t:g}", is_better="lower") for t in MOMENTS),
-            Cell(variant, "mean CD", these, "chamfer_mean", 0.004 if is_papers else None, "lower"),
+            Cell(variant, "mean CD", these, "chamfer_mean", 0.004 if is_papers else None, "lower", 0.0005),
             Cell(variant, "parameters", these, "parameters", is_better="lower"),
             Cell(variant, "reduction %", these, "reduction", 34.13 if is_papers else None),
             Cell(variant, "seconds", these, "seconds", is_better="lower"),
