@@ -38,7 +38,8 @@ class RigLStrategy:
     """Keeps as many non-zero parameters as a given dense network has.
 
     Erdos-Renyi densities a layer; every ``every`` steps until 75 % of the run a share of the living connections,
-    falling from ``share`` as a cosine, is exchanged. Source: Evci et al. 2020, "Rigging the lottery".
+    falling from ``share`` as a cosine, is exchanged. Source: Evci et al. 2020, "Rigging the lottery". Unlike there,
+    what was just dropped is not regrown at once, and the exchange comes after an optimizer step, not instead of it.
 
     Args:
         parameters: non-zero parameters to keep, biases included.

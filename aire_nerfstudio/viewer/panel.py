@@ -22,7 +22,7 @@ from aire_nerfstudio.viewer.words import progress_percent, size_table, stage_lin
 # Seconds between two updates, and how many times as long as the last update took to wait at the least.
 LEAST_SECONDS, PATIENCE = 1.0, 20.0
 HINTS: dict[Action, str] = {
-    "densify": "Add input neurons at twice the strongest frequencies, after the present step.",
+    "densify": "Add input neurons, as densify-from says, after the present step.",
     "decay": "Choose the weakest neurons and press their outgoing weights towards 0 until they are removed.",
     "prune": "Remove the neurons that are decaying, after the present step.",
     "skip": "Do now what the schedule has next.",
