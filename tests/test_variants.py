@@ -106,7 +106,7 @@ def test_rigl_keeps_the_small_networks_parameters_and_the_dead_at_zero():
     first = [mask.clone() for mask in state.masks]
     for step in range(STEPS):
         one_step(net, optimizer, strategy, state, step)
-        assert abs(strategy.parameters_kept(state, net.neuron_groups()) - small) <= 2  # one rounding a layer
+        assert abs(strategy.parameters_kept(net.neuron_groups(), state) - small) <= 2  # one rounding a layer
         for layer, mask in zip(net.layers, state.masks, strict=True):
             assert (layer.weight[~mask] == 0).all()
             assert (optimizer.state[layer.weight]["exp_avg"][~mask] == 0).all()

@@ -24,7 +24,7 @@ from aire_nerfstudio.adaptation.control import Action
 from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, soft_threshold, targeted_penalty
 from aire_nerfstudio.adaptation.densification import add, companions, rows_from_residual, small_columns
 from aire_nerfstudio.adaptation.importance import contribution, score, taylor_saliency, weakest
-from aire_nerfstudio.adaptation.layers import counts_per_layer, ends, indices_per_layer
+from aire_nerfstudio.adaptation.layers import counts_per_layer, ends, indices_per_layer, parameters_of
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -132,6 +132,10 @@ class ScheduledAire:
     def missed_target(self, state: AireState) -> str | None:
         """Nothing is promised that could be missed."""
         return None
+
+    def parameters_kept(self, groups: Sequence[NeuronGroup], state: AireState) -> int:
+        """All of the network's: what goes is cut out."""
+        return parameters_of(groups)
 
     def _progress(self, state: AireState, step: int) -> float:
         """How much of the decay stage is over before ``step``: 0 at its start, 1 at the removal."""

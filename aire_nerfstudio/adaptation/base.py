@@ -138,6 +138,10 @@ class Strategy(Protocol):
         """What was asked of the run and is not reached at its end, in one line; None: all is well."""
         ...
 
+    def parameters_kept(self, groups: Sequence[NeuronGroup], state: Any) -> int:
+        """Parameters of the network that are not held at 0."""
+        ...
+
     def candidates(self, groups: Sequence[NeuronGroup], state: Any) -> dict[int, Tensor]:
         """Neurons of each layer that would be chosen to go if that were decided now; none where nothing will be."""
         ...

@@ -14,6 +14,12 @@ def ends(groups: Sequence[NeuronGroup]) -> tuple[int, int]:
     return groups[0].weight.parameter.shape[1], groups[-1].next_bias.numel()
 
 
+def parameters_of(groups: Sequence[NeuronGroup]) -> int:
+    """Weights and biases of the network, the output's included."""
+    layers = sum(group.weight.parameter.numel() + group.bias.parameter.numel() for group in groups)
+    return layers + groups[-1].outgoing.parameter.numel() + groups[-1].next_bias.numel()
+
+
 def indices_per_layer(
     groups: Sequence[NeuronGroup], layers: Sequence[int], chosen: Sequence[Tensor]
 ) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.base import PlannedEvent, Probe, Report, widths
-from aire_nerfstudio.adaptation.control import Refused, Request, Status
+from aire_nerfstudio.adaptation.passive import PassiveStrategy
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
@@ -34,7 +34,7 @@ class RigLState:
         self.total, self.masks = int(saved["total"]), [mask.clone() for mask in saved["masks"]]
 
 
-class RigLStrategy:
+class RigLStrategy(PassiveStrategy):
     """Keeps as many non-zero parameters as a given dense network has.
 
     Erdos-Renyi densities a layer; every ``every`` steps until 75 % of the run a share of the living connections,
@@ -46,6 +46,8 @@ class RigLStrategy:
         every: optimizer steps between two exchanges.
         share: share of the connections exchanged at first, in (0, 1).
     """
+
+    refusal = "rigl exchanges connections by a rule of its own; train the variant aire"
 
     def __init__(self, parameters: int, every: int = 100, share: float = 0.3) -> None:
         if every < 1 or not 0 < share < 1:
@@ -90,20 +92,6 @@ class RigLStrategy:
             PlannedEvent(0, f"sparse: {self._parameters:,} parameters are not 0, exchanged every {self._every} steps")
         ]
 
-    def penalty_weight(self, state: RigLState, step: int) -> float:
-        """0."""
-        return 0.0
-
-    def penalty_reads(self, state: RigLState, device: torch.device) -> Sequence[Tensor]:
-        """Nothing."""
-        return ()
-
-    def penalty(
-        self, groups: Sequence[NeuronGroup], state: RigLState, step: int, weight: Tensor | None = None
-    ) -> Tensor:
-        """Zero, ``[]``."""
-        return groups[0].weight.parameter.new_zeros(())
-
     def is_due(self, state: RigLState, step: int) -> bool:
         """At the beginning; exchanges follow steps."""
         return step == 0
@@ -145,32 +133,7 @@ class RigLStrategy:
             for weight, mask in zip(weights, state.masks, strict=True):
                 surgery.mask(weight, mask, optimizers)
 
-    def missed_target(self, state: Any) -> str | None:
-        """Nothing is promised that could be missed."""
-        return None
-
-    def candidates(self, groups: Sequence[NeuronGroup], state: RigLState) -> dict[int, Tensor]:
-        """No neuron goes."""
-        return {}
-
-    def status(self, state: RigLState) -> Status:
-        """No stages."""
-        return Status()
-
-    def control(
-        self,
-        groups: Sequence[NeuronGroup],
-        optimizers: Sequence[Optimizer],
-        state: RigLState,
-        step: int,
-        request: Request,
-        averages: Sequence[Sequence[NeuronGroup]] = (),
-        probe: Probe | None = None,
-    ) -> list[Report]:
-        """Refused."""
-        raise Refused("rigl exchanges connections by a rule of its own; train the variant aire")
-
-    def parameters_kept(self, state: RigLState, groups: Sequence[NeuronGroup]) -> int:
+    def parameters_kept(self, groups: Sequence[NeuronGroup], state: RigLState) -> int:
         """Living weights and all biases."""
         biases = sum(g.bias.parameter.numel() for g in groups) + groups[-1].next_bias.numel()
         return biases + sum(int(mask.sum()) for mask in state.masks)

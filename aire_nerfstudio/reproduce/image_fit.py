@@ -13,7 +13,6 @@ from torch import Tensor
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe, Report
 from aire_nerfstudio.adaptation.budget import count_parameters
-from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
@@ -189,9 +188,7 @@ def fit_image(
     )  # fmt: skip
     if recorder is not None:
         recorder.end(network)
-    kept = network.num_parameters
-    if isinstance(strategy, RigLStrategy):
-        kept = strategy.parameters_kept(state, network.neuron_groups())
+    kept = strategy.parameters_kept(network.neuron_groups(), state)
     figures |= watcher.figures | {
         "psnr_test": score(),
         "psnr_train": score_pixels(network, picture, train_pixels, device),

@@ -14,7 +14,6 @@ from torch import Tensor
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.adaptation.budget import count_parameters
-from aire_nerfstudio.adaptation.rigl import RigLStrategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.analysis.iso_surface import extract_mesh
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
@@ -160,9 +159,7 @@ def fit_surface(
         network, strategy, samples.steps_per_epoch, total, fit.learning_rate, fit.final_ratio, batch, _terms,
         None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress, cuda_graph,
     )  # fmt: skip
-    kept = network.num_parameters
-    if isinstance(strategy, RigLStrategy):
-        kept = strategy.parameters_kept(state, network.neuron_groups())
+    kept = strategy.parameters_kept(network.neuron_groups(), state)
     vertices, faces = extract_mesh(lambda x: network(x).squeeze(-1), fit.resolution, device)
     figures |= score_surface(network, surface, vertices, faces, device) | {
         "parameters": kept,

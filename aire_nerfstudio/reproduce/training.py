@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aire_nerfstudio.adaptation.aire_state import AireState
+from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.base import Probe, Report, Strategy
-from aire_nerfstudio.adaptation.rounds import RoundsState
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops.graphed import GraphedStep, Terms
 from aire_nerfstudio.reproduce.evaluate import wait_for
@@ -63,7 +62,7 @@ def train(
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
     state = strategy.init_state(network.neuron_groups(), steps_per_epoch, total)
     # Rounds have many removals.
-    is_once = isinstance(state, AireState) and not isinstance(state, RoundsState)
+    is_once = isinstance(strategy, AireStrategy) and strategy.removes_once
     moments = {state.schedule.decay_start: "decay", state.schedule.prune_at: "prune"} if is_once else {}
     watch = watcher or Watcher()
     every = max(1, total // CURVE_POINTS)
