@@ -417,3 +417,13 @@ def test_births_and_contributions_are_those_of_the_network():
     before, kept = chosen.layers[0], ~chosen.layers[0].is_target
     assert torch.equal(before.births[kept], now.layers[0].births)
     assert set(now.layers[0].births.tolist()) <= {0, 10}
+
+
+def test_a_budget_above_the_network_is_said_to_remove_nothing(capsys):
+    at = {"unit": "steps", "decay_start": 5, "prune_at": 10}
+    Run(AireConfig(**at, target_parameters=10_000))
+    said = " ".join(capsys.readouterr().out.split())
+    size = (2 + 1) * 13 + (13 + 1) * 11 + (11 + 1) * 3
+    assert f"the budget is 10,000 parameters and the network never has more than {size}:" in said
+    Run(AireConfig(**at, target_parameters=size - 1))
+    assert "nothing will be removed" not in capsys.readouterr().out

@@ -123,6 +123,19 @@ def test_scores_are_those_of_the_sphere(fitted):
     assert images["img"].shape == (24, 48, 3)
 
 
+def test_a_network_without_a_surface_is_said_to_have_none(fitted, capsys):
+    model, _ = fitted
+    last = model.field.affines()[-1].bias
+    with torch.no_grad():
+        last += 9
+        try:
+            scores = model._score_surface()
+        finally:
+            last -= 9
+    assert set(scores) == {"on_surface_error", "eikonal_error"}
+    assert "no surface: chamfer" in " ".join(capsys.readouterr().out.split())
+
+
 def test_sphere_tracing_of_an_exact_distance_and_of_one_that_lies():
     origins = torch.tensor([[0.0, 0, 3], [0, 0.5, 3], [0, 2, 3], [0, 0, 0.2]])
     directions = torch.tensor([[0.0, 0, -1]] * 4)

@@ -7,12 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torch.optim import Optimizer
 
-from aire_nerfstudio.adaptation.base import Report, Strategy
+from aire_nerfstudio.adaptation.aire import AireStrategy
+from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_plan import planned_widths
+from aire_nerfstudio.adaptation.base import Report, Strategy, widths
+from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.control import Refused, Request, Status
 from aire_nerfstudio.adaptation.importance import contribution, weakest
+from aire_nerfstudio.adaptation.layers import ends
+from aire_nerfstudio.adaptation.schedule import Schedule
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.adaptation_log import RETURN, AdaptationLog
@@ -110,8 +117,23 @@ class AdaptationRun:
 
     def print_plan(self) -> None:
         """Draw the table of what is to come."""
-        widths = [group.width for group in self._groups]
-        self.log.print_plan(self.steps_done(), self._strategy.plan(self.state, widths), self._total_steps)
+        plan = self._strategy.plan(self.state, widths(self._groups))
+        self.log.print_plan(self.steps_done(), plan, self._total_steps)
+        if self.saved is None and isinstance(self._strategy, AireStrategy):
+            self._warn_of_budget(self._strategy.config, self.state.schedule)
+
+    def _warn_of_budget(self, config: AireConfig, schedule: Schedule) -> None:
+        """Say where the budget is more than the network will ever have."""
+        if config.most_parameters is None:
+            return
+        n_in, n_out = ends(self._groups)
+        # With a budget no removal is foretold: these are the widths with what is added.
+        largest = count_parameters(n_in, planned_widths(config, widths(self._groups), schedule), n_out)
+        if config.most_parameters >= largest:
+            CONSOLE.log(
+                f"[yellow]warning: the budget is {config.most_parameters:,} parameters and the network never has "
+                f"more than {largest:,}: nothing will be removed"
+            )
 
     def steps_done(self) -> int:
         """Optimizer steps before the one that training takes up: 0, or those of the checkpoint."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import RGBRenderer
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
@@ -366,4 +367,9 @@ class SdfModel(AdaptiveModel):
             metrics["chamfer_x100"] = 100 * compared.chamfer
             metrics["hausdorff"] = compared.hausdorff
             metrics["normal_consistency"] = compared.normal_consistency
+        else:
+            CONSOLE.log(
+                "[yellow]warning: the network is 0 nowhere in the cube, so it has no surface: chamfer, Hausdorff and "
+                "normal agreement are left out"
+            )
         return metrics
