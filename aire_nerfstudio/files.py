@@ -55,6 +55,8 @@ def check_file(path: Path, what: str, fix: str) -> None:
             raise InputError(f"{what} {path} does not exist; {fix}")
         if path.is_dir():
             raise InputError(f"{what} {path} is a folder; {fix}")
+        if not path.is_file():  # a pipe would be emptied, or waited for
+            raise InputError(f"{what} {path} is no file; {fix}")
         with path.open("rb") as file:
             if not file.read(1):
                 raise InputError(f"{path} is empty (0 bytes); replace the file")

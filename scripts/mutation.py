@@ -37,7 +37,9 @@ NEAREST = {
     **{"rounds": ("rounds",), "target_psnr": ("rounds",), "control": ("control",), "importance": ("decay",)},
     **{"rigl": ("variants",), "zell": ("variants",), "depgraph": ("variants",), "variants": ("variants",)},
     **{"aire": ("aire_strategy", "control"), "aire_config": ("aire_strategy", "budget"), "none": ("variants",)},
-    **{"schedule": ("aire_strategy",), "compensation": ("variants", "decay")},
+    **{"schedule": ("aire_strategy",), "compensation": ("variants", "decay"), "passive": ("variants",)},
+    **{f"aire_{part}": ("aire_strategy", "control") for part in ("scheduled", "plan", "state")},
+    **{"densification": ("aire_strategy", "frequencies"), "layers": ("aire_strategy", "budget")},
 }
 
 

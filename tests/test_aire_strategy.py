@@ -173,7 +173,7 @@ def test_no_densification_and_any_layer():
     assert history[-1] == (8, 9, 3)  # round(3.5) is 4: banker's rounding, 3 stay
 
 
-def test_shadows_change_alike():
+def test_averages_change_alike():
     torch.manual_seed(0)
     net, average = SineMLP(2, [8, 9, 7], 1), SineMLP(2, [8, 9, 7], 1)
     strategy = AireStrategy(CONFIG)

@@ -288,11 +288,13 @@ def test_a_trial_that_the_system_ends_is_said_so(tmp_path, monkeypatch):
 def test_results_inside_the_scene_are_no_part_of_it(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "a.png").write_bytes(b"x")
-    before = circumstances(tmp_path, "cpu", tmp_path / "out")
+    before = circumstances(tmp_path, "cpu", [tmp_path / "out"])
     (tmp_path / "out" / "render.png").write_bytes(b"x")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    assert circumstances(tmp_path, "cpu", tmp_path / "out") == before
+    assert circumstances(tmp_path, "cpu", [tmp_path / "out"]) == before
     assert circumstances(tmp_path, "cpu") != before
+    (tmp_path / "a.png").write_bytes(b"xy")
+    assert circumstances(tmp_path, "cpu", [tmp_path / "out"]) != before
 
 
 @pytest.mark.parametrize(

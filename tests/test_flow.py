@@ -15,7 +15,7 @@ from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.differential import motion
 from aire_nerfstudio.losses import flow_residual
-from aire_nerfstudio.models.flow import FlowModelConfig
+from aire_nerfstudio.models.flow import FlowModelConfig, surface_weights
 
 SPEED, DURATION = 0.1, 1.0
 
@@ -133,6 +133,9 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
     after = torch.load(next((run / "nerfstudio_models").iterdir()), weights_only=True)["pipeline"]
     assert before["_model.field.layers.0.weight"].shape == (8, 3)
     assert after["_model.field.layers.0.weight"].shape == (6, 4)  # a quarter of the layer went
+    settings = yaml.load((run / "config.yml").read_text(), Loader=yaml.Loader).pipeline.model
+    assert (settings.load_sdf, settings.widths) == (source, (32 - 24, 24 - 18))
+    assert (settings.first_omega, settings.hidden_omega) == (10.0, 10.0)
     kept = source.rename(root / "elsewhere")  # what training alone needs is not needed again
     done = _run("ns-eval", "--load-config", run / "config.yml", "--output-path", "flow.json", cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -152,6 +155,12 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
     assert all(row["chamfer"] < 1e-6 and row["normal_consistency"] > 0.999 for row in rows)
     assert "t = 0.2 | chamfer 0.00000" in done.stdout
     kept.rename(source)
+    saved = torch.load(next((source / "nerfstudio_models").iterdir()), weights_only=True)
+    for spoiled in (None, "high", float("nan"), 0.0):
+        saved["pipeline"]["_model._extra_state"]["settings"]["first_omega"] = spoiled
+        torch.save(saved, root / "spoiled.ckpt")
+        with pytest.raises(InputError, match=r"has the first_omega .*; it is damaged"):
+            surface_weights(root / "spoiled.ckpt", FlowModelConfig())
     other = root / "other.ply"
     trimesh.creation.icosphere(subdivisions=5, radius=1.1).export(other)
     for options, message in (

@@ -79,6 +79,9 @@ def test_a_file_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
         (tmp_path / "e").touch()
         with pytest.raises(InputError, match=said):
             check_file(path, "the shape", "give one")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no file"):
+        check_file(tmp_path / "pipe", "the shape", "give one")
     with pytest.raises(InputError, match=r"cannot be read.*File name too long"):
         check_file(tmp_path / ("a" * 300), "the shape", "give one")
 

@@ -14,7 +14,7 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.data.picture import Picture
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
-from aire_nerfstudio.reproduce import runner
+from aire_nerfstudio.reproduce import cli, runner
 from aire_nerfstudio.reproduce.cli import main, parse_changes
 from aire_nerfstudio.reproduce.evaluate import decibel, score_pixels
 from aire_nerfstudio.reproduce.experiment import Choice
@@ -246,6 +246,19 @@ def test_bad_requests_end_in_one_line(finished, tmp_path, arguments, message):
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_all_experiments_those_that_can_be_are_run(finished, tmp_path, monkeypatch):
+    root, _ = finished
+    asked = []
+    monkeypatch.setattr(cli, "run_fits", lambda fits, *rest: asked.append(len(fits)))
+    monkeypatch.setattr(cli, "write_report", lambda *rest: root / "out" / "smoke" / "images-figure10.md")
+    monkeypatch.setattr(cli, "measure", lambda *rest: [])
+    monkeypatch.setattr(cli, "draw", lambda *rest: [])
+    changed = ["--set", "decay=scheduled", "decay_start=20", "prune_at=40"]
+    with pytest.raises(SystemExit, match=r"images-ordering: .*images-figure13: |images-figure13: .*images-ordering: "):
+        main(["all", "--data", str(root / "data"), "--out", str(tmp_path), "--budget", "smoke", *changed])
+    assert len(asked) >= 8
 
 
 def test_bad_data_is_found_before_any_fit(tmp_path):

@@ -115,6 +115,11 @@ def test_lower_is_better_and_ratios_divide():
     assert "| ours | 0.900 | 1 |" in other
     assert "| ours - theirs, CD | -1.10 | -0.50 |  |" in other
     assert "The paper's averages are over a; ours, over other files, are not held against them." in other
+    of_file = replace(cell, is_of_file=True)
+    alone = replace(experiment, cells=(of_file,), gains=())
+    page = markdown(alone, Choice("paper", ("b.ply",)), [Measured(of_file, (1.2,))], ["a machine"])
+    assert "1, short by 0.20" in page
+    assert "held against" not in page
     close = replace(experiment, cells=(), gains=())
     small = replace(cell, metric="chamfer_mean", paper=0.004, rounding=0.0005)
     page = markdown(close, Choice("paper", ("a.ply",)), [Measured(small, (0.0088,))], ["a machine"])

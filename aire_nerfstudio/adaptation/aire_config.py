@@ -130,7 +130,6 @@ def check(config: AireConfig) -> None:
         raise ScheduleError("rounds (and target_psnr) remove all that they choose; use prune_rule 'all'")
     if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
         raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
-    _check_order(config)
     if config.decay_start is not None:
         if not config.prune_layers:
             raise ScheduleError("decay_start is set but prune_layers is empty; name at least one layer")
@@ -142,8 +141,12 @@ def check(config: AireConfig) -> None:
             )
 
 
-def _check_order(config: AireConfig) -> None:
-    """Refuse times in an order that no unit makes good."""
+def check_order(config: AireConfig) -> None:
+    """Refuse times in an order that no run can have, before one is laid out; variants may move them.
+
+    Raises:
+        ScheduleError: the removal before the decay, or new neurons within it.
+    """
     start, end, added, unit = config.decay_start, config.prune_at, config.densify_at, config.unit
     if start is None or end is None:
         return

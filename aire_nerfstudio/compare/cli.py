@@ -77,7 +77,7 @@ class Compare:
 
         contestants = [contestant(text, set(all_methods)) for text in self.methods]
         for each in contestants if self.steps is not None else ():
-            if any(word.startswith("--steps-per-iteration") for word in each.options):
+            if any(word.replace("_", "-").startswith("--steps-per-iteration") for word in each.options):
                 raise InputError(
                     f"--steps {self.steps} counts iterations; leave --steps-per-iteration out of {each.label!r}"
                 )
@@ -90,7 +90,8 @@ class Compare:
                 raise InputError(f"{folder} is no trial's folder and would be overwritten; choose another --output-dir")
         console = Console(quiet=self.quiet)
         device = device_here()
-        state = circumstances(self.data, device, self.output_dir)
+        trials = [self.output_dir / name for name in names]
+        state = circumstances(self.data, device, [*trials, *map(_before, trials)])
         check_place("--output-dir", self.output_dir, is_folder=True)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -189,7 +190,7 @@ class Compare:
         folder, first = Path(trial.folder), _read(trial.result_path)
         if first is not None and not _is_alike(first.get("trial"), trial):
             first = None  # another command's, or another scene's
-        before = folder.with_name(f"{folder.name}.before")
+        before = _before(folder)
         shutil.rmtree(before, ignore_errors=True)
         if folder.exists() and self._kept(trial) is None:
             folder.rename(before)
@@ -224,6 +225,11 @@ class Compare:
         """The outcome of an earlier call, if it was the same trial."""
         saved = _read(trial.result_path)
         return saved if saved is not None and saved.get("trial") == dataclasses.asdict(trial) else None
+
+
+def _before(folder: Path) -> Path:
+    """Where an earlier result stays while the trial is made again."""
+    return folder.with_name(f"{folder.name}.before")
 
 
 def _is_alike(saved: object, trial: Trial) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -124,14 +125,14 @@ def scene_format(scene: Path) -> str:
     )
 
 
-def circumstances(scene: Path, device: str, results: Path | None = None) -> dict[str, str]:
-    """What a result depends on beside its command: the scene's files (but ``results``), versions, the device."""
+def circumstances(scene: Path, device: str, results: Sequence[Path] = ()) -> dict[str, str]:
+    """What a result depends on beside its command: the scene's files (without results), versions, device."""
     seen = hashlib.sha256()
     for path in sorted(scene.glob("transforms*.json")):
         seen.update(path.read_bytes())
-    left_out = None if results is None else results.resolve()
+    left_out = [folder.resolve() for folder in results]
     for path in sorted(p for p in scene.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg")):
-        if not path.is_file() or (left_out is not None and path.resolve().is_relative_to(left_out)):
+        if not path.is_file() or any(path.resolve().is_relative_to(folder) for folder in left_out):
             continue
         status = path.stat()
         seen.update(f"{path.relative_to(scene)} {status.st_size} {status.st_mtime_ns}".encode())

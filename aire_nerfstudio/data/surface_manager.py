@@ -65,7 +65,10 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
         # What the model may ask for beyond the views themselves.
         self.train_dataset.metadata["steps_per_epoch"] = steps_per_epoch
         self.train_dataset.metadata["training_points"] = lambda step: self.samples.batch(step)
-        if self.test_mode != "inference":
+        # As nerfstudio calls it where it trains.
+        is_training = self.test_mode == "val"
+        self.train_dataset.metadata["is_training"] = is_training
+        if is_training:
             _ = self.samples
 
     @property

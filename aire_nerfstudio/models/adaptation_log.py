@@ -73,13 +73,12 @@ class AdaptationLog:
         table.add_row(f"{total_steps:,}", "end", "", "")
         CONSOLE.print(table)
 
-    def follow(self, report: Report, targets: Targets) -> None:
+    def add_change(self, report: Report, targets: Targets) -> None:
         """Keep and tell a change of the architecture, just made; ``targets``: the neurons that are to go after it."""
-        self.tell(report)
+        self._add(report)
         self.record.follow(report, self._groups, targets, self._first_omega)
 
-    def tell(self, report: Report) -> None:
-        """Keep and tell an event that leaves the neurons as they are."""
+    def _add(self, report: Report) -> None:
         count = self._task.count_parameters()
         change = 100 * (count / self.initial_parameters - 1)
         self.history.append(
@@ -102,10 +101,10 @@ class AdaptationLog:
         writer.put_scalar(name=f"Adaptation/{report.event}", scalar=sum(report.counts), step=iteration)
         self.write_sizes(iteration)
 
-    def tell_without_change(self, step: int, event: str, by_hand: bool = False) -> None:
+    def add_event(self, step: int, event: str, by_hand: bool = False) -> None:
         """Keep and tell an event of the training that changes no width."""
         now = widths(self._groups)
-        self.tell(Report(step, event, (0,) * len(now), now, now, by_hand=by_hand))
+        self._add(Report(step, event, (0,) * len(now), now, now, by_hand=by_hand))
 
     def write_sizes(self, iteration: int) -> None:
         """Parameters and widths to nerfstudio's writer: TensorBoard, wandb, comet."""

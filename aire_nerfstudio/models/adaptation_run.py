@@ -39,7 +39,9 @@ class AdaptationRun:
     """
 
     def __init__(self, task: AdaptiveTask, strategy: Strategy) -> None:
-        self._task, self._strategy = task, strategy
+        self._task = task
+        self.strategy = strategy
+        """Decides when and how the network changes."""
         self.log = AdaptationLog(task)
         self.state: Any = None
         """The strategy's; None before training."""
@@ -47,8 +49,7 @@ class AdaptationRun:
         """A checkpoint's entries, until training takes them up."""
         self.step = 0
         """The present optimizer step."""
-        self.optimizers: Sequence[Optimizer] = ()
-        """They change with the parameters."""
+        self._optimizers: Sequence[Optimizer] = ()
         self.revision = 0
         """Counts what may change the loss besides batch, parameters and the penalty's weight."""
         self.is_frozen = False
@@ -82,8 +83,12 @@ class AdaptationRun:
 
     # --- a run's begin and end --------------------------------------------------------------------------------------
 
-    def begin(self, total_steps: int) -> None:
+    def begin(self, total_steps: int, optimizers: Sequence[Optimizer]) -> None:
         """Lay out the schedule over the run, or take up the one of the checkpoint.
+
+        Args:
+            total_steps: optimizer steps of the run.
+            optimizers: they change with the parameters.
 
         Raises:
             InputError: the checkpoint is another variant's, or the task cannot do what the schedule asks for.
@@ -95,10 +100,10 @@ class AdaptationRun:
                 f"--pipeline.model.variant {saved['variant']}"
             )
         if saved is None:
-            self.state = self._strategy.init_state(self._groups, self._task.steps_per_epoch(), total_steps)
+            self.state = self.strategy.init_state(self._groups, self._task.steps_per_epoch(), total_steps)
         else:
             self.state = self._restored(saved["strategy"])
-        self._total_steps = total_steps
+        self._total_steps, self._optimizers = total_steps, optimizers
         self._extend_schedule()
         if saved is None or not self.log.record.snapshots:
             self.log.begin(total_steps)
@@ -117,10 +122,10 @@ class AdaptationRun:
 
     def print_plan(self) -> None:
         """Draw the table of what is to come."""
-        plan = self._strategy.plan(self.state, widths(self._groups))
+        plan = self.strategy.plan(self.state, widths(self._groups))
         self.log.print_plan(self.steps_done(), plan, self._total_steps)
-        if self.saved is None and isinstance(self._strategy, AireStrategy):
-            self._warn_of_budget(self._strategy.config, self.state.schedule)
+        if self.saved is None and isinstance(self.strategy, AireStrategy):
+            self._warn_of_budget(self.strategy.config, self.state.schedule)
 
     def _warn_of_budget(self, config: AireConfig, schedule: Schedule) -> None:
         """Say where the budget is more than the network will ever have."""
@@ -145,7 +150,7 @@ class AdaptationRun:
 
     def missed_target(self) -> str | None:
         """What was asked of the run and is not reached, in one line; None: all is well."""
-        return self._strategy.missed_target(self.state)
+        return self.strategy.missed_target(self.state)
 
     # --- around an optimizer step -----------------------------------------------------------------------------------
 
@@ -163,13 +168,13 @@ class AdaptationRun:
         if self.is_frozen:
             self.frozen_steps += 1
             return False
-        if not self._strategy.is_due(self.state, self.clock):
+        if not self.strategy.is_due(self.state, self.clock):
             return False
         check = self._expected_of_removal()
-        reports = self._strategy.step(
-            self._groups, self.optimizers, self.state, self.clock, self._averages(), self._task.probe()
+        reports = self.strategy.step(
+            self._groups, self._optimizers, self.state, self.clock, self._averages(), self._task.probe()
         )
-        self._follow(reports, step)
+        self._record_changes(reports, step)
         if check is not None:
             self.log.compare_removal(check, step)
         return True
@@ -185,36 +190,36 @@ class AdaptationRun:
 
     def is_due_next(self) -> bool:
         """Whether the schedule changes something after the present step."""
-        return not self.is_frozen and self._strategy.is_due(self.state, self.clock + 1)
+        return not self.is_frozen and self.strategy.is_due(self.state, self.clock + 1)
 
-    def _follow(self, reports: Sequence[Report], step: int) -> None:
+    def _record_changes(self, reports: Sequence[Report], step: int) -> None:
         """What follows changes just made before ``step``; theirs are the schedule's."""
         self.revision += bool(reports)
         for report in reports:
             report = replace(report, step=step)
-            self.log.follow(report, self.status().targets)
+            self.log.add_change(report, self.status().targets)
             self._task.on_change(report)
 
     def constrain(self, error: Tensor | None) -> None:
         """After an optimizer step: bring the weights back to what is allowed; ``error []``: of its batch."""
-        self._strategy.constrain(self._groups, self.optimizers, self.state, self.clock, error)
+        self.strategy.constrain(self._groups, self._optimizers, self.state, self.clock, error)
 
     def penalty(self, weight: Tensor | None) -> Tensor:
         """The regulariser at the present step, ``[]``; ``weight []`` in place of :attr:`penalty_weight`."""
         if self.state is None:
             return torch.zeros((), device=self._task.device)
-        return self._strategy.penalty(self._groups, self.state, self.clock, weight)
+        return self.strategy.penalty(self._groups, self.state, self.clock, weight)
 
     @property
     def penalty_weight(self) -> float:
         """Factor of the regulariser at the present step."""
-        return 0.0 if self.state is None else self._strategy.penalty_weight(self.state, self.clock)
+        return 0.0 if self.state is None else self.strategy.penalty_weight(self.state, self.clock)
 
     def penalty_reads(self) -> Sequence[Tensor]:
         """What the regulariser reads besides the weights."""
         if self.state is None:
             return ()
-        return self._strategy.penalty_reads(self.state, torch.device(self._task.device))
+        return self.strategy.penalty_reads(self.state, torch.device(self._task.device))
 
     # --- by hand, after the present step ----------------------------------------------------------------------------
 
@@ -228,10 +233,10 @@ class AdaptationRun:
         # The strategy knows its own clock alone, which may stand still meanwhile.
         if request.action == "decay" and request.steps is not None and end >= self._total_steps:
             raise Refused(f"the decay would end at step {end:,} and the run at {self._total_steps:,}; give fewer steps")
-        reports = self._strategy.control(
-            self._groups, self.optimizers, self.state, self.clock + 1, request, self._averages(), self._task.probe()
+        reports = self.strategy.control(
+            self._groups, self._optimizers, self.state, self.clock + 1, request, self._averages(), self._task.probe()
         )
-        self._follow(reports, self.step + 1)
+        self._record_changes(reports, self.step + 1)
         return "; ".join(f"{report.event} {list(report.counts)}" for report in reports)
 
     def freeze(self, is_frozen: bool) -> str:
@@ -244,7 +249,7 @@ class AdaptationRun:
             raise Refused(f"the variant {self.config.variant} has no schedule to freeze")
         if is_frozen != self.is_frozen:
             self.is_frozen = is_frozen
-            self.log.tell_without_change(self.step + 1, "freeze" if is_frozen else "unfreeze", by_hand=True)
+            self.log.add_event(self.step + 1, "freeze" if is_frozen else "unfreeze", by_hand=True)
         return f"the schedule {'stands still' if is_frozen else 'goes on'}"
 
     # --- for whoever watches ----------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ class AdaptationRun:
     def status(self) -> Status:
         """Stages, and the neurons that are to go; of a loaded checkpoint as it was saved."""
         state = self._present_state()
-        return Status() if state is None else self._strategy.status(state)
+        return Status() if state is None else self.strategy.status(state)
 
     def snapshot(self) -> Snapshot:
         """How the neurons of the live network stand."""
@@ -282,7 +287,7 @@ class AdaptationRun:
         if chosen:
             return {layer: torch.tensor(indices, dtype=torch.long) for layer, indices in chosen.items()}
         state = self._present_state()
-        candidates = {} if state is None else self._strategy.candidates(groups, state)
+        candidates = {} if state is None else self.strategy.candidates(groups, state)
         if candidates:
             return candidates
         adaptation = self.config.adaptation
@@ -330,12 +335,12 @@ class AdaptationRun:
 
     def note_return(self, step: int) -> None:
         """Remember that training went back to before ``step``, where it was still sound."""
-        self.log.tell_without_change(step, RETURN)
+        self.log.add_event(step, RETURN)
 
     def _restored(self, saved: dict[str, Any]) -> Any:
         """The strategy's state of a checkpoint."""
         try:
-            return self._strategy.restore(saved)
+            return self.strategy.restore(saved)
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:

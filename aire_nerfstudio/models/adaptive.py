@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation import surgery
+from aire_nerfstudio.adaptation.base import Strategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, make_strategy, starting_widths
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
@@ -61,16 +62,7 @@ class AdaptiveModel(PartViews):
 
     def start_adaptation(self) -> None:
         """Choose the strategy and make the weight average. Call once ``self.field`` exists."""
-        strategy = make_strategy(
-            self.config.variant,
-            self.config.adaptation,
-            self._large,
-            self._dims,
-            self.adaptive_groups(self.field)[-1].next_bias.numel(),
-            self._lattice_limit,
-            self.adaptive_network(self.field).first_omega,
-        )
-        self.adaptation = AdaptationRun(self, strategy)
+        self.adaptation = AdaptationRun(self, self._make_strategy())
         self.by_hand = ByHand(self, self.adaptation)
         self.panel = AdaptationPanel(self.adaptation, self.by_hand)
         # In a captured step: the penalty's weight, where the step finds it.
@@ -81,6 +73,7 @@ class AdaptiveModel(PartViews):
         # Of several processes: whether the first one is asked for something.
         self._is_asked: Tensor | None = None
         self.answers_requests = self._takes_requests = True
+        self._steps_per_iteration = 1
         for network in (m for m in self.field.modules() if isinstance(m, SineMLP)):
             try:
                 network.evaluator = tcnn.evaluator(network.activation)
@@ -90,6 +83,17 @@ class AdaptiveModel(PartViews):
         self.field_average = None
         if self.config.ema_decay > 0:
             self.field_average = copy.deepcopy(self.field).requires_grad_(False)
+
+    def _make_strategy(self) -> Strategy:
+        return make_strategy(
+            self.config.variant,
+            self.config.adaptation,
+            self._large,
+            self._dims,
+            self.adaptive_groups(self.field)[-1].next_bias.numel(),
+            self._lattice_limit,
+            self.adaptive_network(self.field).first_omega,
+        )
 
     # --- a step as a CUDA graph ------------------------------------------------------------------------------------
 
@@ -121,10 +125,10 @@ class AdaptiveModel(PartViews):
         trainer = cast(Any, attributes.trainer)
         if optimizers is None or trainer is None:
             raise TypeError("an adaptive model needs the trainer's optimizers to change with it")
-        self._begin(trainer.total_steps)
-        self.adaptation.optimizers = list(optimizers.optimizers.values())
         self._trainer = trainer
-        each = self.adaptation.log.steps_per_iteration = trainer.config.steps_per_iteration
+        each = self._steps_per_iteration = trainer.config.steps_per_iteration
+        self.adaptation.log.steps_per_iteration = each
+        self._begin(trainer.total_steps, list(optimizers.optimizers.values()))
 
         # nerfstudio's steps are iterations; within one of several steps the trainer calls both.
         def before(step: int) -> None:
@@ -139,12 +143,10 @@ class AdaptiveModel(PartViews):
             TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN], self._after_run),
         ]
 
-    def _begin(self, total_steps: int) -> None:
+    def _begin(self, total_steps: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         if self.adaptation.saved is None:
             self._average.fit(total_steps)
-        else:
-            self._average.every = int(self.adaptation.saved["ema_every"])
-        self.adaptation.begin(total_steps)
+        self.adaptation.begin(total_steps, optimizers)
         self.print_plan()
 
     def print_plan(self) -> None:
@@ -182,7 +184,7 @@ class AdaptiveModel(PartViews):
         if self.field_average is not None:
             self._average.update(self.field_average, self.field, step)
         # Where a checkpoint can be written; not among steps that are made again.
-        if (step + 1) % self.adaptation.log.steps_per_iteration == 0 and self.answers_requests:
+        if (step + 1) % self._steps_per_iteration == 0 and self.answers_requests:
             self._answer(step + 1)
         self.panel.follow()
 
@@ -231,6 +233,7 @@ class AdaptiveModel(PartViews):
             "version": STATE_VERSION,
             "settings": self.fixed_settings(),
             "variant": self.config.variant,
+            "large_widths": list(self._large),
             "ema_every": self._average.every,
             **self.adaptation.to_dict(),
             # Right after a resume, those that the checkpoint holds: set-up has drawn since.
@@ -241,7 +244,13 @@ class AdaptiveModel(PartViews):
         """Keep what :meth:`get_extra_state` gave until training takes it up."""
         check_state(state)
         check_settings(self.fixed_settings(), state["settings"])
+        # The size that the variant aims at follows from the widths that the run was given.
+        large = tuple(state.get("large_widths", self._large))
+        if large != self._large and len(large) == len(self._large):
+            self._large = large
+            self.adaptation.strategy = self._make_strategy()
         self.adaptation.load_dict(state)
+        self._average.every = int(state["ema_every"])
 
     @exit_on_bad_input
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

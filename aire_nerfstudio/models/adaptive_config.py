@@ -77,8 +77,8 @@ class AdaptiveModelConfig(ModelConfig):
             raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         check_schedule(self.adaptation)
 
-    def as_trained(self) -> AdaptiveModelConfig:
-        """The settings for a run's ``config.yml``: what training alone needs may be left out."""
+    def resolved(self) -> AdaptiveModelConfig:
+        """With what is left to other files, for a run's ``config.yml``: evaluations do without them."""
         return self
 
     def check_training(self, device_type: str) -> None:

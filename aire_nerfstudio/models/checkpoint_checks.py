@@ -39,6 +39,9 @@ def check_state(state: Mapping[str, Any]) -> None:
             )
     if state["step"] < 0 or state["ema_every"] < 1 or state["initial_parameters"] < 1:
         raise InputError("the checkpoint's step, ema_every or initial_parameters is out of range; it is damaged")
+    large = state.get("large_widths", [1])  # earlier releases kept none
+    if not isinstance(large, list) or not large or not all(isinstance(width, int) and width > 0 for width in large):
+        raise InputError(f"the checkpoint's large_widths are {str(large)[:80]}, no widths; it is damaged")
     for event in state["history"]:
         if (
             not isinstance(event, dict)
@@ -63,9 +66,11 @@ def check_settings(mine: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """
     for name in sorted(mine.keys() | given.keys()):
         if mine.get(name) != given.get(name):
+            is_option = name in ("first_omega", "hidden_omega")
+            option = f"add --pipeline.model.{name.replace('_', '-')} {given.get(name)}"
             raise InputError(
-                f"the checkpoint was trained with {name} {given.get(name)} and this run has {mine.get(name)}; use "
-                "the method and the options that wrote it"
+                f"the checkpoint was trained with {name} {given.get(name)} and this run has {mine.get(name)}; "
+                f"{option if is_option else 'use the method and the options that wrote it'}"
             )
 
 

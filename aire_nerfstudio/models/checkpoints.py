@@ -19,13 +19,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.ckpt"
 
 
-def write_checkpoint(path: Path, state: dict[str, Any], is_only: bool) -> None:
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint, which appears under its name only when whole.
 
     Args:
         path: in the run's folder of checkpoints, which is made.
         state: what it holds.
-        is_only: instead of the others there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Beside the folder: nerfstudio takes any name in it for a checkpoint's.
@@ -37,10 +36,13 @@ def write_checkpoint(path: Path, state: dict[str, Any], is_only: bool) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    if is_only:
-        for old in path.parent.glob("*.ckpt"):
-            if old != path:
-                old.unlink()
+
+
+def remove_others(path: Path) -> None:
+    """Remove the checkpoints beside this one."""
+    for old in path.parent.glob("*.ckpt"):
+        if old != path:
+            old.unlink()
 
 
 def checkpoint_to_load(config: TrainerConfig) -> Path | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,16 +77,20 @@ class FlowModelConfig(SurfaceModelConfig):
             raise InputError("a flow needs second derivatives, which SPDER's near 0 do not bound; use siren or finer")
         if self.time < 0:
             raise InputError(f"time is {self.time}; it must be 0 or more")
+
+    def check_training(self, device_type: str) -> None:
+        """As every adaptive model's; the file to start from is looked at, too."""
+        super().check_training(device_type)
         if self.load_sdf is not None:
             surface_weights(self.load_sdf, self)
 
-    def as_trained(self) -> FlowModelConfig:
-        """Without the surface that it starts from: its network's shape stands here, its weights in checkpoints."""
-        if self.load_sdf is None:
-            return self
-        start = surface_weights(self.load_sdf, self)
-        first, hidden = (start.omegas[name] for name in OMEGAS)
-        return replace(self, load_sdf=None, widths=start.widths, first_omega=first, hidden_omega=hidden)
+    def resolved(self) -> FlowModelConfig:
+        """With what is taken over from a surface: its network's widths and w0, or w0's default."""
+        if self.load_sdf is not None:
+            start = surface_weights(self.load_sdf, self)
+            return replace(self, widths=start.widths, first_omega=start.first_omega, hidden_omega=start.hidden_omega)
+        first, hidden = (DEFAULT_OMEGA if w0 is None else w0 for w0 in (self.first_omega, self.hidden_omega))
+        return replace(self, first_omega=first, hidden_omega=hidden)
 
 
 class FlowModel(SdfModel):
@@ -96,17 +102,18 @@ class FlowModel(SdfModel):
 
     def populate_modules(self) -> None:
         """Make the network; take over that of a surface where one is given."""
+        # Weights of a trained flow are in its checkpoint, widths and w0 in its config.yml.
         config = self.config
+        begins = config.load_sdf is not None and self.kwargs["metadata"].get("is_training", True)
+        if begins or config.first_omega is None or config.hidden_omega is None:
+            known = config.resolved()
+            config.widths, config.first_omega, config.hidden_omega = known.widths, known.first_omega, known.hidden_omega
         self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
-        start = None if config.load_sdf is None else surface_weights(config.load_sdf, config)
+        start = surface_weights(config.load_sdf, config) if begins and config.load_sdf is not None else None
         if start is not None:
             self._check_shape(start)
-            config.widths = start.widths
-        for name in OMEGAS:
-            if getattr(config, name) is None:
-                setattr(config, name, DEFAULT_OMEGA if start is None else start.omegas[name])
         super().populate_modules()
         if start is not None:
             weights = start.weights
@@ -186,10 +193,11 @@ class FlowModel(SdfModel):
 
 
 class StartingSurface(NamedTuple):
-    """A learned surface: its network's weights and w0 by name, and where its shape lies (``data.surface.Surface``)."""
+    """A learned surface: its network's weights by name, its w0, and where its shape lies (``data.surface.Surface``)."""
 
     weights: dict[str, Tensor]
-    omegas: dict[str, float]
+    first_omega: float
+    hidden_omega: float
     centre: np.ndarray
     scale: float
 
@@ -219,7 +227,7 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
         raise InputError(f"load_sdf {path} does not exist; give a run's folder or a checkpoint")
     try:
         state = read_checkpoint(path)["pipeline"]
-        settings = state["_model._extra_state"]["settings"]
+        settings = dict(state["_model._extra_state"]["settings"])
     except Exception as error:
         raise InputError(f"load_sdf {path} is no checkpoint of an aire-sdf method ({first_line(error)})") from error
     prefix = (
@@ -236,12 +244,20 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
     check_chain(weights, "layers", len(weights) // 2, 3, 1)
     assert first is not None
     for name in ("activation", *OMEGAS):
-        found, wanted = settings.get(name), getattr(config, name)
-        if found != wanted and wanted is not None:
+        theirs, wanted = settings.get(name), getattr(config, name)
+        if theirs != wanted and wanted is not None:
             raise InputError(
-                f"load_sdf {path} was trained with {name} {found} and the flow has {wanted}; "
-                f"set --pipeline.model.{name.replace('_', '-')} {found}"
+                f"load_sdf {path} was trained with {name} {theirs} and the flow has {wanted}; "
+                f"set --pipeline.model.{name.replace('_', '-')} {theirs}"
             )
+    first_omega, hidden_omega = (_omega(path, settings, name) for name in OMEGAS)
     weights["layers.0.weight"] = torch.nn.functional.pad(first, (0, 1))
-    omegas = {name: float(settings[name]) for name in OMEGAS}
-    return StartingSurface(weights, omegas, state["_model.centre"].double().numpy(), float(state["_model.scale"]))
+    centre, scale = state["_model.centre"].double().numpy(), float(state["_model.scale"])
+    return StartingSurface(weights, first_omega, hidden_omega, centre, scale)
+
+
+def _omega(path: Path, settings: Mapping[str, Any], name: str) -> float:
+    value = settings.get(name)
+    if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise InputError(f"load_sdf {path} has the {name} {value}; it is damaged")
+    return float(value)

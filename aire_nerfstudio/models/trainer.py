@@ -34,6 +34,7 @@ from aire_nerfstudio.models.checkpoints import (
     check_evaluated,
     checkpoint_path,
     checkpoint_to_load,
+    remove_others,
     write_checkpoint,
 )
 from aire_nerfstudio.models.graphed_training import GraphedTraining, outputs_of
@@ -46,7 +47,7 @@ from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.trainer_checks import check_trainer
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
-from aire_nerfstudio.report.facts import REPORT, latest_checkpoint, read_run
+from aire_nerfstudio.report.facts import CHECKPOINTS, REPORT, latest_checkpoint, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.sessions import SessionLog
 
@@ -154,7 +155,7 @@ class AdaptiveTrainer(Trainer):
         check_trainer(config)
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
-        self._config_text = yaml.dump(_as_trained(config))
+        self._config_text = yaml.dump(_resolved(config))
         config._trains = True  # type: ignore[attr-defined] # its folder may hold what is about to be overwritten
         # The total length of the run, also for a resumed one: schedules are laid out over it.
         self._total_iterations = config.max_num_iterations
@@ -179,9 +180,7 @@ class AdaptiveTrainer(Trainer):
         # nerfstudio's viewer wants the folder; without a run in it, it goes again.
         made = [f for f in (self.base_dir, *self.base_dir.parents) if not f.exists() and self.local_rank == 0]
         if self.local_rank == 0:
-            loaded = self.config.load_dir or (self.config.load_checkpoint and self.config.load_checkpoint.parent)
-            resumed = None if loaded is None else Path(loaded).parent
-            self._session = SessionLog(self.base_dir, self.device, self.config.machine.seed, resumed)
+            self._session = SessionLog(self.base_dir, self.device, self.config.machine.seed, _resumed_run(self.config))
             self.base_dir.mkdir(parents=True, exist_ok=True)
         try:
             super().setup(test_mode)  # type: ignore[arg-type]
@@ -460,17 +459,28 @@ class AdaptiveTrainer(Trainer):
 
     def _write(self, state: dict[str, Any], is_only: bool) -> None:
         """Write a checkpoint; ``is_only``: instead of the others there."""
-        write_checkpoint(self._path(state["step"]), state, is_only)
+        path = self._path(state["step"])
+        write_checkpoint(path, state)
         if self._session is not None:
             self._session.write((state["step"] + 1) * self.config.steps_per_iteration)
+        if is_only:
+            remove_others(path)
 
 
-def _as_trained(config: AdaptiveTrainerConfig) -> AdaptiveTrainerConfig:
+def _resolved(config: AdaptiveTrainerConfig) -> AdaptiveTrainerConfig:
     """The configuration with which a run is evaluated."""
-    trained = copy.deepcopy(config)
-    if isinstance(trained.pipeline.model, AdaptiveModelConfig):
-        trained.pipeline.model = trained.pipeline.model.as_trained()
-    return trained
+    resolved = copy.deepcopy(config)
+    if isinstance(resolved.pipeline.model, AdaptiveModelConfig):
+        resolved.pipeline.model = resolved.pipeline.model.resolved()
+    return resolved
+
+
+def _resumed_run(config: AdaptiveTrainerConfig) -> Path | None:
+    """The folder of the run that is resumed; None where there is none, or the checkpoint lies outside of one."""
+    loaded = config.load_dir or (config.load_checkpoint and config.load_checkpoint.parent)
+    if loaded is None or Path(loaded).resolve().name != CHECKPOINTS:
+        return None
+    return Path(loaded).resolve().parent
 
 
 def _in_words(rates: dict[str, float]) -> str:

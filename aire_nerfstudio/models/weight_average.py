@@ -13,7 +13,7 @@ class WeightAverage:
     """When and how the average follows the live field.
 
     Args:
-        decay: in (0, 1).
+        decay: in [0, 1).
         every: optimizer steps between two updates; None: :data:`UPDATES` in the run.
     """
 

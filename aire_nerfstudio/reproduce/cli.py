@@ -165,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = results / "-".join(f"{name}={value}" for name, value in changes).replace(" ", "")
     check_place("--out", results, is_folder=True)
     planned = []
+    failures: list[str] = []
     for name in names:
         data, chosen = given.data, given.sources
         if data is None:
@@ -172,8 +173,12 @@ def main(arguments: list[str] | None = None) -> None:
             data, chosen = path.parent, chosen or [path.name]
         choice = Choice(given.budget, choose_sources(data, chosen, kind_of(name)), tuple(given.seeds), changes)
         store = Store(given.out / "fits", data, given.device, given.precision, given.cuda_graph)
-        planned.append((make_experiment(name, choice), choice, data, store))
-    failures: list[str] = []
+        try:
+            planned.append((make_experiment(name, choice), choice, data, store))
+        except InputError as error:
+            if len(names) == 1:
+                raise
+            failures.append(f"{name}: {error}")
     for experiment, choice, data, store in planned:
         console.print(f"[bold]{experiment.title}[/] ({experiment.name}, budget {given.budget})")
         if part is not None and experiment.is_timed:

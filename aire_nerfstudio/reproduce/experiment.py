@@ -50,6 +50,7 @@ class Gain:
         paper: the paper's difference (or ratio), if it gives one.
         is_better: ``higher`` or ``lower`` values.
         is_ratio: the one divided by the other instead.
+        rounding: half a unit of the paper's last digit.
     """
 
     row: str
@@ -58,6 +59,7 @@ class Gain:
     paper: float | None = None
     is_better: Literal["higher", "lower"] = "higher"
     is_ratio: bool = False
+    rounding: float = 0.005
 
 
 @dataclass(frozen=True)

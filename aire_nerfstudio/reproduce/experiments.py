@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from aire_nerfstudio.adaptation.aire_config import check
+from aire_nerfstudio.adaptation.aire_config import check, check_order
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.reproduce.experiment import Choice, Experiment, Kind
 from aire_nerfstudio.reproduce.image_experiments import IMAGE_EXPERIMENTS, PICTURES
@@ -38,4 +38,6 @@ def make_experiment(name: str, choice: Choice) -> Experiment:
     experiment = replace(EXPERIMENTS[name](choice), averaged=frozenset(averaged))
     for fit in experiment.fits():
         check(fit.adaptation)
+        if fit.variant in ("aire", "weight_decay", "no_decay"):  # others have times of their own, or none
+            check_order(fit.adaptation)
     return experiment

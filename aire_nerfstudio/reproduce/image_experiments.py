@@ -284,13 +284,13 @@ def decay(choice: Choice) -> Experiment:
     for row, kind, psnr in rows:
         fits = _fits(choice, replace(TABLE_3, decay=kind), LARGE, 5000)  # type: ignore[arg-type]
         cells += [
-            Cell(row, "PSNR test", fits, "psnr_test", psnr),
+            Cell(row, "PSNR test", fits, "psnr_test", psnr, rounding=0.05),
             Cell(row, "after removal", fits, "psnr_test_after_removal"),
             Cell(row, "PSNR train", fits, "psnr_train"),
         ]
     gains = (
-        Gain("targeted", "none", "PSNR test", 2.2),
-        Gain("targeted", "plain weight decay", "PSNR test", 2.7),
+        Gain("targeted", "none", "PSNR test", 2.2, rounding=0.05),
+        Gain("targeted", "plain weight decay", "PSNR test", 2.7, rounding=0.05),
     )
     return Experiment("images-decay", "Decay before the removal, SIREN", tuple(cells), gains)
 

@@ -146,12 +146,13 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
             sign = 1 if gain.is_better == "higher" else -1
             judged = ""
             if gain.paper is not None and is_of_all and math.isfinite(ours):
-                judged = verdict(sign * (ours - gain.paper))
+                judged = verdict(sign * (ours - gain.paper), gain.rounding)
             between = "/" if gain.is_ratio else "-"
             out.append(f"| {gain.row} {between} {gain.minus}, {gain.column} | {number}{around} | {paper} | {judged} |")
     if choice.budget != "paper":
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
-    if not _is_of_all(experiment, choice):
+    has_averages = any(m.cell.paper is not None and not m.cell.is_of_file for m in measured)
+    if not _is_of_all(experiment, choice) and (has_averages or any(g.paper is not None for g in experiment.gains)):
         files = ", ".join(sorted(experiment.averaged))
         out += ["", f"The paper's averages are over {files}; ours, over other files, are not held against them."]
     out += ["", *experiment.notes]
