@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
             made = write(results, about, given.out)
             progress.advance(bar)
     console.print(Markdown(table(results, about)))
-    console.print("wrote " + ", ".join(str(path) for path in made))
+    console.print("wrote " + ", ".join(str(path) for path in made), markup=False, soft_wrap=True)
 
 
 def _measured(plain: Case, given: Any) -> Result:

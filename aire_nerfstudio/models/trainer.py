@@ -428,7 +428,7 @@ class AdaptiveTrainer(Trainer):
                 f"checkpoint {path} has entries that this package does not write ({first_line(error)}); it is damaged"
             ) from error
         self._start_step = saved["step"] + 1
-        CONSOLE.print(f"Going on after step {saved['step']:,}, from {path}")
+        CONSOLE.print(f"Going on after step {saved['step']:,}, from {path}", markup=False, soft_wrap=True)
         self._check_steps_per_iteration()
         if self._start_step >= self._total_iterations:
             raise InputError(

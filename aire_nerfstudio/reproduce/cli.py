@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         page = write_report(experiment, choice, store, results)
         console.print(Markdown(page.read_text("utf8")))
         made = draw(experiment, measure(experiment, store), store, results)
-        console.print(f"wrote {page} (.json, .csv) and {', '.join(map(str, made))}", markup=False)
+        console.print(f"wrote {page} (.json, .csv) and {', '.join(map(str, made))}", markup=False, soft_wrap=True)
     if failures:
         raise InputError("; ".join(failures))
 

@@ -153,7 +153,8 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
     has_averages = any(m.cell.paper is not None and not m.cell.is_of_file for m in measured)
     if not _is_of_all(experiment, choice) and (has_averages or any(g.paper is not None for g in experiment.gains)):
-        files = ", ".join(sorted(experiment.averaged))
+        names = sorted(experiment.averaged)
+        files = ", ".join(names) if len(names) <= 5 else f"{len(names)} files ({names[0]} to {names[-1]})"
         out += ["", f"The paper's averages are over {files}; ours, over other files, are not held against them."]
     out += ["", *experiment.notes]
     return "\n".join(out).rstrip() + "\n"
