@@ -323,12 +323,40 @@ def test_the_plan_foretells_the_run():
     state = strategy.init_state(net.neuron_groups(), 5, STEPS)
     plan = strategy.plan(state, net.widths)
     assert [(event.step, event.event, event.widths) for event in plan] == [
-        (10, "densify: 4 input neurons", None),
+        (10, "densify: 4 input neurons", (12, 9, 7)),
         (25, "targeted decay of the weakest neurons begins", None),
         (45, "prune", (6, 4, 7)),
     ]
     by_threshold = AireStrategy(replace(CONFIG, prune_rule="threshold", epsilon=0.5)).plan(state, net.widths)
     assert by_threshold[-1].event == "prune (at most; contribution <= 0.5)"
+    assert by_threshold[-1].widths is None
+    # A share of what is left then, in the order of the schedule also where all is due at once.
+    late = AireConfig(unit="steps", decay_start=5, prune_at=5, prune_fraction=0.5, densify_at=5, densify_fraction=0.25)
+    for densify_at, expected in (
+        (5, [("densify: 2 input neurons", (10, 9, 7)), ("targeted decay", None), ("prune", (5, 5, 7))]),
+        (6, [("targeted decay", None), ("prune", (4, 5, 7)), ("densify: 1 input neurons", (5, 5, 7))]),
+    ):
+        strategy = AireStrategy(replace(late, densify_at=densify_at))
+        net = SineMLP(2, [8, 9, 7], 1)
+        state = strategy.init_state(net.neuron_groups(), 5, STEPS)
+        plan = strategy.plan(state, net.widths)
+        assert [(event.event.split(" of the")[0], event.widths) for event in plan] == expected
+        for step in range(STEPS):
+            strategy.step(net.neuron_groups(), [], state, step)
+        assert tuple(net.widths) == plan[-1].widths
+
+
+@pytest.mark.parametrize("option", [{"target_parameters": 40}, {"target_bytes": 160}])
+def test_a_budget_is_kept_or_refused(option):
+    net = SineMLP(2, [8, 9, 7], 1)
+    config = AireConfig(unit="steps", decay_start=5, prune_at=10, **option)
+    name = next(iter(option))
+    with pytest.raises(ScheduleError, match=f"{name} is {option[name]}.* are added after the removal, at step 20"):
+        AireStrategy(replace(config, densify_at=20, densify_count=2)).init_state(net.neuron_groups(), 5, STEPS)
+    with pytest.raises(ScheduleError, match=f"{name} needs all chosen neurons to go"):
+        check(replace(config, prune_rule="threshold"))
+    with pytest.raises(ScheduleError, match=f"{name} is 8.*; one neuron in each of the 3 layers already takes 9 par"):
+        AireStrategy(replace(config, **{name: 8})).init_state(net.neuron_groups(), 5, STEPS)
 
 
 @pytest.mark.parametrize("weight", [0.25, 3.0])

@@ -429,6 +429,37 @@ def test_a_budget_above_the_network_is_said_to_remove_nothing(capsys):
     assert "nothing will be removed" not in capsys.readouterr().out
 
 
+def test_of_several_changes_before_one_step_each_has_its_own_size():
+    at_once = AireConfig(
+        unit="steps",
+        densify_at=10,
+        densify_count=4,
+        decay_start=10,
+        prune_at=10,
+        prune_counts=(5, 3),
+        prune_layers=(0, 1),
+    )
+    run = Run(at_once).to(11)
+
+    def size(a, b):
+        return (2 + 1) * a + (a + 1) * b + (b + 1) * 3
+
+    assert [(e["event"], e["after"], e["parameters"]) for e in run.model.adaptation.history] == [
+        ("densify", [17, 11], size(17, 11)), ("decay", [17, 11], size(17, 11)), ("prune", [12, 8], size(12, 8)),
+    ]  # fmt: skip
+    assert run.model.adaptation.sizes[1] == size(12, 8)
+
+
+def test_a_resumed_run_says_where_other_times_hold(capsys):
+    saved = Run().to(8).checkpoint()
+    capsys.readouterr()
+    Run(checkpoint=saved)
+    assert "The times of the checkpoint hold" not in capsys.readouterr().out
+    Run(replace(SCHEDULE, prune_at=50), checkpoint=saved)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The times of the checkpoint hold (densify_at 10, decay_start 25, prune_at 45; steps)" in said
+
+
 def test_a_resumed_run_aims_at_the_size_of_the_widths_that_it_began_with():
     config = replace(SCHEDULE, unit="percent")
     whole = Run(config, "aire_rounds").to(8)

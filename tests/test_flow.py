@@ -154,6 +154,13 @@ def test_a_flow_from_a_trained_surface_through_the_commands(ball):
     assert [row["time"] for row in rows] == [0.0, 0.2]
     assert all(row["chamfer"] < 1e-6 and row["normal_consistency"] > 0.999 for row in rows)
     assert "t = 0.2 | chamfer 0.00000" in done.stdout
+    moved = run.rename(root / "moved")  # and checkpoints come from beside the config.yml
+    done = _run(
+        "aire-export", "mesh", "--load-config", moved / "config.yml", "--output-path", "x.ply", "--resolution", "24",
+        cwd=root / "elsewhere",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    moved.rename(run)
     kept.rename(source)
     saved = torch.load(next((source / "nerfstudio_models").iterdir()), weights_only=True)
     for spoiled in (None, "high", float("nan"), 0.0):

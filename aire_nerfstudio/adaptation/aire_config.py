@@ -84,6 +84,13 @@ class AireConfig:
         return any(t is not None for t in (self.target_parameters, self.target_bytes, self.target_psnr))
 
     @property
+    def budget_in_words(self) -> str:
+        """The option that names the budget, and its value."""
+        if self.target_bytes is None:
+            return f"target_parameters is {self.target_parameters}"
+        return f"target_bytes is {self.target_bytes} ({self.most_parameters} parameters)"
+
+    @property
     def most_parameters(self) -> int | None:
         """What target_parameters or target_bytes allow the adaptive network in the end."""
         return self.target_parameters if self.target_bytes is None else self.target_bytes // BYTES_PER_PARAMETER
@@ -126,8 +133,8 @@ def check(config: AireConfig) -> None:
         raise ScheduleError(
             f"rounds is {config.rounds}; it must be at least 1, and more than 1 need target_parameters or target_bytes"
         )
-    if (config.rounds > 1 or config.target_psnr is not None) and config.prune_rule != "all":
-        raise ScheduleError("rounds (and target_psnr) remove all that they choose; use prune_rule 'all'")
+    if config.has_target and config.prune_rule != "all":
+        raise ScheduleError(f"{next(iter(given))} needs all chosen neurons to go; use prune_rule 'all'")
     if config.epsilon < 0 or config.decay_weight < 0 or config.plain_weight_decay < 0:
         raise ScheduleError("epsilon, decay_weight and plain_weight_decay must be 0 or more")
     if config.decay_start is not None:

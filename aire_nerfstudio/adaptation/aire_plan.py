@@ -49,28 +49,51 @@ def resolve_schedule(
             "gradients of the new neurons before it chooses: begin the decay later"
         )
     if config.most_parameters is not None:
-        choose_for_budget([torch.zeros(width) for width in planned], *ends(groups), config.most_parameters)
+        # Rounds say it in their own words.
+        if schedule.densify_at is not None and not schedule.densifies_first and config.rounds == 1:
+            raise ScheduleError(
+                f"{config.budget_in_words} and neurons are added after the removal, at step {schedule.densify_at}, "
+                "which would exceed it; add them before the decay, or name no budget"
+            )
+        try:
+            choose_for_budget([torch.zeros(width) for width in planned], *ends(groups), config.most_parameters)
+        except ScheduleError as error:
+            raise ScheduleError(f"{config.budget_in_words}; {error}") from error
     return schedule
 
 
 def planned_events(config: AireConfig, state: AireState, start: Sequence[int]) -> list[PlannedEvent]:
-    """Densification, decay and removal as far as they are still to come; ``start``: widths now."""
-    schedule = state.schedule
-    rows: list[tuple[int, str]] = []
-    if schedule.densify_at is not None and not state.is_densified:
-        rows.append((schedule.densify_at, f"densify: {densify_count(config, start[0])} input neurons"))
+    """Densification, decay and removal as far as they are still to come, in order; ``start``: widths now."""
+    schedule, rows, now = state.schedule, [], list(start)
+    # With a budget or a threshold the contributions decide; what has begun is not foretold again.
+    is_foretold = not (state.is_decaying or config.has_target or config.prune_rule != "all")
+
+    def densify() -> None:
+        count = densify_count(config, now[0])
+        now[0] += count
+        is_known = is_foretold or (schedule.densifies_first and not state.is_decaying)
+        at = schedule.densify_at
+        assert at is not None
+        rows.append(PlannedEvent(at, f"densify: {count} input neurons", tuple(now) if is_known else None))
+
+    is_to_come = schedule.densify_at is not None and not state.is_densified
+    if is_to_come and schedule.densifies_first:
+        densify()
     if schedule.decay_start is not None and not state.is_decaying:
-        rows.append((schedule.decay_start, f"{config.decay} decay of the weakest neurons begins"))
+        chosen = "the weakest neurons are chosen"
+        event = chosen if config.decay == "none" else f"{config.decay} decay of the weakest neurons begins"
+        rows.append(PlannedEvent(schedule.decay_start, event))
     if schedule.prune_at is not None and not state.is_pruned:
         at_most = "" if config.prune_rule == "all" else f" (at most; contribution <= {config.epsilon})"
         if config.most_parameters is not None:
-            at_most = f" to {config.most_parameters:,} parameters{at_most}"
-        rows.append((schedule.prune_at, f"prune{at_most}"))
-    events = [PlannedEvent(at, event) for at, event in sorted(rows)]
-    is_fresh = not (state.is_densified or state.is_decaying or state.is_pruned)
-    if events and is_fresh and not config.has_target:
-        events[-1] = PlannedEvent(events[-1].step, events[-1].event, planned_widths(config, start, schedule))
-    return events
+            at_most = f" to {config.most_parameters:,} parameters of this network"
+        if is_foretold:
+            for position, layer in enumerate(config.prune_layers):
+                now[layer] -= removal_count(config, position, now[layer])
+        rows.append(PlannedEvent(schedule.prune_at, f"prune{at_most}", tuple(now) if is_foretold else None))
+    if is_to_come and not schedule.densifies_first:
+        densify()
+    return rows
 
 
 def planned_widths(config: AireConfig, start: Sequence[int], schedule: Schedule) -> tuple[int, ...]:

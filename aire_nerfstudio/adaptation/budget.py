@@ -37,9 +37,7 @@ def choose_for_budget(
     """
     least = count_parameters(in_features, [1] * len(scores), out_features)
     if target < least:
-        raise ScheduleError(
-            f"target_parameters is {target}; one neuron in each of the {len(scores)} layers already takes {least}"
-        )
+        raise ScheduleError(f"one neuron in each of the {len(scores)} layers already takes {least} parameters")
     widths = [len(s) for s in scores]
     order = [s.argsort(stable=True) for s in scores]
     shares = [(s / s.sum().clamp_min(1e-30)).double().sort().values.tolist() for s in scores]

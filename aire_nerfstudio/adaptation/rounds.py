@@ -93,7 +93,7 @@ class RoundsStrategy(AireStrategy):
             count = densify_count(self.config, start[0])
             rows.append(PlannedEvent(schedule.densify_at, f"densify: {count} input neurons"))
         begin, end = self._window(schedule)
-        rows.append(PlannedEvent(begin, f"from here, neurons go in rounds {self._aim_in_words()}"))
+        rows.append(PlannedEvent(begin, f"from here, neurons go in rounds {self._aim_in_words(schedule)}"))
         rows.append(PlannedEvent(end, "none go from here"))
         return rows
 
@@ -219,7 +219,7 @@ class RoundsStrategy(AireStrategy):
         """Whether the round may free this share of the parameters, once the neurons are chosen."""
         return True
 
-    def _aim_in_words(self) -> str:
+    def _aim_in_words(self, schedule: Schedule) -> str:
         raise NotImplementedError
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -280,5 +280,5 @@ class TargetSizeStrategy(RoundsStrategy):
         assert target is not None
         return round(size * (target / size) ** (1 / rounds_left)) if rounds_left > 1 else target
 
-    def _aim_in_words(self) -> str:
-        return f"({self.config.rounds}) to {self.config.most_parameters:,} parameters"
+    def _aim_in_words(self, schedule: Schedule) -> str:
+        return f"({self._rounds(schedule)}) to {self.config.most_parameters:,} parameters of this network"

@@ -124,7 +124,7 @@ class TargetPsnrStrategy(RoundsStrategy):
         state.freed = freed
         return True
 
-    def _aim_in_words(self) -> str:
+    def _aim_in_words(self, schedule: Schedule) -> str:
         return f"while PSNR >= {self.config.target_psnr} dB"
 
 

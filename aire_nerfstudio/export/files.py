@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.files import check_file
+from aire_nerfstudio.report.facts import from_its_folder
 
 M = TypeVar("M")
 
@@ -34,7 +35,7 @@ def check_config(path: Path, option: str = "--load-config") -> None:
     check_file(path, option, "give a run's config.yml")
 
 
-def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
+def load_model(config: Path, kind: type[M], command: str, methods: str, option: str = "--load-config") -> M:
     """The trained model of a run.
 
     Args:
@@ -42,16 +43,22 @@ def load_model(config: Path, kind: type[M], command: str, methods: str) -> M:
         kind: class that the model must have.
         command: name of the export, for messages.
         methods: names of the methods that make such models, for messages.
+        option: that names the run, for messages.
 
     Raises:
         InputError: the run cannot be loaded, or is of another kind.
     """
     try:
-        _, pipeline, _, _ = eval_setup(config, test_mode="inference")
+        here = from_its_folder(config.parent)
+        _, pipeline, _, _ = eval_setup(config, test_mode="inference", update_config_callback=here)
+    except SystemExit as error:  # said in a line already
+        why = str(error).removeprefix("error: ")
+        hint = f" ({option} {config} names its data from the folder it was trained in: run it there)"
+        raise InputError(why + (hint if "does not exist" in why else "")) from error
     except Exception as error:
         raise InputError(
-            f"--load-config {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); give the "
-            "config.yml of a run, from the folder it was trained in: it names its data and its checkpoints from there"
+            f"{option} {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); give the config.yml of "
+            "a run, from the folder it was trained in: it names its data from there"
         ) from error
     model: Any = pipeline.model
     if not isinstance(model, kind):

@@ -49,7 +49,10 @@ class ExportMesh:
         with bar("surface", self.quiet) as progress:
             vertices, faces = model.mesh(self.resolution, progress)
         if len(faces) == 0:
-            raise InputError(f"{self.load_config}: the network has no surface in the cube; train it longer")
+            raise InputError(
+                f"{self.load_config}: the network has no surface in the cube at --resolution {self.resolution}; raise "
+                "it, or train longer"
+            )
         normals = model.vertex_normals(vertices)
         if not self.in_cube:
             vertices = model.in_file_units(vertices)

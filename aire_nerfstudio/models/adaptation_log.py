@@ -13,6 +13,8 @@ from rich.table import Table
 
 from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation.base import PlannedEvent, Report, widths
+from aire_nerfstudio.adaptation.budget import count_parameters
+from aire_nerfstudio.adaptation.layers import ends
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.task import AdaptiveTask
@@ -68,8 +70,9 @@ class AdaptationLog:
             table.add_column(column, justify="right" if column in ("step", "parameters after") else "left")
         table.add_row(str(begins_at), "start", str(list(widths(self._groups))), f"{task.count_parameters():,}")
         for planned in plan:
-            after = "" if planned.widths is None else str(list(planned.widths))
-            table.add_row(f"{planned.step:,}", planned.event, after, "")
+            known = planned.widths
+            after = ("", "") if known is None else (str(list(known)), f"{self._parameters_with(known):,}")
+            table.add_row(f"{planned.step:,}", planned.event, *after)
         table.add_row(f"{total_steps:,}", "end", "", "")
         CONSOLE.print(table)
 
@@ -79,7 +82,8 @@ class AdaptationLog:
         self.record.follow(report, self._groups, targets, self._first_omega)
 
     def _add(self, report: Report) -> None:
-        count = self._task.count_parameters()
+        # Of several changes before one step each has its own.
+        count = self._parameters_with(report.after)
         change = 100 * (count / self.initial_parameters - 1)
         self.history.append(
             {
@@ -100,6 +104,13 @@ class AdaptationLog:
         iteration = report.step // self.steps_per_iteration
         writer.put_scalar(name=f"Adaptation/{report.event}", scalar=sum(report.counts), step=iteration)
         self.write_sizes(iteration)
+
+    def _parameters_with(self, adapted: Sequence[int]) -> int:
+        """Parameters of the trained field where the adaptive network has these widths."""
+        groups = self._groups
+        n_in, n_out = ends(groups)
+        others = self._task.count_parameters() - count_parameters(n_in, widths(groups), n_out)
+        return others + count_parameters(n_in, adapted, n_out)
 
     def add_event(self, step: int, event: str, by_hand: bool = False) -> None:
         """Keep and tell an event of the training that changes no width."""

@@ -19,7 +19,7 @@ from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.control import Refused, Request, Status
 from aire_nerfstudio.adaptation.importance import contribution, weakest
 from aire_nerfstudio.adaptation.layers import ends
-from aire_nerfstudio.adaptation.schedule import Schedule
+from aire_nerfstudio.adaptation.schedule import Schedule, to_steps
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.adaptation_log import RETURN, AdaptationLog
@@ -103,6 +103,7 @@ class AdaptationRun:
             self.state = self.strategy.init_state(self._groups, self._task.steps_per_epoch(), total_steps)
         else:
             self.state = self._restored(saved["strategy"])
+            self._tell_of_times(total_steps)
         self._total_steps, self._optimizers = total_steps, optimizers
         self._extend_schedule()
         if saved is None or not self.log.record.snapshots:
@@ -119,6 +120,19 @@ class AdaptationRun:
                 f"target_psnr is {adaptation.target_psnr}, but a {task} has no PSNR; name target_parameters or "
                 "target_bytes"
             )
+
+    def _tell_of_times(self, total_steps: int) -> None:
+        """Say where the times given for a resumed run are not those that hold."""
+        if not isinstance(self.strategy, AireStrategy) or self.log.changes_by_hand:
+            return
+        given, kept = self.strategy.config, self.state.schedule
+        names = ("densify_at", "decay_start", "prune_at")
+        times = [getattr(given, name) for name in names]
+        each = self._task.steps_per_epoch()
+        steps = [None if at is None else to_steps(at, given.unit, each, total_steps) for at in times]
+        if steps != [getattr(kept, name) for name in names]:
+            held = ", ".join(f"{name} {getattr(kept, name)}" for name in names)
+            CONSOLE.log(f"The times of the checkpoint hold ({held}; steps), not those of this command")
 
     def print_plan(self) -> None:
         """Draw the table of what is to come."""

@@ -51,6 +51,10 @@ def checkpoint_to_load(config: TrainerConfig) -> Path | None:
     Raises:
         InputError: the folder, or the step in it, is not there.
     """
+    if config.load_dir is not None and config.load_checkpoint is not None:
+        raise InputError(
+            f"--load-dir {config.load_dir} and --load-checkpoint {config.load_checkpoint} exclude each other; give one"
+        )
     if config.load_dir is not None:
         folder = Path(config.load_dir)
         if not folder.is_dir():

@@ -224,7 +224,10 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
             raise InputError(f"load_sdf {source} holds no step-*.ckpt; give a run's folder or a checkpoint")
         path = found[-1]
     if not path.is_file():
-        raise InputError(f"load_sdf {path} does not exist; give a run's folder or a checkpoint")
+        raise InputError(
+            f"load_sdf {path} does not exist; give a run's folder or a checkpoint (a run that is resumed needs none: "
+            "leave it out)"
+        )
     try:
         state = read_checkpoint(path)["pipeline"]
         settings = dict(state["_model._extra_state"]["settings"])

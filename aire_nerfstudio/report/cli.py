@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
-from aire_nerfstudio.report.facts import CONFIG, REPORT, read_run
+from aire_nerfstudio.report.facts import CONFIG, REPORT, from_its_folder, read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -65,24 +64,19 @@ class MakeReport:
             raise InputError(f"{run} holds no {CONFIG}, so nothing can be rendered; add --no-pictures")
         with self._console.status(f"rendering {run}"):
             try:
-                _, pipeline, _, _ = eval_setup(run / CONFIG, test_mode="test", update_config_callback=_here(run))
+                _, pipeline, _, _ = eval_setup(
+                    run / CONFIG, test_mode="test", update_config_callback=from_its_folder(run)
+                )
                 model: Any = pipeline.model
                 return model.portraits(pipeline.datamanager, self.views, self.longest_side or None)
             except (Exception, SystemExit) as error:
+                why = first_line(error).removeprefix("error: ")
+                if not isinstance(error, SystemExit):
+                    why = f"{type(error).__name__}: {why}"
                 raise InputError(
-                    f"{run} cannot be rendered ({type(error).__name__}: {first_line(error)}); is its data still there? "
-                    "--no-pictures leaves the views out"
+                    f"{run} cannot be rendered ({why}); run it from the folder it was trained in, where its data are, "
+                    "or leave the views out with --no-pictures"
                 ) from error
-
-
-def _here(run: Path) -> Callable[[Any], Any]:
-    """Have the checkpoint taken from the folder that was given: the config names the one it was trained in."""
-
-    def update(config: Any) -> Any:
-        config.get_base_dir = run.absolute
-        return config
-
-    return update
 
 
 @exit_on_bad_input

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,16 @@ def latest_checkpoint(folder: Path) -> Path:
             "outputs/NAME/METHOD/2026-01-31_120000"
         )
     return checkpoints[-1]
+
+
+def from_its_folder(run: Path) -> Callable[[Any], Any]:
+    """For nerfstudio's ``eval_setup``: checkpoints come from ``run``; the config names the folder it was trained in."""
+
+    def update(config: Any) -> Any:
+        config.get_base_dir = run.absolute
+        return config
+
+    return update
 
 
 def _scores(path: Path, checkpoint: str) -> dict[str, float]:
