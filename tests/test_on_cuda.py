@@ -125,7 +125,7 @@ def test_the_emulated_device_is_like_one(device):
 @pytest.mark.parametrize(
     ("files", "chosen", "least"),
     [
-        (["test_graphed.py", "test_triton_adam.py"], "", 24),
+        (["test_graphed.py", "test_triton_adam.py"], "not (rigl or weight_decay or target_psnr)", 30),
         (
             ["test_ray_ops.py", "test_padded_samples.py", "test_rays_manager.py"],
             "(cuda or gpu or drawn or large or any_size) and not sources",
@@ -214,7 +214,7 @@ TRAININGS = """
 
 @pytest.mark.parametrize(
     ("task", "how"),
-    [("nerf", "plain"), ("nerf", "graph"), ("image", "graph"), ("sdf", "graph"), ("flow", "plain"), ("flow", "graph")],
+    [("nerf", "plain"), ("nerf", "graph"), ("image", "graph"), ("sdf", "graph"), ("flow", "graph")],
 )
 def test_training_there_resumes_and_does_not_wait(device, tmp_path, task, how):
     assert "trained" in _python(device, TRAININGS, task, how, tmp_path)

@@ -128,7 +128,7 @@ def test_parts_can_be_looked_at(browser, tmp_path):
 
 
 # Steps of a run that is watched: seconds, so that a page sees it before it is over.
-WATCHED = 1500
+WATCHED = 800
 
 
 def test_who_watches_does_not_change_the_weights(browser, demo, tmp_path):
