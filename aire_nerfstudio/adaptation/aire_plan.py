@@ -15,6 +15,17 @@ from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError, to_step
 from aire_nerfstudio.fields.neurons import NeuronGroup
 
 
+def times_in_steps(
+    config: AireConfig, steps_per_epoch: int, total_steps: int
+) -> tuple[int | None, int | None, int | None]:
+    """``densify_at``, ``decay_start`` and ``prune_at`` in optimizer steps; None where nothing happens."""
+
+    def in_steps(value: float | None) -> int | None:
+        return None if value is None else to_steps(value, config.unit, steps_per_epoch, total_steps)
+
+    return in_steps(config.densify_at), in_steps(config.decay_start), in_steps(config.prune_at)
+
+
 def resolve_schedule(
     config: AireConfig, groups: Sequence[NeuronGroup], steps_per_epoch: int, total_steps: int
 ) -> Schedule:
@@ -29,16 +40,7 @@ def resolve_schedule(
     Raises:
         ScheduleError: an event outside the run, an unknown layer, or more neurons to remove than a layer has.
     """
-
-    def in_steps(value: float | None) -> int | None:
-        return None if value is None else to_steps(value, config.unit, steps_per_epoch, total_steps)
-
-    schedule = Schedule(
-        total=total_steps,
-        densify_at=in_steps(config.densify_at),
-        decay_start=in_steps(config.decay_start),
-        prune_at=in_steps(config.prune_at),
-    )
+    schedule = Schedule(total_steps, *times_in_steps(config, steps_per_epoch, total_steps))
     planned = planned_widths(config, widths(groups), schedule)
     decisions = (schedule.densify_at, schedule.decay_start)
     if config.criterion == "taylor" and 0 in decisions:

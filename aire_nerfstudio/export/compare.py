@@ -10,7 +10,7 @@ from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import check_config, load_model
 from aire_nerfstudio.files import check_place, write_whole
-from aire_nerfstudio.models.flow import SAME_SHAPE, FlowModel
+from aire_nerfstudio.models.flow import FlowModel, is_same_place
 from aire_nerfstudio.models.sdf import SdfModel
 
 
@@ -41,8 +41,8 @@ class ExportCompare:
             load_model(config, SdfModel, "compare", "aire-sdf and aire-flow", option)
             for option, config in (("--load-config", self.load_config), ("--other-config", self.other_config))
         )
-        moved = float((one.centre - other.centre).abs().max() / one.scale)
-        if not (moved < SAME_SHAPE and abs(float(other.scale / one.scale) - 1) < SAME_SHAPE):
+        places = [(model.centre.cpu().numpy(), float(model.scale)) for model in (other, one)]
+        if not is_same_place(*places[0], *places[1]):
             raise InputError(
                 f"{self.load_config} and {self.other_config} are of shapes of another place or size; each has a cube "
                 "of its own, so that nothing can be compared"

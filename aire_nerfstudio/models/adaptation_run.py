@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig
-from aire_nerfstudio.adaptation.aire_plan import planned_widths
+from aire_nerfstudio.adaptation.aire_plan import planned_widths, times_in_steps
 from aire_nerfstudio.adaptation.base import Report, Strategy, widths
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.control import Refused, Request, Status
 from aire_nerfstudio.adaptation.importance import contribution, weakest
 from aire_nerfstudio.adaptation.layers import ends
-from aire_nerfstudio.adaptation.schedule import Schedule, to_steps
+from aire_nerfstudio.adaptation.schedule import Schedule
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.adaptation_log import RETURN, AdaptationLog
@@ -125,13 +125,10 @@ class AdaptationRun:
         """Say where the times given for a resumed run are not those that hold."""
         if not isinstance(self.strategy, AireStrategy) or self.log.changes_by_hand:
             return
-        given, kept = self.strategy.config, self.state.schedule
-        names = ("densify_at", "decay_start", "prune_at")
-        times = [getattr(given, name) for name in names]
-        each = self._task.steps_per_epoch()
-        steps = [None if at is None else to_steps(at, given.unit, each, total_steps) for at in times]
-        if steps != [getattr(kept, name) for name in names]:
-            held = ", ".join(f"{name} {getattr(kept, name)}" for name in names)
+        kept = self.state.schedule
+        given = times_in_steps(self.strategy.config, self._task.steps_per_epoch(), total_steps)
+        if given != (kept.densify_at, kept.decay_start, kept.prune_at):
+            held = f"densify_at {kept.densify_at}, decay_start {kept.decay_start}, prune_at {kept.prune_at}"
             CONSOLE.log(f"The times of the checkpoint hold ({held}; steps), not those of this command")
 
     def print_plan(self) -> None:

@@ -71,7 +71,7 @@ class FlowModelConfig(SurfaceModelConfig):
         self.__dict__.update(state)
 
     def check(self) -> None:
-        """As a surface's; the file to start from is looked at, too."""
+        """As a surface's, and what a flow cannot be."""
         super().check()
         if self.activation == "spder":
             raise InputError("a flow needs second derivatives, which SPDER's near 0 do not bound; use siren or finer")
@@ -86,8 +86,11 @@ class FlowModelConfig(SurfaceModelConfig):
 
     def resolved(self) -> FlowModelConfig:
         """With what is taken over from a surface: its network's widths and w0, or w0's default."""
-        if self.load_sdf is not None:
-            start = surface_weights(self.load_sdf, self)
+        return self.taking_over(None if self.load_sdf is None else surface_weights(self.load_sdf, self))
+
+    def taking_over(self, start: StartingSurface | None) -> FlowModelConfig:
+        """As :meth:`resolved`, of a surface that has been read."""
+        if start is not None:
             return replace(self, widths=start.widths, first_omega=start.first_omega, hidden_omega=start.hidden_omega)
         first, hidden = (DEFAULT_OMEGA if w0 is None else w0 for w0 in (self.first_omega, self.hidden_omega))
         return replace(self, first_omega=first, hidden_omega=hidden)
@@ -104,14 +107,15 @@ class FlowModel(SdfModel):
         """Make the network; take over that of a surface where one is given."""
         # Weights of a trained flow are in its checkpoint, widths and w0 in its config.yml.
         config = self.config
-        begins = config.load_sdf is not None and self.kwargs["metadata"].get("is_training", True)
-        if begins or config.first_omega is None or config.hidden_omega is None:
-            known = config.resolved()
+        start = None
+        if config.load_sdf is not None and self.kwargs["metadata"].get("is_training", True):
+            start = surface_weights(config.load_sdf, config)
+        if start is not None or config.first_omega is None or config.hidden_omega is None:
+            known = config.resolved() if start is None else config.taking_over(start)
             config.widths, config.first_omega, config.hidden_omega = known.widths, known.first_omega, known.hidden_omega
         self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
-        start = surface_weights(config.load_sdf, config) if begins and config.load_sdf is not None else None
         if start is not None:
             self._check_shape(start)
         super().populate_modules()
@@ -129,8 +133,7 @@ class FlowModel(SdfModel):
     def _check_shape(self, start: StartingSurface) -> None:
         """Refuse the network of another shape: it would be pulled away from itself."""
         surface, config = self.kwargs["metadata"]["surface"], self.config
-        moved = float(np.abs(start.centre - surface.centre).max()) / surface.scale
-        if not (moved < SAME_SHAPE and abs(start.scale / surface.scale - 1) < SAME_SHAPE):
+        if not is_same_place(start.centre, start.scale, surface.centre, surface.scale):
             theirs, ours = (
                 f"centre {np.round(shape.centre, 6).tolist()}, scale {shape.scale:.6g}" for shape in (start, surface)
             )
@@ -190,6 +193,12 @@ class FlowModel(SdfModel):
         config = self.config
         weights = FlowWeights(config.data_weight, config.normal_weight, config.flow_weight)
         return flow_loss(network, points, normals, distances, config.alpha, weights)
+
+
+def is_same_place(centre: np.ndarray, scale: float, other_centre: np.ndarray, other_scale: float) -> bool:
+    """Whether two shapes, with their cubes' middles ``[3]`` and sizes in the file's units, may be one."""
+    moved = float(np.abs(centre - other_centre).max()) / other_scale
+    return moved < SAME_SHAPE and abs(scale / other_scale - 1) < SAME_SHAPE
 
 
 class StartingSurface(NamedTuple):
