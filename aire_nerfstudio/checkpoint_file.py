@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.files import as_looked_for
 
 # Bytes of the structure around the tensors; ours have less than a tenth.
 LARGEST_STRUCTURE = 1 << 20
@@ -44,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             nerfstudio checkpoint.
     """
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
+        raise InputError(f"checkpoint {as_looked_for(path)} does not exist; give a step-*.ckpt of a run")
     try:
         with zipfile.ZipFile(path) as archive:
             saved = _Reader(*_parts(path, archive)).load()
@@ -56,7 +57,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"checkpoint {path} is truncated or not a checkpoint ({first_line(error)})") from error
+        raise InputError(
+            f"checkpoint {path} is truncated or not a checkpoint ({first_line(error)}); give a run's step-*.ckpt, an "
+            "earlier one where this is damaged"
+        ) from error
     _check_size(path, saved)
     if not isinstance(saved, dict) or not isinstance(saved.get("pipeline"), dict) or not _is_count(saved.get("step")):
         raise InputError(f"checkpoint {path} is not a nerfstudio checkpoint: it has no 'pipeline' and 'step'")

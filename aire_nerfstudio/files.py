@@ -39,6 +39,11 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
             Path(unfinished).unlink(missing_ok=True)
 
 
+def as_looked_for(path: Path) -> str:
+    """A path for a message: a relative one together with the folder that it is relative to."""
+    return str(path) if path.is_absolute() else f"{path} (looked for in {Path.cwd()})"
+
+
 def check_file(path: Path, what: str, fix: str) -> None:
     """Refuse what is no file that can be read.
 
@@ -52,7 +57,7 @@ def check_file(path: Path, what: str, fix: str) -> None:
     """
     try:
         if not path.exists():
-            raise InputError(f"{what} {path} does not exist; {fix}")
+            raise InputError(f"{what} {as_looked_for(path)} does not exist; {fix}")
         if path.is_dir():
             raise InputError(f"{what} {path} is a folder; {fix}")
         if not path.is_file():  # a pipe would be emptied, or waited for

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
-from tiny import differences
+from tiny import differences, tiny_config, train
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.control import Refused, Request, StageSpan, spread
@@ -448,6 +448,25 @@ def test_of_several_changes_before_one_step_each_has_its_own_size():
         ("densify", [17, 11], size(17, 11)), ("decay", [17, 11], size(17, 11)), ("prune", [12, 8], size(12, 8)),
     ]  # fmt: skip
     assert run.model.adaptation.sizes[1] == size(12, 8)
+
+
+@pytest.mark.parametrize(
+    ("variant", "given", "said"),
+    [
+        ("aire", {"prune_at": 50}, None),
+        ("aire_early", {}, None),
+        ("aire_early", {"unit": "steps", "prune_at": 50}, "sets prune_at 30 itself"),
+        ("aire_rounds", {"densify_fraction": 0.5}, "sets densify_fraction 1 itself"),
+    ],
+)
+def test_a_variant_says_what_it_sets_itself(variant, given, said, tmp_path, capsys):
+    config = tiny_config("image", tmp_path, model={"variant": variant}, quiet=False, max_num_iterations=60)
+    adaptation = type(config.pipeline.model)().adaptation
+    config.pipeline.model.adaptation = replace(adaptation, **given)
+    train(config)
+    told = " ".join(capsys.readouterr().out.split())
+    assert ("itself" in told) is (said is not None)
+    assert said is None or said in told
 
 
 def test_a_resumed_run_says_where_other_times_hold(capsys):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from tiny import TASKS, checkpoints, differences, load, tiny_config, train
 
 from aire_nerfstudio.adaptation.control import Request
@@ -11,6 +12,7 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.guard import FaultGuard
 from aire_nerfstudio.models.removal_check import RemovalCheck
+from aire_nerfstudio.notices import warn
 
 # The guard keeps a state at steps 0, 50, 100, ...; these runs are long enough for two.
 LONG = 90
@@ -240,3 +242,13 @@ def test_training_reports_what_a_removal_changed(tmp_path, capsys, monkeypatch):
     train(tiny_config("image", tmp_path / "b", quiet=False))
     said = " ".join(capsys.readouterr().out.split())
     assert "more than theorem 2" in said
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_a_warning_is_told_where_all_else_is_quiet(is_quiet, capsys, monkeypatch):
+    monkeypatch.setattr(CONSOLE, "quiet", is_quiet)
+    CONSOLE.log("what is going on")
+    warn("[7, 8] neurons\nare odd")
+    told = capsys.readouterr()
+    assert ("what is going on" in told.out) is not is_quiet
+    assert "warning: [7, 8] neurons?are odd" in (told.err if is_quiet else told.out)

@@ -1,5 +1,7 @@
 """What every task owes to adaptation, viewer and report, on trainings of a second or two."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,8 @@ from PIL import Image
 from tiny import TASKS, checkpoints, load, tiny_config, train
 
 from aire_nerfstudio.adaptation.control import Refused
+from aire_nerfstudio.data.fingerprint import fingerprint
+from aire_nerfstudio.data.image_views import default_picture_path
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.report.facts import read_run
 from aire_nerfstudio.report.page import write_report
@@ -98,3 +102,52 @@ def test_what_has_no_schedule_cannot_be_frozen(variant, tmp_path, monkeypatch):
     trainer = train(tiny_config("image", tmp_path, model={"variant": variant}, max_num_iterations=20))
     assert answers == [f"refused: the variant {variant} has no schedule to freeze"]
     assert not trainer.pipeline.model.adaptation.is_frozen
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_a_run_that_goes_on_with_other_data_says_so(task, demo, tmp_path, capsys):
+    config = tiny_config(task, tmp_path, quiet=False)
+    train(config)
+    folder = config.get_checkpoint_dir()
+
+    def said_of(**changes):
+        again = tiny_config(task, tmp_path, load_dir=folder, load_step=40, quiet=False)
+        for name, value in changes.items():
+            setattr(again.pipeline.datamanager.dataparser, name, value)
+        capsys.readouterr()
+        train(again)
+        return capsys.readouterr().out
+
+    assert "other data" not in said_of()
+    assert "other data" in said_of(data=_other_data(task, demo, tmp_path))
+
+
+def _other_data(task, demo, folder):
+    """Data of the same kind and size as the default's, but for one number."""
+    if task == "nerf":
+        made = shutil.copytree(demo, folder / "scene")
+        path = made / "transforms_train.json"
+        scene = json.loads(path.read_text("utf8"))
+        scene["frames"][3]["transform_matrix"][0][3] += 1e-3
+        path.write_text(json.dumps(scene), "utf8")
+        return made
+    if task == "image":
+        picture = np.asarray(Image.open(default_picture_path())).copy()
+        picture[5, 7, 0] ^= 1
+        Image.fromarray(picture).save(folder / "picture.png")
+        return folder / "picture.png"
+    import trimesh
+
+    box = trimesh.creation.icosphere(3)
+    box.export(folder / "ball.ply")
+    return folder / "ball.ply"
+
+
+def test_a_fingerprint_is_of_values_types_and_shapes():
+    numbers = np.arange(12, dtype=np.int32)
+    same = fingerprint([numbers, "a"])
+    assert same == fingerprint([torch.arange(12, dtype=torch.int32), "a"])
+    assert len({same, fingerprint(["a", numbers]), fingerprint([numbers.reshape(3, 4), "a"])}) == 3
+    assert same != fingerprint([numbers.astype(np.int64), "a"])
+    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
+    assert fingerprint([np.zeros((0, 3))]) != fingerprint([np.zeros((0, 2))])

@@ -21,6 +21,7 @@ from PIL import Image
 from aire_nerfstudio.data.captures import check_mode
 from aire_nerfstudio.data.demo_scene import demo_path, ensure_demo_scene
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.files import as_looked_for
 
 
 @dataclass
@@ -79,7 +80,9 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
             is missing, cannot be decoded, is of a kind that nerfstudio misreads, or differs in size or alpha.
     """
     if not folder.exists():
-        raise InputError(f"the data folder {folder} does not exist; give a Blender-format scene with --data")
+        raise InputError(
+            f"the data folder {as_looked_for(folder)} does not exist; give a Blender-format scene with --data"
+        )
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; --data takes the folder that holds transforms_train.json")
     if not any(folder.iterdir()):

@@ -14,6 +14,7 @@ from PIL import Image
 
 import aire_nerfstudio
 from aire_nerfstudio.errors import InputError, first_line
+from aire_nerfstudio.files import as_looked_for
 
 THEIRS, OURS = Path(nerfstudio.__file__).parent, Path(aire_nerfstudio.__file__).parent
 PARSERS, PICTURES = THEIRS / "data" / "dataparsers", THEIRS / "data" / "datasets"
@@ -56,9 +57,10 @@ def reading(parser: object, data: object) -> Iterator[None]:
         if not _is_of_data(error):
             raise
         name = type(parser).__name__.removesuffix("Config")
+        where = as_looked_for(data) if isinstance(data, Path) else data
         raise InputError(
-            f"{name} cannot read {data}: {type(error).__name__}: {first_line(error)}; mend the data or the "
-            "parser's options, or name the parser of their format (nerfstudio-data, blender-data, colmap ...)"
+            f"{name} cannot read {where}: {type(error).__name__}: {first_line(error)}; mend the data or the parser's "
+            "options, or name the parser of their format (nerfstudio-data, blender-data, colmap ...)"
         ) from error
 
 

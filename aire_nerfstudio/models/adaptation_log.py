@@ -18,6 +18,7 @@ from aire_nerfstudio.adaptation.layers import ends
 from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.task import AdaptiveTask
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.record import RunRecord, Snapshot
 
 # The event of a training that went back to its last good state.
@@ -160,8 +161,8 @@ class AdaptationLog:
         if check.is_within(effect):
             CONSOLE.log(f"step {step:,}: it changed them by at most {effect:.3g}")
         else:
-            CONSOLE.log(
-                f"[yellow]warning: step {step:,}: the removal changed an output by {effect:.3g}, more than theorem 2 "
+            warn(
+                f"step {step:,}: the removal changed an output by {effect:.3g}, more than theorem 2 "
                 f"allows ({check.bound:.3g}): the weights or this device's arithmetic are not sound"
             )
 

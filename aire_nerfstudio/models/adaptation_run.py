@@ -27,7 +27,11 @@ from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.removal_check import RemovalCheck
 from aire_nerfstudio.models.rng import set_rng_state
 from aire_nerfstudio.models.task import AdaptiveTask
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.record import RunRecord, Snapshot
+
+# What aire_early and aire_rounds have values of their own for.
+SET_BY_VARIANTS = ("densify_at", "densify_count", "densify_fraction", "decay_start", "prune_at", "rounds")
 
 
 class AdaptationRun:
@@ -131,8 +135,27 @@ class AdaptationRun:
             held = f"densify_at {kept.densify_at}, decay_start {kept.decay_start}, prune_at {kept.prune_at}"
             CONSOLE.log(f"The times of the checkpoint hold ({held}; steps), not those of this command")
 
+    def _tell_of_variant(self) -> None:
+        """Say which of the settings that were given a variant sets itself."""
+        given, default = self.config.adaptation, type(self.config)().adaptation
+        if self.saved is not None or not isinstance(self.strategy, AireStrategy):
+            return
+        own = self.strategy.config
+        moved = [
+            name
+            for name in SET_BY_VARIANTS
+            if getattr(given, name) != getattr(default, name) and getattr(own, name) != getattr(given, name)
+        ]
+        if moved:
+            values = ", ".join(f"{name} {getattr(own, name):g}" for name in moved)
+            CONSOLE.log(
+                f"The variant {self.config.variant} sets {values} itself (times in percent of the run), whatever this "
+                "command says; the variant aire takes yours"
+            )
+
     def print_plan(self) -> None:
         """Draw the table of what is to come."""
+        self._tell_of_variant()
         plan = self.strategy.plan(self.state, widths(self._groups))
         self.log.print_plan(self.steps_done(), plan, self._total_steps)
         if self.saved is None and isinstance(self.strategy, AireStrategy):
@@ -146,8 +169,8 @@ class AdaptationRun:
         # With a budget no removal is foretold: these are the widths with what is added.
         largest = count_parameters(n_in, planned_widths(config, widths(self._groups), schedule), n_out)
         if config.most_parameters >= largest:
-            CONSOLE.log(
-                f"[yellow]warning: the budget is {config.most_parameters:,} parameters and the network never has "
+            warn(
+                f"the budget is {config.most_parameters:,} parameters and the network never has "
                 f"more than {largest:,}: nothing will be removed"
             )
 

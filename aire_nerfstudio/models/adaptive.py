@@ -15,6 +15,7 @@ from aire_nerfstudio import distributed
 from aire_nerfstudio.adaptation import surgery
 from aire_nerfstudio.adaptation.base import Strategy
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, make_strategy, starting_widths
+from aire_nerfstudio.data.fingerprint import FINGERPRINT
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptation_run import AdaptationRun
@@ -31,6 +32,7 @@ from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.rng import rng_state
 from aire_nerfstudio.models.weight_average import WeightAverage
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.viewer.panel import AdaptationPanel
@@ -144,10 +146,21 @@ class AdaptiveModel(PartViews):
         ]
 
     def _begin(self, total_steps: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        if self.adaptation.saved is None:
+        saved = self.adaptation.saved
+        if saved is None:
             self._average.fit(total_steps)
+        elif saved.get("data", "") not in ("", self._data):
+            warn(
+                "the checkpoint was trained on other data than these (or other pixels, views or "
+                "points of them are held out); this run goes on with these"
+            )
         self.adaptation.begin(total_steps, optimizers)
         self.print_plan()
+
+    @property
+    def _data(self) -> str:
+        """What the training data are told from others by; empty where nobody gave it."""
+        return str((self.kwargs.get("metadata") or {}).get(FINGERPRINT, ""))
 
     def print_plan(self) -> None:
         """Say what is to come."""
@@ -234,6 +247,7 @@ class AdaptiveModel(PartViews):
             "settings": self.fixed_settings(),
             "variant": self.config.variant,
             "large_widths": list(self._large),
+            "data": self._data,
             "ema_every": self._average.every,
             **self.adaptation.to_dict(),
             # Right after a resume, those that the checkpoint holds: set-up has drawn since.

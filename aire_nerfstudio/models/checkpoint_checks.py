@@ -42,6 +42,8 @@ def check_state(state: Mapping[str, Any]) -> None:
     large = state.get("large_widths", [1])  # earlier releases kept none
     if not isinstance(large, list) or not large or not all(isinstance(width, int) and width > 0 for width in large):
         raise InputError(f"the checkpoint's large_widths are {str(large)[:80]}, no widths; it is damaged")
+    if not isinstance(state.get("data", ""), str):  # earlier releases kept none
+        raise InputError(f"the checkpoint's data are {str(state['data'])[:80]}, no fingerprint; it is damaged")
     for event in state["history"]:
         if (
             not isinstance(event, dict)

@@ -19,6 +19,7 @@ from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.files import as_looked_for
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS
 from aire_nerfstudio.models.checkpoint_checks import check_chain
@@ -234,8 +235,8 @@ def surface_weights(source: Path, config: FlowModelConfig) -> StartingSurface:
         path = found[-1]
     if not path.is_file():
         raise InputError(
-            f"load_sdf {path} does not exist; give a run's folder or a checkpoint (a run that is resumed needs none: "
-            "leave it out)"
+            f"load_sdf {as_looked_for(path)} does not exist; give a run's folder or a checkpoint (a run that "
+            "is resumed needs none: leave it out)"
         )
     try:
         state = read_checkpoint(path)["pipeline"]

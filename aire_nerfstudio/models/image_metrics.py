@@ -7,11 +7,11 @@ import socket
 from collections.abc import Callable
 
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 from torchmetrics.functional import structural_similarity_index_measure
 
 from aire_nerfstudio.data.picture import SMALLEST_FOR_SSIM
+from aire_nerfstudio.notices import warn
 
 # AlexNet's last pooling must have something to pool.
 SMALLEST_FOR_LPIPS = 31
@@ -37,8 +37,8 @@ def _lpips() -> Callable[[Tensor, Tensor], Tensor] | None:
         socket.setdefaulttimeout(10)
         return LearnedPerceptualImagePatchSimilarity(normalize=True).eval()
     except Exception as error:
-        CONSOLE.print(
-            f"[bold yellow]LPIPS is left out: its AlexNet weights cannot be had ({type(error).__name__}). Put "
+        warn(
+            f"LPIPS is left out: its AlexNet weights cannot be had ({type(error).__name__}). Put "
             "alexnet-owt-7be5be79.pth in $TORCH_HOME/hub/checkpoints to get it."
         )
         return None

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.model_components.renderers import RGBRenderer
-from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
@@ -31,6 +30,7 @@ from aire_nerfstudio.losses import SurfaceWeights, surface_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.image_metrics import image_metrics
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.ray_marching import near_far_from_aabb
 from aire_nerfstudio.ops.sphere_tracing import sphere_trace
 
@@ -368,8 +368,8 @@ class SdfModel(AdaptiveModel):
             metrics["hausdorff"] = compared.hausdorff
             metrics["normal_consistency"] = compared.normal_consistency
         else:
-            CONSOLE.log(
-                "[yellow]warning: the network is 0 nowhere in the cube, so it has no surface: chamfer, Hausdorff and "
+            warn(
+                "the network is 0 nowhere in the cube, so it has no surface: chamfer, Hausdorff and "
                 "normal agreement are left out"
             )
         return metrics

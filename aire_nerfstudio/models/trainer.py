@@ -46,6 +46,7 @@ from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
 from aire_nerfstudio.models.trainer_checks import check_trainer
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.report.facts import CHECKPOINTS, REPORT, latest_checkpoint, read_run
 from aire_nerfstudio.report.page import write_report
@@ -251,10 +252,7 @@ class AdaptiveTrainer(Trainer):
             write_report(path, [read_run(self.base_dir)], [shown])
             CONSOLE.log(f"Report: {path}")
         except (Exception, KeyboardInterrupt) as error:
-            print(
-                f"warning: the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again",
-                file=sys.stderr,
-            )
+            warn(f"the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again")
 
     def _is_soon_drawn(self) -> bool:
         """Whether the report's views take seconds: not so of a large picture, which is scored at its own size."""
@@ -354,7 +352,7 @@ class AdaptiveTrainer(Trainer):
         if "cuda" in self.device:
             held.append(torch.cuda.get_rng_state(self.device).to(parameters[0].device))
         if not distributed.is_alike(held):
-            CONSOLE.log("[yellow]warning: the processes' weights differ; those of the first are taken from here on")
+            warn("the processes' weights differ; those of the first are taken from here on")
             self.follow_first()
 
     def _return(self, step: int) -> int:
@@ -381,7 +379,7 @@ class AdaptiveTrainer(Trainer):
         rates = lower_learning_rates(self, self.config.recovery_rate)
         model.adaptation.note_return(self._guard.step)
         self._guard.put(self._guard.step, training_state(self, state["step"]))
-        CONSOLE.log(f"[yellow]warning: {said}; back to step {self._guard.step:,}, learning rate now {_in_words(rates)}")
+        warn(f"{said}; back to step {self._guard.step:,}, learning rate now {_in_words(rates)}")
         return self._guard.step
 
     def _end_with(self, state: dict[str, Any]) -> str:
