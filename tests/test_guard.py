@@ -1,6 +1,7 @@
 """Numbers that are none: the step is not made; the last good state comes back once, the second time it ends there."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -242,6 +243,16 @@ def test_training_reports_what_a_removal_changed(tmp_path, capsys, monkeypatch):
     train(tiny_config("image", tmp_path / "b", quiet=False))
     said = " ".join(capsys.readouterr().out.split())
     assert "more than theorem 2" in said
+
+
+def test_a_removal_beside_a_densification_is_not_judged(tmp_path, capsys):
+    at_once = {"unit": "steps", "densify_at": 34, "densify_count": 4, "decay_start": 17, "prune_at": 34}
+    config = tiny_config("image", tmp_path, quiet=False)
+    config.pipeline.model.adaptation = replace(config.pipeline.model.adaptation, **at_once, decay="scheduled")
+    train(config)
+    said = capsys.readouterr().out
+    assert "densify" in said
+    assert "theorem 2" not in said
 
 
 @pytest.mark.parametrize("is_quiet", [False, True])

@@ -1,12 +1,14 @@
 """Meshes of known fields, seams and skipped blocks, and the distances between known surfaces."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import trimesh
 
 from aire_nerfstudio.analysis import iso_surface
-from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.analysis.iso_surface import extract_mesh, steepness_of
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.errors import InputError
 
@@ -36,13 +38,31 @@ def test_skipping_blocks_changes_nothing_and_saves_most(monkeypatch):
     near = extract_mesh(counted, 160)
     few = sum(asked)
     asked.clear()
-    everything = extract_mesh(counted, 160, is_distance=False)
+    everything = extract_mesh(counted, 160, steepness=None)
     assert all(np.array_equal(a, b) for a, b in zip(near, everything, strict=True))
     assert sum(asked) == 160**3
     assert few < 0.6 * 160**3
     # Fields as steep as the safety allows lose nothing either.
     steep = extract_mesh(lambda p: 2 * torus(p), 160)
     assert np.allclose(steep[0], everything[0], atol=1e-6)
+
+
+def test_what_is_steeper_than_a_distance_is_measured():
+    def rough(p):
+        return p.norm(dim=-1) - 0.5 + 0.3 * torch.sin(60 * p).prod(-1)
+
+    def gradients(p):
+        p = p.clone().requires_grad_()
+        return torch.autograd.grad(rough(p).sum(), p)[0]
+
+    everything = extract_mesh(rough, 200, steepness=None)
+    steepness = steepness_of(gradients)
+    assert steepness > 10
+    near = extract_mesh(rough, 200, steepness=steepness)
+    assert all(np.array_equal(a, b) for a, b in zip(near, everything, strict=True))
+    assert len(extract_mesh(rough, 200)[1]) < len(everything[1])
+    assert steepness_of(lambda p: torch.nn.functional.normalize(p)) == 2
+    assert steepness_of(lambda p: p / 0) == math.inf
 
 
 def test_levels_progress_and_nothing_to_find():

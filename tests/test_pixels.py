@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from aire_nerfstudio.data import pixels
+from aire_nerfstudio.data.epochs import EpochOrder
 from aire_nerfstudio.data.picture import Picture, pixel_centres
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.errors import InputError
@@ -46,6 +47,18 @@ def test_an_epoch_draws_every_training_pixel_once(batch_size):
         drawn = torch.cat([batches.batch(step)[1] for step in steps])
         expected = PICTURE.floats().view(-1, 3)[train]
         assert torch.equal(drawn[drawn[:, 0].argsort()], expected)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(89, 1), (89, 7), (89, 89), (89, 88), (5, 1000), (1, 3)])
+def test_filled_batches_go_through_one_epoch_after_the_other(count, batch):
+    order = EpochOrder(count, batch, 3, "cpu", fills=True)
+    steps = 3 * count // min(count, batch) + 1
+    drawn = [order.at(step) for step in range(steps)]
+    assert {len(each) for each in drawn} == {min(count, batch)}
+    wanted = torch.cat([order.whole(epoch) for epoch in range(4)])
+    drawn = torch.cat(drawn)
+    assert torch.equal(drawn, wanted[: len(drawn)])
+    assert torch.equal(EpochOrder(count, batch, 3, "cpu", fills=True).at(steps - 1), drawn[-min(count, batch) :])
 
 
 def test_coordinates_belong_to_the_values():

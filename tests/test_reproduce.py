@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
-from aire_nerfstudio.data.picture import Picture
+from aire_nerfstudio.analysis.split import split_outputs
+from aire_nerfstudio.data.picture import Picture, pixel_centres
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce import cli, runner
@@ -22,7 +23,7 @@ from aire_nerfstudio.reproduce.experiments import make_experiment
 from aire_nerfstudio.reproduce.image_experiments import BUDGETS, IMAGE_EXPERIMENTS
 from aire_nerfstudio.reproduce.image_fit import ImageFit, crop_picture, fit_image, load_picture, reduce_picture
 from aire_nerfstudio.reproduce.record import Recorder
-from aire_nerfstudio.reproduce.report import markdown, measure, spread, verdict
+from aire_nerfstudio.reproduce.report import Measured, is_judged, markdown, measure, spread, verdict
 from aire_nerfstudio.reproduce.store import Store
 
 SCHEDULE = AireConfig(
@@ -55,6 +56,20 @@ def test_an_adaptive_fit(picture):
     )
     assert len(recorder.arrays["contributions_densify"]) == len(recorder.arrays["contributions_prune"]) == 20
     assert recorder.arrays["new_prune"] == 4
+
+
+def test_the_layer_that_loses_neurons_is_what_is_split(picture):
+    recorder = Recorder(picture, "cpu")
+    later = replace(SCHEDULE, densify_at=None, densify_fraction=0.0, prune_layers=(1,), prune_fraction=0.5)
+    fit_image(replace(FIT, adaptation=later), picture, recorder=recorder)
+    kept = recorder.arrays
+    assert kept["important_before_decay"].shape == kept["unimportant_before_prune"].shape == (13, 17, 3)
+    network = SineMLP(2, (16, 12), 3)
+    recorder.before(network, "decay", 1, 5)
+    strong, weak = split_outputs(network, pixel_centres(torch.arange(13 * 17), 13, 17), 1, 5)
+    for name, wanted in (("important", strong), ("unimportant", weak)):
+        shown = torch.from_numpy(kept[f"{name}_before_decay"].astype(np.float32)).view(-1, 3)
+        assert torch.allclose(shown, 0.5 * (wanted + 1), atol=2e-3)
 
 
 def test_a_fit_is_a_function_of_its_settings(picture):
@@ -222,6 +237,26 @@ def test_verdicts_only_where_they_mean_something(finished):
     assert f"| 38.12, short by {38.12 - after.mean:.2f} |" in papers
     assert verdict(0.0) == verdict(-0.004) == "met"
     assert verdict(-0.02) == "short by 0.02"
+
+
+@pytest.mark.parametrize("name", ["images-table4", "images-figure10", "images-table3"])
+def test_pictures_that_the_paper_does_not_name_are_not_judged(name):
+    choice = Choice("paper", tuple(f"{number:02d}.png" for number in range(16)))
+    experiment = make_experiment(name, choice)
+    judged = [cell for cell in experiment.cells if cell.paper is not None and is_judged(cell, experiment, choice)]
+    assert bool(judged) is (name == "images-table3")
+    page = markdown(replace(experiment, cells=experiment.cells[:1], gains=()), choice, [_measured(experiment)], ["m"])
+    assert ("does not say which files" in page) is (name == "images-table4")
+
+
+def _measured(experiment):
+    return Measured(experiment.cells[0], (30.0,))
+
+
+@pytest.mark.parametrize("name", ["images-figure11", "images-figure12", "images-figure13"])
+def test_two_hidden_layers_come_after_the_input_layer(name):
+    fits = make_experiment(name, Choice("paper", ("00.png",))).fits()
+    assert {fit.widths for fit in fits} == {(512, 512, 512)}
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from aire_nerfstudio.reproduce.cli import choose_sources, main
 from aire_nerfstudio.reproduce.experiment import Cell, Choice, Experiment, Gain
 from aire_nerfstudio.reproduce.experiments import make_experiment
 from aire_nerfstudio.reproduce.flow_fit import FlowFit
-from aire_nerfstudio.reproduce.report import markdown, measure
+from aire_nerfstudio.reproduce.report import is_judged, markdown, measure
 from aire_nerfstudio.reproduce.store import Store
-from aire_nerfstudio.reproduce.surface_experiments import BUDGETS, SURFACE_EXPERIMENTS
+from aire_nerfstudio.reproduce.surface_experiments import BUDGETS, SHAPES, SURFACE_EXPERIMENTS
 from aire_nerfstudio.reproduce.surface_fit import SurfaceFit, fit_surface
 from aire_nerfstudio.reproduce.surface_record import error_colours, weights_of
 
@@ -94,6 +94,17 @@ def test_every_experiment_is_well_formed(name, budget):
             assert fit.start in fit.needs()
             assert (fit.reference() in fit.needs()) == (fit.variant != "large")
             assert fit.reference() in fits
+
+
+def test_seconds_of_other_machines_are_not_judged():
+    choice = Choice("paper", tuple(f"{shape}.ply" for shape in SHAPES))
+    experiment = make_experiment("sdf-table7", choice)
+    judged = {
+        cell.metric for cell in experiment.cells if cell.paper is not None and is_judged(cell, experiment, choice)
+    }
+    assert judged == {"chamfer_x100"}
+    twice = next(cell for cell in experiment.cells if cell.column == "mean CD" and "twice" in cell.row)
+    assert twice.paper == 0.86
 
 
 def test_lower_is_better_and_ratios_divide():
@@ -195,6 +206,11 @@ def test_a_table_of_surfaces_with_its_pictures(folder, tmp_path):
     store = Store(tmp_path / "fits", folder, "cpu")
     experiment = make_experiment("sdf-figure4", Choice("smoke", ("ball.ply",)))
     found = {(m.cell.row, m.cell.column): m for m in measure(experiment, store)}
+    # In the paper's unit: its shapes reach from -1 to 1.
+    for column, metric in (("CD", "chamfer_x100"), ("Hausdorff", "hausdorff"), ("normals", "normal_consistency")):
+        figures = store.load(found["large", column].cell.fits[0])
+        factor = 1 if column == "normals" else 1 / 0.9
+        assert found["large", column].mean == pytest.approx(factor * figures[metric])
     assert found["small", "parameters"].mean == SineMLP(3, [4, 4, 4, 16], 1).num_parameters
     mesh = trimesh.load(made / "sdf-figure4-ball-large.ply", process=False)
     arrays = load_arrays(store.record_path(found["large", "CD"].cell.fits[0]))

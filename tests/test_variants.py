@@ -16,7 +16,7 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import group_norms
 from aire_nerfstudio.adaptation.schedule import ScheduleError
-from aire_nerfstudio.adaptation.variants import final_widths, in_rounds, make_strategy, starting_widths
+from aire_nerfstudio.adaptation.variants import early, final_widths, in_rounds, make_strategy, starting_widths
 from aire_nerfstudio.adaptation.zell import ZellStrategy, lattice, lattice_size
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
@@ -49,6 +49,16 @@ def test_all_variants_end_at_one_size(variant):
     net, optimizer, _, _ = _train(variant)
     assert tuple(net.widths) == SMALL
     assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in net.parameters())
+
+
+@pytest.mark.parametrize("added", [{"densify_count": 4}, {"densify_fraction": 0.25}])
+def test_early_ends_at_one_size_where_neurons_are_added_last(added):
+    config = replace(CONFIG, densify_at=24, densify_count=0, prune_counts=None, prune_fraction=0.5)
+    config = replace(config, **added)
+    small = final_widths(config, LARGE)
+    moved = early(config, LARGE)
+    assert moved.densify_at < moved.decay_start
+    assert final_widths(moved, LARGE) == small
 
 
 def test_rounds_end_at_the_size_of_small_or_a_neuron_less():

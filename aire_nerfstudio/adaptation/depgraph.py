@@ -30,7 +30,9 @@ class _Sine(nn.Module):
 
 
 def group_norms(groups: Sequence[NeuronGroup]) -> list[Tensor]:
-    """Group-norm importance of every neuron of each layer, ``[n]``: the L2 norm over all it owns.
+    """Group-norm importance of every neuron of each layer, ``[n]``: the mean square of its weights.
+
+    Rows that lead to it and columns that lead from it, biases left out; the order is that of the L2 norm.
 
     Source: Fang et al. 2023, "DepGraph: towards any structural pruning", through ``torch_pruning``'s own graph of a
     twin network.

@@ -53,8 +53,8 @@ class RoundsStrategy(AireStrategy):
     """Densifies as AIRe does; between ``decay_start`` and ``prune_at`` neurons go from all layers, in rounds.
 
     Half of a round is decay, at whose end the neurons chosen at its beginning go; the other half is recovery. Beside
-    the configured decay, the chosen columns' norms are kept below a line that falls to 0: Adam moves a weight by its
-    learning rate a step, which may be too little for so short a decay.
+    a targeted or proximal decay, the chosen columns' norms are kept below a line that falls to 0: Adam moves a weight
+    by its learning rate a step, which may be too little for so short a decay.
 
     A subclass says how long a round is and what size it aims at.
     """

@@ -8,7 +8,7 @@ from typing import Literal
 
 from aire_nerfstudio.adaptation.aire import AireStrategy
 from aire_nerfstudio.adaptation.aire_config import AireConfig, check
-from aire_nerfstudio.adaptation.aire_plan import planned_widths
+from aire_nerfstudio.adaptation.aire_plan import densify_count, planned_widths
 from aire_nerfstudio.adaptation.base import Strategy
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.depgraph import DepGraphStrategy
@@ -52,13 +52,21 @@ def final_widths(config: AireConfig, large: Sequence[int]) -> tuple[int, ...]:
     return planned_widths(config, large, schedule)
 
 
-def early(config: AireConfig) -> AireConfig:
+def early(config: AireConfig, large: Sequence[int]) -> AireConfig:
     """AIRe's configuration with its moments moved to the beginning of the run; what is never done stays so.
 
-    With a target PSNR neurons go from the same early moment on, but until 90 % of the run.
+    With a target PSNR neurons go from the same early moment on, but until 90 % of the run. Neurons are added before any
+    are chosen here, and it ends at the size that ``config`` leads to all the same.
     """
+    counts = config.prune_counts
+    if config.densify_at is not None and config.decay_start is not None and not config.has_target:
+        # A share to remove is one of more neurons, once they are added first.
+        grown = (large[0] + densify_count(config, large[0]), *large[1:])
+        lost = [before - after for before, after in zip(grown, final_widths(config, large), strict=True)]
+        counts = tuple(lost[layer] for layer in config.prune_layers)
     return replace(
         config,
+        prune_counts=counts,
         unit="percent",
         densify_at=_moved(config.densify_at, EARLY["densify"]),
         decay_start=_moved(config.decay_start, EARLY["decay"]),
@@ -127,7 +135,7 @@ def make_strategy(
     if variant == "aire":
         return _aire(config, first_omega)
     if variant == "aire_early":
-        return _aire(early(config), first_omega)
+        return _aire(early(config, large), first_omega)
     if variant == "aire_rounds":
         return _aire(in_rounds(config, large, dims, out_features), first_omega)
     if variant == "weight_decay":

@@ -17,11 +17,28 @@ BLOCK = 16
 # Points evaluated at once.
 CHUNK = 1 << 17
 # A trained distance changes by about one a unit; a block is skipped where its middle is this many times too far away.
-SAFETY = 2.0
+STEEPNESS = 2.0
+# Where steepness is measured, and how much steeper than all of these points the field may be.
+MEASURED, MARGIN = 1 << 15, 1.5
 # Grid, marching cubes' own copies and the mesh, per grid point.
 BYTES_PER_POINT = 14
 
 Field = Callable[[Tensor], Tensor]
+
+
+def steepness_of(gradients: Field, device: torch.device | str = "cpu") -> float:
+    """By how much a learned distance may be taken to change a unit, 2 or more; one that has diverged is far steeper.
+
+    Args:
+        gradients: of the field, ``[N, 3] -> [N, 3]``.
+        device: where they are computed.
+
+    Returns:
+        1.5 times the steepest of 32,768 points of the cube, at least 2; infinite where one is not finite.
+    """
+    points = 2 * torch.rand(MEASURED, 3, generator=torch.Generator().manual_seed(0)) - 1
+    steepest = max(float(gradients(part.to(device)).detach().norm(dim=-1).max()) for part in points.split(CHUNK // 8))
+    return max(STEEPNESS, MARGIN * steepest) if math.isfinite(steepest) else math.inf
 
 
 @torch.no_grad()
@@ -30,7 +47,7 @@ def extract_mesh(
     resolution: int,
     device: torch.device | str = "cpu",
     level: float = 0.0,
-    is_distance: bool = True,
+    steepness: float | None = STEEPNESS,
     progress: Callable[[float], None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +58,8 @@ def extract_mesh(
         resolution: grid points a side, at least 2.
         device: where the field lives.
         level: which level set.
-        is_distance: the field grows by at most about two a unit, so that blocks far from the surface need no
-            evaluation; else every point is evaluated.
+        steepness: the field changes by at most so much a unit, so that blocks far from the surface need no evaluation
+            (:func:`steepness_of` measures it); None: every point is evaluated.
         progress: called with the share done, in [0, 1].
         dtype: of the points that the field is given.
 
@@ -72,7 +89,7 @@ def extract_mesh(
             )
         return values.to("cpu", torch.float32)
 
-    values = _sample(evaluated, resolution, level, is_distance, progress)
+    values = _sample(evaluated, resolution, level, steepness, progress)
     if not values.min() < 0 < values.max():
         return np.empty((0, 3)), np.empty((0, 3), np.int64)
     vertices, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
@@ -83,7 +100,7 @@ def _sample(
     field: Field,
     resolution: int,
     level: float,
-    is_distance: bool,
+    steepness: float | None,
     progress: Callable[[float], None] | None,
 ) -> np.ndarray:
     """``field - level`` at the grid points, float32 ``[R, R, R]``; a constant of the right sign in skipped blocks."""
@@ -92,11 +109,11 @@ def _sample(
     starts = torch.arange(count) * BLOCK
     middles = axis[(starts + (BLOCK - 1) // 2).clamp_max(resolution - 1)]
     blocks = torch.cartesian_prod(*[torch.arange(count)] * 3)
-    if is_distance:
+    if steepness is not None:
         # A corner lies up to 9 grid steps a side from the middle, and the neighbour's first point one further.
         reach = math.sqrt(3) * (BLOCK // 2 + 2) * 2 / (resolution - 1)
         middle = torch.cat([field(middles[part]) - level for part in blocks.split(CHUNK)])
-        is_near = middle.abs() <= SAFETY * reach
+        is_near = middle.abs() <= steepness * reach
     else:
         middle, is_near = torch.zeros(len(blocks)), torch.ones(len(blocks), dtype=torch.bool)
     coarse = middle.view(count, count, count).numpy()

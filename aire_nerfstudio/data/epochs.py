@@ -18,12 +18,15 @@ class EpochOrder:
 
     Args:
         count: samples, at least 1.
-        batch_size: samples a step, at least 1; the last batch of an epoch may hold fewer.
+        batch_size: samples a step, at least 1, or all.
         seed: of the order.
         device: where the permutations are made.
+        fills: the last batch of an epoch is filled from the next one's order, so that all are full and an epoch is
+            ``samples / batch`` steps; else it holds what is left.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device | str) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, device: torch.device | str, fills: bool = False) -> None:
+        self._fills = fills
         self._count, self._batch_size = count, min(batch_size, count)
         self._seed, self._device = seed, device
         self._epoch = -1
@@ -41,10 +44,19 @@ class EpochOrder:
 
     def at(self, step: int) -> Tensor:
         """Which samples the batch of a step (0 or later) holds, int64 ``[B]`` on the device."""
-        epoch, position = divmod(step, self.steps_per_epoch)
+        if not self._fills:
+            epoch, position = divmod(step, self.steps_per_epoch)
+            return self._ordered(epoch)[position * self._batch_size : (position + 1) * self._batch_size]
+        epoch, begin = divmod(step * self._batch_size, self._count)
+        drawn = self._ordered(epoch)[begin : begin + self._batch_size]
+        missing = self._batch_size - len(drawn)
+        return torch.cat([drawn, self._ordered(epoch + 1)[:missing]]) if missing else drawn
+
+    def _ordered(self, epoch: int) -> Tensor:
+        """:meth:`whole`, kept from step to step."""
         if epoch != self._epoch or self._order is None:
             self._order, self._epoch = self.whole(epoch), epoch
-        return self._order[position * self._batch_size : (position + 1) * self._batch_size]
+        return self._order
 
     def whole(self, epoch: int) -> Tensor:
         """All samples in the order of an epoch (0 or later), int64 ``[N]`` on the device."""

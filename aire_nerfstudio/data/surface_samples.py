@@ -81,13 +81,13 @@ class SurfaceSamples:
 
         self._on, self._normals = resident(surface.points), resident(surface.normals)
         self._off, self._distances = resident(points), resident(distances)
-        self._on_order = EpochOrder(len(surface.points), on_surface, seed, device)
+        self._on_order = EpochOrder(len(surface.points), on_surface, seed, device, fills=True)
         self._n_bent = round(curvature_share * self._on_order.batch_size)
         self._bent_order: WeightedOrder | None = None
         if self._n_bent:
             self._bent_order = WeightedOrder(point_curvatures(surface), self._n_bent, seed + 2, device)
         # Another stream: else pool and surface would be shuffled by the same numbers.
-        self._off_order = EpochOrder(pool, off_surface, seed + 1, device)
+        self._off_order = EpochOrder(pool, off_surface, seed + 1, device, fills=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -103,5 +103,5 @@ class SurfaceSamples:
         """The samples of a step, 0 or later."""
         on, off = self._on_order.at(step), self._off_order.at(step)
         if self._bent_order is not None:
-            on = torch.cat([on[: max(0, len(on) - self._n_bent)], self._bent_order.at(step)])
+            on = torch.cat([on[: len(on) - self._n_bent], self._bent_order.at(step)])
         return SurfaceBatch(self._on[on], self._normals[on], self._off[off], self._distances[off])

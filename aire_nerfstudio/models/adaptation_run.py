@@ -216,6 +216,8 @@ class AdaptationRun:
     def _expected_of_removal(self) -> RemovalCheck | None:
         """What theorem 2 says of the removal that is due; None where there is none, or it says nothing."""
         status, network = self.status(), self._task.adaptive_network(self._task.field)
+        if getattr(getattr(self.state, "schedule", None), "densify_at", None) == self.clock:
+            return None  # what is added at the same step changes outputs, too
         if self.clock != status.removal_at or not status.targets:
             return None
         if network.activation != "siren" or self.config.adaptation.compensation != "none":

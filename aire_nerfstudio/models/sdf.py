@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.adaptation.control import Refused
-from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.analysis.iso_surface import extract_mesh, steepness_of
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.data.distances import SignedDistance
 from aire_nerfstudio.data.mesh_file import write_mesh
@@ -294,7 +294,8 @@ class SdfModel(AdaptiveModel):
 
     def mesh(self, resolution: int, progress: Callable[[float], None] | None = None):
         """The learned surface in the cube: vertices ``[V, 3]`` and faces ``[F, 3]`` as NumPy arrays."""
-        return extract_mesh(self.distances, resolution, self.device, progress=progress)
+        steepness = steepness_of(self.gradients, self.device)
+        return extract_mesh(self.distances, resolution, self.device, steepness=steepness, progress=progress)
 
     @torch.no_grad()
     def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:

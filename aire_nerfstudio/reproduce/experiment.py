@@ -27,6 +27,8 @@ class Cell:
         is_better: ``higher`` or ``lower`` values.
         rounding: half a unit of the paper's last digit: what falls short of its value by no more meets it.
         is_of_file: whether the paper's value is for these fits' one file, not its average over all.
+        factor: what a fit's figure is multiplied by to be in the paper's unit.
+        is_judged: whether the paper's value can be held against ours at all; seconds of other machines cannot.
     """
 
     row: str
@@ -37,6 +39,8 @@ class Cell:
     is_better: Literal["higher", "lower"] = "higher"
     rounding: float = 0.005
     is_of_file: bool = False
+    factor: float = 1.0
+    is_judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Experiment:
     curve: str = "PSNR of the training batch (dB)"
     """What the training curves show."""
     averaged: frozenset[str] = frozenset()
-    """Files that the paper's averages are over, without suffix; of others nothing can be said against them."""
+    """Files that the paper's averages are over, without suffix; of others nothing can be said against them. Empty: the
+    paper does not say."""
 
     def fits(self) -> list[Fit]:
         """All its fits, each once."""

@@ -16,11 +16,12 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy
-from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.analysis.iso_surface import extract_mesh, steepness_of
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.data.space_time import SpaceTimePoints
 from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
+from aire_nerfstudio.fields.differential import value_and_gradient
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -83,7 +84,7 @@ class FlowFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others."""
-        return settings_key(self, "flow")
+        return settings_key(self, "flow 2")
 
     def cost(self) -> float:
         """A step of a flow carries about six times as much as one of a surface, for three times the points."""
@@ -167,7 +168,11 @@ class FlowFit:
         return network
 
     def _mesh(self, network: SineMLP, moment: float, device: str) -> tuple[np.ndarray, np.ndarray]:
-        return extract_mesh(lambda x: network(pad(x, (0, 1), value=moment)).squeeze(-1), self.resolution, device)
+        def at_moment(points: Tensor) -> Tensor:
+            return pad(points, (0, 1), value=moment)
+
+        steepness = steepness_of(lambda x: value_and_gradient(network, at_moment(x))[1][:, :3], device)
+        return extract_mesh(lambda x: network(at_moment(x)).squeeze(-1), self.resolution, device, steepness=steepness)
 
     def _compare(
         self, meshes: dict[float, tuple[np.ndarray, np.ndarray]], reference: dict[str, np.ndarray]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_plan import removal_count
 from aire_nerfstudio.adaptation.base import Probe, Report
 from aire_nerfstudio.adaptation.budget import count_parameters
-from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, final_widths, make_strategy, starting_widths
+from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
 from aire_nerfstudio.data.picture import Picture, half_extent, read_picture
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.fields.sine_layers import Activation
@@ -218,8 +219,7 @@ class _ImageWatcher(Watcher):
         if event == "prune":
             self.figures["psnr_test_before_removal"] = self._score()
         if self._recorder is not None:
-            lost = self._network.widths[0] - small_input(self._fit, self._network)
-            self._recorder.before(self._network, event, lost)
+            self._recorder.before(self._network, event, *first_lost(self._fit, self._network))
 
     def after(self, reports: Sequence[Report]) -> None:
         if any(report.event == "prune" for report in reports):
@@ -228,8 +228,10 @@ class _ImageWatcher(Watcher):
             self._recorder.after(self._network, reports)
 
 
-def small_input(fit: ImageFit, network: SineMLP) -> int:
-    """Width of the input layer after the removal that is ahead, as far as the schedule tells."""
-    if fit.adaptation.has_target:
-        return network.widths[0]
-    return min(final_widths(fit.adaptation, fit.widths)[0], network.widths[0])
+def first_lost(fit: ImageFit, network: SineMLP) -> tuple[int, int]:
+    """The first sine layer that loses neurons in the removal ahead, and how many, as far as the schedule tells."""
+    config = fit.adaptation
+    if config.has_target or config.decay_start is None or not config.prune_layers:
+        return 0, 0
+    layer = min(config.prune_layers)
+    return layer, removal_count(config, config.prune_layers.index(layer), network.widths[layer])

@@ -29,13 +29,13 @@ class Recorder:
         self._picture, self._device, self._n_new = picture, device, 0
         self.arrays: dict[str, np.ndarray] = {"truth": picture.floats().numpy()}
 
-    def before(self, network: SineMLP, event: str, count: int) -> None:
-        """Just before an event (``decay`` or ``prune``) on ``count`` neurons of the input layer."""
+    def before(self, network: SineMLP, event: str, layer: int, count: int) -> None:
+        """Just before an event (``decay`` or ``prune``) on ``count`` neurons of a sine layer."""
         self.arrays[f"contributions_{event}"] = contribution(network.neuron_groups()[0]).detach().cpu().numpy()
         self.arrays[f"new_{event}"] = np.array(self._n_new)
         self.arrays[f"picture_before_{event}"] = self._picture_of(network)
         if count:
-            important, rest = self._parts(network, count)
+            important, rest = self._parts(network, layer, count)
             self.arrays[f"important_before_{event}"] = important
             self.arrays[f"unimportant_before_{event}"] = rest
 
@@ -60,9 +60,9 @@ class Recorder:
     def _picture_of(self, network: SineMLP) -> np.ndarray:
         return reconstruction(network, self._picture, self._device).numpy().astype(np.float16)
 
-    def _parts(self, network: SineMLP, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _parts(self, network: SineMLP, layer: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         def both(points: torch.Tensor) -> torch.Tensor:
-            return torch.cat(split_outputs(network, points, 0, count), dim=-1)
+            return torch.cat(split_outputs(network, points, layer, count), dim=-1)
 
         important, rest = whole_picture(self._picture, self._device, both).chunk(2, dim=-1)
         return important.numpy().astype(np.float16), rest.numpy().astype(np.float16)

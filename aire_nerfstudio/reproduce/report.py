@@ -71,7 +71,7 @@ def measure(experiment: Experiment, store: Store) -> list[Measured]:
             if figures is None or cell.metric not in figures:
                 raise InputError(f"{store.path(fit)} with {cell.metric} is not there; run the experiment first")
             value = figures[cell.metric]
-            values.append(math.nan if value is None else float(value))
+            values.append(math.nan if value is None else cell.factor * float(value))
         measured.append(Measured(cell, tuple(values)))
     return measured
 
@@ -89,7 +89,7 @@ def verdict(difference: float, rounding: float = 0.005) -> str:
 
 def is_judged(cell: Cell, experiment: Experiment, choice: Choice) -> bool:
     """Whether the paper's number may be held against ours: same protocol, and its average over the same files."""
-    if choice.budget != "paper" or choice.changes:
+    if choice.budget != "paper" or choice.changes or not cell.is_judged:
         return False
     return cell.is_of_file or _is_of_all(experiment, choice)
 
@@ -153,11 +153,16 @@ def markdown(experiment: Experiment, choice: Choice, measured: list[Measured], m
         out += ["", "The paper's numbers are for its own budget; only the differences can be compared, with care."]
     has_averages = any(m.cell.paper is not None and not m.cell.is_of_file for m in measured)
     if not _is_of_all(experiment, choice) and (has_averages or any(g.paper is not None for g in experiment.gains)):
-        names = sorted(experiment.averaged)
-        files = ", ".join(names) if len(names) <= 5 else f"{len(names)} files ({names[0]} to {names[-1]})"
-        out += ["", f"The paper's averages are over {files}; ours, over other files, are not held against them."]
+        out += ["", _of_which_files(sorted(experiment.averaged))]
     out += ["", *experiment.notes]
     return "\n".join(out).rstrip() + "\n"
+
+
+def _of_which_files(names: Sequence[str]) -> str:
+    if not names:
+        return "The paper does not say which files its numbers are of; ours are not held against them."
+    files = ", ".join(names) if len(names) <= 5 else f"{len(names)} files ({names[0]} to {names[-1]})"
+    return f"The paper's averages are over {files}; ours, over other files, are not held against them."
 
 
 def _beside(entry: Measured, is_judged: bool) -> str:

@@ -14,6 +14,7 @@ from matplotlib.colors import Normalize
 
 from aire_nerfstudio.data.mesh_view import pinhole_rays, ring_poses, view_mesh
 from aire_nerfstudio.reproduce.flow_fit import MOMENTS
+from aire_nerfstudio.reproduce.surface_fit import IN_PAPERS_UNIT
 from aire_nerfstudio.reproduce.surface_record import LARGEST_ERROR, error_colours
 
 # Pixels a side of a view.
@@ -44,7 +45,7 @@ def beside_the_truth(rows: Sequence[tuple[str, Arrays, float | None]], title: st
     for index, (label, arrays, chamfer) in enumerate(rows):
         line, column = divmod(index, columns - 1)
         vertices, faces = arrays["vertices"], arrays["faces"]
-        score = "no surface" if chamfer is None else f"CD {chamfer:.3f}"
+        score = "no surface" if chamfer is None else f"CD {IN_PAPERS_UNIT * chamfer:.3f}"
         _show(axes[2 * line, column + 1], _view(vertices, faces), f"{label}\n{score}")
         _show(axes[2 * line + 1, column + 1], _view(vertices, faces, error_colours(arrays["error"])), "")
     colours = ScalarMappable(Normalize(0, LARGEST_ERROR), "jet")
@@ -65,7 +66,7 @@ def moments(rows: Sequence[tuple[str, Arrays, Mapping[str, Any]]], title: str) -
     for line, (label, arrays, figures) in enumerate(rows):
         for column, moment in enumerate(MOMENTS):
             chamfer = figures.get(f"chamfer_{moment:g}")
-            score = "" if chamfer is None else f"\nCD to large {chamfer:.4f}"
+            score = "" if chamfer is None else f"\nCD to large {IN_PAPERS_UNIT * chamfer:.4f}"
             view = _view(arrays[f"vertices_{moment:g}"], arrays[f"faces_{moment:g}"])
             _show(axes[line, column], view, f"{label}, t = {moment:g}{score}")
     return figure

@@ -15,9 +15,9 @@ from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.adaptation.base import Probe
 from aire_nerfstudio.adaptation.budget import count_parameters
 from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, Variant, make_strategy, starting_widths
-from aire_nerfstudio.analysis.iso_surface import extract_mesh
+from aire_nerfstudio.analysis.iso_surface import extract_mesh, steepness_of
 from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
-from aire_nerfstudio.data.surface import Surface, read_surface
+from aire_nerfstudio.data.surface import HALF_SIDE, Surface, read_surface
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.fields.differential import value_and_gradient
 from aire_nerfstudio.fields.sine_layers import Activation
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PROBE_POINTS = 4096
 SCORED_POINTS = 50_000
 CHUNK = 1 << 15
+# Our lengths times this are the paper's, whose shapes reach from -1 to 1.
+IN_PAPERS_UNIT = 1 / HALF_SIDE
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class SurfaceFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others."""
-        return settings_key(self, "surface")
+        # The second way to draw: all batches are full.
+        return settings_key(self, "surface 2")
 
     def cost(self) -> float:
         """Epochs and weights: how many points a shape has is not known without reading it."""
@@ -160,7 +163,8 @@ def fit_surface(
         None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress, cuda_graph,
     )  # fmt: skip
     kept = strategy.parameters_kept(network.neuron_groups(), state)
-    vertices, faces = extract_mesh(lambda x: network(x).squeeze(-1), fit.resolution, device)
+    steepness = steepness_of(lambda x: value_and_gradient(network, x)[1], device)
+    vertices, faces = extract_mesh(lambda x: network(x).squeeze(-1), fit.resolution, device, steepness=steepness)
     figures |= score_surface(network, surface, vertices, faces, device) | {
         "parameters": kept,
         "reduction": round(100 * (1 - kept / count_parameters(3, fit.widths, 1)), 2),
