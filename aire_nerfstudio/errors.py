@@ -23,6 +23,17 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class InputExit(InputError, SystemExit):
+    """An :class:`InputError` on its way through nerfstudio's commands, which print a traceback for any other.
+
+    Nobody need catch it: the process then ends with ``error:`` and the message as its last line, and status 1.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.code = f"error: {self}"
+
+
 def printable(text: object) -> str:
     """Text for one line of a terminal, which obeys some characters."""
     return "".join(c if c.isprintable() else "?" for c in str(text))
@@ -34,16 +45,15 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_on_bad_input(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn :class:`InputError` into a one-line exit with status 1.
-
-    For the functions that nerfstudio's commands call: those print a traceback for anything else.
-    """
+    """Turn :class:`InputError` into an :class:`InputExit`, for the functions that commands call."""
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
+        except InputExit:
+            raise
         except InputError as error:
-            raise SystemExit(f"error: {error}") from None
+            raise InputExit(str(error)) from error
 
     return wrapper

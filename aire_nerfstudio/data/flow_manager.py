@@ -44,9 +44,9 @@ class FlowDataManager(SurfaceDataManager):
         self._anywhere = SpaceTimePoints(config.space_time, config.duration, torch.initial_seed(), device)
         self.train_dataset.metadata["duration"] = config.duration
 
-    def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def samples_at(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The samples of a step, a function of it; ``normals`` and ``distances`` are those at time 0."""
-        points, batch = super().next_train(step)
+        points, batch = super().samples_at(step)
         now = torch.nn.functional.pad(points, (0, 1))
         return torch.cat([now, share(self._anywhere.at(step))]), batch
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from aire_nerfstudio.data.fingerprint import FINGERPRINT, fingerprint
 from aire_nerfstudio.data.image_views import FRONT, ImageViews, ImageViewsConfig, ImageViewsDataset
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
+from aire_nerfstudio.data.view_rays import ViewRays
 from aire_nerfstudio.distributed import share
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
@@ -73,14 +74,21 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
 
     def setup_train(self) -> None:
         """Nothing to load: the picture is there."""
+        if self.test_mode != "val":  # as nerfstudio calls it where it does not train
+            self.train_pixel_sampler = ViewRays(self.train_dataset.cameras, self.device)  # type: ignore[assignment]
 
     def setup_eval(self) -> None:
         """Nothing to load: the picture is there."""
         self.fixed_indices_eval_dataloader = FrontView(self)  # type: ignore[assignment]
         self.eval_dataloader = self.fixed_indices_eval_dataloader  # type: ignore[assignment]
 
-    def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """Coordinates ``[B, 2]`` and ``{"image": [B, C]}`` in [0, 1], a function of the step; a process's share."""
+    def next_train(self, step: int) -> tuple[Any, dict[str, Tensor]]:
+        """Coordinates ``[B, 2]`` and ``{"image": [B, C]}`` in [0, 1], a function of the step; a process's share.
+
+        Of a run that is not trained: rays through its views, as ns-export asks for.
+        """
+        if isinstance(self.train_pixel_sampler, ViewRays):
+            return self.train_pixel_sampler.draw(), {}
         coordinates, values = self._train.batch(step)
         return share(coordinates), {"image": share(values)}
 
@@ -123,3 +131,7 @@ class FrontView:
 
     def __iter__(self):
         yield self._manager.front_view()
+
+    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, dict]:
+        """The view; what ns-render spiral begins with."""
+        return self._manager.front_view()

@@ -135,6 +135,9 @@ def meet_plane(rays: RayBundle, height: int, width: int) -> tuple[Tensor, Tensor
     half_width, half_height = half_extent(height, width)
     is_inside = (points[..., 0].abs() <= half_width) & (points[..., 1].abs() <= half_height)
     is_met = is_crossing & (distance > 0) & is_inside
+    if rays.nears is not None and rays.fars is not None:
+        # The viewer's crop box.
+        is_met &= (distance >= rays.nears[..., 0]) & (distance <= rays.fars[..., 0])
     zero = torch.zeros((), dtype=points.dtype, device=points.device)
     return torch.where(is_met[..., None], points, zero), torch.where(is_met, distance, zero), is_met
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from aire_nerfstudio.data.fingerprint import FINGERPRINT, fingerprint
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.data.surface_views import SurfaceViews, SurfaceViewsConfig, SurfaceViewsDataset
+from aire_nerfstudio.data.view_rays import ViewRays
 from aire_nerfstudio.distributed import share
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
@@ -106,20 +107,28 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
 
     def setup_train(self) -> None:
         """Nothing to load."""
+        if self.test_mode != "val":  # as nerfstudio calls it where it does not train
+            self.train_pixel_sampler = ViewRays(self.train_dataset.cameras, self.device)  # type: ignore[assignment]
 
     def setup_eval(self) -> None:
         """Nothing to load."""
         self.fixed_indices_eval_dataloader = ScoredView(self)  # type: ignore[assignment]
         self.eval_dataloader = self.fixed_indices_eval_dataloader  # type: ignore[assignment]
 
-    def next_train(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+    def next_train(self, step: int) -> tuple[Any, dict[str, Tensor]]:
+        """:meth:`samples_at`; of a run that is not trained rays through its views, as ns-export asks for."""
+        if isinstance(self.train_pixel_sampler, ViewRays):
+            return self.train_pixel_sampler.draw(), {}
+        return self.samples_at(step)
+
+    def samples_at(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The samples of a step, a function of it; of several processes each gets its share."""
         on, normals, off, distances = map(share, self.samples.batch(step))
         return torch.cat([on, off]), {"normals": normals, "distances": distances}
 
     def next_eval(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
-        """As :meth:`next_train`: there are no points held out, the whole surface is compared instead."""
-        return self.next_train(step)
+        """As :meth:`samples_at`: there are no points held out, the whole surface is compared instead."""
+        return self.samples_at(step)
 
     def next_eval_image(self, step: int) -> tuple[Cameras, dict]:
         """The scored view."""
@@ -150,3 +159,7 @@ class ScoredView:
 
     def __iter__(self):
         yield self._manager.scored_view()
+
+    def get_camera(self, image_idx: int = 0) -> tuple[Cameras, dict]:
+        """The view; what ns-render spiral begins with."""
+        return self._manager.scored_view()

@@ -51,8 +51,8 @@ def load_model(config: Path, kind: type[M], command: str, methods: str, option: 
     try:
         here = from_its_folder(config.parent)
         _, pipeline, _, _ = eval_setup(config, test_mode="inference", update_config_callback=here)
-    except SystemExit as error:  # said in a line already
-        why = str(error).removeprefix("error: ")
+    except InputError as error:  # said in a line already
+        why = str(error)
         hint = f" ({option} {config} names its data from the folder it was trained in: run it there)"
         raise InputError(why + (hint if "does not exist" in why else "")) from error
     except Exception as error:

@@ -53,7 +53,35 @@ class AdaptiveModel(PartViews):
         config.check()  # of a trainer's it has been; others make models, too
         super().__init__(config, **kwargs)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, which nobody trains, steers or watches."""
+        left = ("_trainer", "panel")
+        state = {name: value for name, value in super().__getstate__().items() if name not in left}
+        # What draws training data would take all of them along.
+        state.update({name: None for name in ("_training_batch", "_training_points") if name in state})
+        metadata = {name: value for name, value in (self.kwargs.get("metadata") or {}).items() if not callable(value)}
+        state["kwargs"] = {**self.kwargs, "metadata": metadata}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.panel = AdaptationPanel(self.adaptation, self.by_hand)
+
     # --- set-up ----------------------------------------------------------------------------------------------------
+
+    def metadata(self) -> dict[str, Any]:
+        """What the data manager says of the data.
+
+        Raises:
+            InputError: nothing was given.
+        """
+        given = self.kwargs.get("metadata")
+        if not given:
+            raise InputError(
+                f"a {type(self).__name__} needs to know what it learns: give setup(metadata=...) the metadata of its "
+                "data manager's train_dataset"
+            )
+        return given
 
     def starting_widths(self, large: Sequence[int], dims: int) -> tuple[int, ...]:
         """Widths with which the variant begins, given the large network's and its number of coordinates."""
@@ -128,9 +156,11 @@ class AdaptiveModel(PartViews):
         if optimizers is None or trainer is None:
             raise TypeError("an adaptive model needs the trainer's optimizers to change with it")
         self._trainer = trainer
-        each = self._steps_per_iteration = trainer.config.steps_per_iteration
+        # nerfstudio's own trainer, and others', make one step an iteration.
+        each = self._steps_per_iteration = getattr(trainer.config, "steps_per_iteration", 1)
         self.adaptation.log.steps_per_iteration = each
-        self._begin(trainer.total_steps, list(optimizers.optimizers.values()))
+        total = getattr(trainer, "total_steps", None) or trainer.config.max_num_iterations * each
+        self._begin(total, list(optimizers.optimizers.values()))
 
         # nerfstudio's steps are iterations; within one of several steps the trainer calls both.
         def before(step: int) -> None:

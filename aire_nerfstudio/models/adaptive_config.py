@@ -16,7 +16,14 @@ from aire_nerfstudio.errors import InputError
 # Settings of any task that count something, and the least they can be; and those that must be above 0.
 LEAST = {
     **dict.fromkeys(("widths", "density_widths", "colour_widths", "n_features", "grid_every", "max_steps_per_ray"), 1),
-    **{"ema_every": 1, "grid_resolution": 1, "lattice_limit": 1, "grid_warmup": 0, "eval_resolution": 2},
+    **{
+        "eval_num_rays_per_chunk": 1,
+        "ema_every": 1,
+        "grid_resolution": 1,
+        "lattice_limit": 1,
+        "grid_warmup": 0,
+        "eval_resolution": 2,
+    },
 }
 POSITIVE = ("first_omega", "hidden_omega", "first_bias_scale", "density_threshold", "alpha")
 
@@ -73,6 +80,9 @@ class AdaptiveModelConfig(ModelConfig):
             raise InputError(
                 "enable_collider is True; these models find where rays begin and end themselves: leave it out"
             )
+        for name in ("prompt", "loss_coefficients"):
+            if getattr(self, name) != getattr(ModelConfig(), name):
+                raise InputError(f"{name} is {getattr(self, name)}, which these models do not heed; leave it out")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must lie in [0, 1)")
         check_schedule(self.adaptation)

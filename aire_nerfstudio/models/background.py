@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from nerfstudio.model_components import renderers
 from torch import Tensor
 
 from aire_nerfstudio.distributed import shared_rand
 
 BackgroundColour = Literal["white", "black", "random"]
+
+
+def seen_behind(colour: Tensor) -> Tensor:
+    """The background ``[..., 3]`` of a rendered view: ``colour``, or what viewer or ns-render ask for in its place."""
+    asked = renderers.BACKGROUND_COLOR_OVERRIDE
+    return colour if asked is None else asked.to(colour).expand_as(colour)
 
 
 class Background:
@@ -25,6 +32,10 @@ class Background:
     def fixed(self, like: Tensor) -> Tensor:
         """The colour in evaluation, broadcast to ``like [..., 3]``."""
         return torch.ones_like(like) if self._colour == "white" else torch.zeros_like(like)
+
+    def shown(self, like: Tensor) -> Tensor:
+        """The colour behind a rendered view, broadcast to ``like [..., 3]``."""
+        return seen_behind(self.fixed(like))
 
     def is_random(self, image: Tensor) -> bool:
         """Whether training draws it: as configured, and for pictures ``[..., 4]`` with alpha, whatever it is."""

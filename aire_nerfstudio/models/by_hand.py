@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -23,6 +24,14 @@ class RequestQueue:
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[tuple[Action, Done]] = queue.SimpleQueue()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is asked for nothing yet."""
+        return {name: value for name, value in self.__dict__.items() if name != "_waiting"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._waiting = queue.SimpleQueue()
 
     def ask(self, action: Action, done: Done = lambda answer: None) -> None:
         """Have something done after the present step, in the thread and under the lock that train.

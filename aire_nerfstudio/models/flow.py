@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.viewer.viewer_elements import ViewerSlider
 from torch import Tensor
 
@@ -103,18 +104,19 @@ class FlowModel(SdfModel):
     config: FlowModelConfig
     dims = 4
     network_name = "flow"
+    reported = ("shows_parts",)
 
     def populate_modules(self) -> None:
         """Make the network; take over that of a surface where one is given."""
         # Weights of a trained flow are in its checkpoint, widths and w0 in its config.yml.
         config = self.config
         start = None
-        if config.load_sdf is not None and self.kwargs["metadata"].get("is_training", True):
+        if config.load_sdf is not None and self.metadata().get("is_training", True):
             start = surface_weights(config.load_sdf, config)
         if start is not None or config.first_omega is None or config.hidden_omega is None:
             known = config.resolved() if start is None else config.taking_over(start)
             config.widths, config.first_omega, config.hidden_omega = known.widths, known.first_omega, known.hidden_omega
-        self.duration = float(self.kwargs["metadata"].get("duration", 0.2))
+        self.duration = float(self.metadata().get("duration", 0.2))
         if not 0 <= config.time <= self.duration:
             raise InputError(f"time is {config.time}; it must lie in [0, {self.duration}]")
         if start is not None:
@@ -128,12 +130,23 @@ class FlowModel(SdfModel):
                 for name, parameter in module.named_parameters():
                     surgery.resize_to(parameter, weights[name].shape)
                 module.load_state_dict(weights)
+        self.time_slider = self._slider(config.time)
+
+    def _slider(self, moment: float) -> ViewerSlider:
         step = self.duration / 100
-        self.time_slider = ViewerSlider("Time", config.time, 0.0, self.duration, step, hint="Moment of the flow")
+        return ViewerSlider("Time", moment, 0.0, self.duration, step, hint="Moment of the flow")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of the slider, the moment."""
+        return {**super().__getstate__(), "time_slider": self.time}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.time_slider = self._slider(state["time_slider"])
 
     def _check_shape(self, start: StartingSurface) -> None:
         """Refuse the network of another shape: it would be pulled away from itself."""
-        surface, config = self.kwargs["metadata"]["surface"], self.config
+        surface, config = self.metadata()["surface"], self.config
         if not is_same_place(start.centre, start.scale, surface.centre, surface.scale):
             theirs, ours = (
                 f"centre {np.round(shape.centre, 6).tolist()}, scale {shape.scale:.6g}" for shape in (start, surface)
@@ -145,8 +158,9 @@ class FlowModel(SdfModel):
 
     @property
     def time(self) -> float:
-        """The moment that is shown, in [0, duration]."""
-        return float(self.time_slider.value)
+        """The moment that is shown, in [0, duration]; while rays of another are traced, theirs."""
+        asked = getattr(self._rendering, "moment", None)
+        return float(self.time_slider.value) if asked is None else asked
 
     @time.setter
     def time(self, moment: float) -> None:
@@ -156,6 +170,28 @@ class FlowModel(SdfModel):
 
     def _moment(self) -> float:
         return self.time
+
+    def trace(self, rays: RayBundle) -> dict[str, Tensor]:
+        """See :class:`~aire_nerfstudio.models.sdf.SdfModel`; at the moment of the rays where they have one.
+
+        That is nerfstudio's, in [0, 1] of the flow: a camera's ``times``, or ``render_time`` of a camera path.
+
+        Raises:
+            InputError: they are of several moments, or out of range.
+        """
+        if rays.times is None or rays.times.numel() == 0:
+            return super().trace(rays)
+        first, last = (float(moment) for moment in rays.times.aminmax())
+        if first != last or not 0 <= first <= 1:
+            raise InputError(
+                f"the rays' times are {first} to {last}; they must be one for all of a view and lie in [0, 1], the "
+                "share of the flow's duration"
+            )
+        self._rendering.moment = first * self.duration
+        try:
+            return super().trace(rays)
+        finally:
+            self._rendering.moment = None
 
     def network_inputs(self, points: Tensor) -> Tensor:
         """Points at the moment that is shown, ``[N, 4]``."""

@@ -23,6 +23,7 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
+from aire_nerfstudio.models.background import seen_behind
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -81,7 +82,7 @@ class ImageModel(AdaptiveModel):
     def populate_modules(self) -> None:
         """Make the network."""
         super().populate_modules()
-        config, metadata = self.config, self.kwargs["metadata"]
+        config, metadata = self.config, self.metadata()
         self._height, self._width = int(metadata["height"]), int(metadata["width"])
         self._channels = int(metadata["channels"])
         # Absent where nothing is trained.
@@ -212,7 +213,8 @@ class ImageModel(AdaptiveModel):
         values[is_met] = self.values(points[is_met])
         background = BACKGROUNDS[self.config.background_color]
         visible = is_met[..., None]
-        rgb = torch.where(visible, over_background(values, background), torch.full_like(values[..., :1], background))
+        behind = seen_behind(values.new_full((*points.shape[:-1], 3), background))
+        rgb = torch.where(visible, over_background(values, behind), behind)
         opacity = values[..., -1:] if has_alpha(self._channels) else torch.ones_like(values[..., :1])
         towards = torch.tensor([0.5, 0.5, 1.0], device=rgb.device, dtype=rgb.dtype)
         return {
@@ -221,6 +223,10 @@ class ImageModel(AdaptiveModel):
             "depth": distance[..., None],
             "normals": torch.where(visible, towards, torch.full_like(towards, 0.5)),
         }
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colours and whether there is a picture, ``[..., 4]``; ``ns-export`` drops points by the latter."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], -1)
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None

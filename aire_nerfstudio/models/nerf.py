@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -287,7 +287,7 @@ class NerfModel(AdaptiveModel):
         scene = self.rays_in_cube(field, ray_bundle)
         outputs = self._rendered_for_training(field, *scene) if self.training else self._rendered(field, *scene)
         shape = ray_bundle.origins.shape[:-1]
-        return {name: value if name == "num_samples" else value.reshape(*shape, -1) for name, value in outputs.items()}
+        return {name: value if name == "num_samples" else _shaped(value, shape) for name, value in outputs.items()}
 
     def rays_in_cube(self, field: SineRadianceField, rays: RayBundle) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Origins and directions ``[N, 3]`` in the frame of the cube, and where the scene begins and ends, ``[N]``."""
@@ -358,7 +358,7 @@ class NerfModel(AdaptiveModel):
             self.config.early_stop_epsilon, self.config.cone_angle,
         )  # fmt: skip
         colour, accumulation = rendered.colour, rendered.accumulation
-        rgb = colour + self.background.fixed(colour) * (1 - accumulation[:, None])
+        rgb = colour + self.background.shown(colour) * (1 - accumulation[:, None])
         return {
             "rgb": rgb.clamp(0, 1),
             "depth": expected_depth(accumulation, rendered.depth, far) * field.half_side,
@@ -375,7 +375,7 @@ class NerfModel(AdaptiveModel):
             return super().get_rgba_image(outputs, output_name)
         rgb, accumulation = outputs["rgb"], outputs["accumulation"]
         if not self.training:
-            rgb = rgb - self.background.fixed(rgb) * (1 - accumulation)
+            rgb = rgb - self.background.shown(rgb) * (1 - accumulation)
         return torch.cat([(rgb / accumulation.clamp_min(1e-3)).clamp(0, 1), accumulation], -1)
 
     def _error(self, outputs: dict[str, Tensor], image: Tensor) -> Tensor:
@@ -426,3 +426,8 @@ class NerfModel(AdaptiveModel):
             "normals": outputs["normals"],
         }
         return image_metrics(rgb, truth), images
+
+
+def _shaped(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """One a ray, ``[N]`` or ``[N, C]``, as ``[*shape, C]``; of no rays as well."""
+    return values.reshape(*shape, values.shape[1] if values.dim() > 1 else 1)

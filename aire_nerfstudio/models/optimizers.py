@@ -37,6 +37,8 @@ class FieldAdamConfig(OptimizerConfig):
         """
         if not 0 < self.lr < math.inf:
             raise InputError(f"the optimizer's lr is {self.lr}; it must be positive and finite")
+        if self.max_norm is not None and not 0 < self.max_norm < math.inf:
+            raise InputError(f"the optimizer's max-norm is {self.max_norm}; it must be positive and finite, or None")
         if not 0 <= self.eps < math.inf or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(
                 f"the optimizer's eps is {self.eps} and its betas {self.betas}; they must be 0 or more and in [0, 1)"

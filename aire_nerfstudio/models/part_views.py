@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
@@ -20,11 +21,21 @@ class PartViews(AdaptiveTask):
     """Gives an adaptive model the outputs ``important``, ``unimportant`` and ``frequency``, on request."""
 
     adaptation: AdaptationRun
+    reported: tuple[str, ...] = ("shows_parts",)
+    """Settings that a report switches on for its first view."""
 
     def __init__(self, *args, **kwargs) -> None:
         # Of each thread its own: a render that the viewer interrupts cannot leave its choice to training.
         self._rendering = threading.local()
         super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what a thread renders at present."""
+        return {name: value for name, value in self.__dict__.items() if name != "_rendering"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rendering = threading.local()
 
     @property
     def rendered_part(self) -> nn.Module | None:

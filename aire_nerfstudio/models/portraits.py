@@ -35,7 +35,7 @@ def portraits(model: PartViews, datamanager: Any, count: int, longest_side: int 
     Returns:
         As many as there are, the first with what strong and weak neurons give.
     """
-    was_training, showed = model.training, model.config.shows_parts  # type: ignore[attr-defined]
+    was_training, showed = model.training, {name: getattr(model.config, name) for name in model.reported}
     loader = datamanager.fixed_indices_eval_dataloader
     wanted = set(np.linspace(0, len(loader) - 1, min(count, len(loader))).round().astype(int).tolist())
     made: list[Portrait] = []
@@ -44,7 +44,8 @@ def portraits(model: PartViews, datamanager: Any, count: int, longest_side: int 
         for index, (camera, batch) in enumerate(loader):
             if index not in wanted:
                 continue
-            model.config.shows_parts = not made  # type: ignore[attr-defined]
+            for name in model.reported:
+                setattr(model.config, name, not made)
             camera, batch = _smaller(camera, batch, longest_side)
             outputs = model.get_outputs_for_camera(camera.to(model.device))
             scores, images = model.get_image_metrics_and_images(outputs, batch)
@@ -52,7 +53,8 @@ def portraits(model: PartViews, datamanager: Any, count: int, longest_side: int 
             pictures = _pictures(outputs, images, model.extra_pictures(outputs))
             made.append(Portrait(f"view {index}, {size}", pictures, {k: float(v) for k, v in scores.items()}))
     finally:
-        model.config.shows_parts = showed  # type: ignore[attr-defined]
+        for name, value in showed.items():
+            setattr(model.config, name, value)
         model.train(was_training)
     return made
 

@@ -29,6 +29,7 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, surface_loss
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
+from aire_nerfstudio.models.background import seen_behind
 from aire_nerfstudio.models.image_metrics import image_metrics
 from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.ray_marching import near_far_from_aabb
@@ -70,8 +71,9 @@ class SurfaceModelConfig(AdaptiveModelConfig):
     """Grid points a side of the mesh that evaluations compare with the true surface."""
     shows_curvature: bool = True
     """Render the sum of the principal curvatures (not for SPDER, whose second derivative has no bound)."""
-    shows_error: bool = True
-    """Render the distance from the true surface, where that is at hand; computed on the CPU."""
+    shows_error: bool = False
+    """Render the distance from the true surface, too; computed on the CPU, it takes longer than all else of a view. The
+    viewer has a box for it, and reports show it anyway."""
     background_color: Literal["white", "black"] = "white"
     """Around the surface."""
 
@@ -120,7 +122,7 @@ class SdfModel(AdaptiveModel):
     def populate_modules(self) -> None:
         """Make the network."""
         super().populate_modules()
-        config, metadata = self.config, self.kwargs["metadata"]
+        config, metadata = self.config, self.metadata()
         self._surface: Surface = metadata["surface"]
         self._steps_per_epoch = int(metadata.get("steps_per_epoch", 1))
         self._training_points: Callable[[int], Any] | None = metadata.get("training_points")
@@ -149,6 +151,7 @@ class SdfModel(AdaptiveModel):
     has_psnr = False
     dims = 3
     """Coordinates of the network."""
+    reported: tuple[str, ...] = ("shows_parts", "shows_error")
 
     def adaptive_network(self, field: nn.Module) -> SineMLP:
         """The whole field."""
@@ -273,10 +276,11 @@ class SdfModel(AdaptiveModel):
         def spread(values: Tensor, elsewhere: float) -> Tensor:
             whole = values.new_full((len(origins), values.shape[-1]), elsewhere)
             whole[is_met] = values
-            return whole.view(*shape, -1)
+            return whole.view(*shape, values.shape[-1])
 
+        colour = spread(shade(normals, directions[is_met]), background)
         outputs = {
-            "rgb": spread(shade(normals, directions[is_met]), background),
+            "rgb": torch.where(is_met.view(*shape, 1), colour, seen_behind(torch.full_like(colour, background))),
             "depth": depth.view(*shape, 1),
             "accumulation": is_met.float().view(*shape, 1),
             "normals": spread(0.5 + 0.5 * normals, 0.5),
@@ -289,6 +293,10 @@ class SdfModel(AdaptiveModel):
             error = torch.from_numpy(self._distance(points.double().cpu().numpy())).to(points)
             outputs["error"] = spread(heat(error[:, None], DISTANCE_SHOWN), background)
         return outputs
+
+    def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colours and whether there is a surface, ``[..., 4]``; ``ns-export`` drops points by the latter."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], -1)
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 

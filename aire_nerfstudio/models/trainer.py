@@ -25,7 +25,7 @@ from aire_nerfstudio import distributed
 from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
-from aire_nerfstudio.errors import INTERRUPTED, InputError, exit_on_bad_input, first_line
+from aire_nerfstudio.errors import INTERRUPTED, InputError, InputExit, exit_on_bad_input, first_line
 from aire_nerfstudio.files import check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
@@ -107,7 +107,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         be read is said here, in a line.
 
         Raises:
-            SystemExit: the folder's last checkpoint is damaged or not to be trusted.
+            InputExit: the folder's last checkpoint is damaged or not to be trusted.
         """
         folder = super().get_checkpoint_dir()
         if not getattr(self, "_trains", False) and folder.is_dir():
@@ -124,7 +124,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         for name in ("num_devices", "num_machines"):
             count = getattr(self.machine, name)
             if count < 1:
-                raise SystemExit(f"error: --machine.{name.replace('_', '-')} is {count}; it must be at least 1")
+                raise InputExit(f"--machine.{name.replace('_', '-')} is {count}; it must be at least 1")
         if self.machine.num_devices * self.machine.num_machines > 1:
             raise SystemExit(launch(self))
 
@@ -138,7 +138,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         if not is_resumed and self.machine.machine_rank == 0 and any(folder.glob("step-*.ckpt")):
             raise InputError(
                 f"{folder} holds the checkpoints of another run, which would be written over; go on with --load-dir "
-                f"{folder}, or take another --timestamp"
+                f"{folder}, or take another --timestamp (with --load-config: in that file)"
             )
 
 
@@ -154,6 +154,8 @@ class AdaptiveTrainer(Trainer):
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         check_trainer(config)
+        # Set-up resolves settings in it, and the caller may have another use for it.
+        config = copy.deepcopy(config)
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(_resolved(config))
@@ -425,6 +427,7 @@ class AdaptiveTrainer(Trainer):
             raise InputError(
                 f"checkpoint {path} has entries that this package does not write ({first_line(error)}); it is damaged"
             ) from error
+        self._tell_of_learning_rates()
         self._start_step = saved["step"] + 1
         CONSOLE.print(f"Going on after step {saved['step']:,}, from {path}", markup=False, soft_wrap=True)
         self._check_steps_per_iteration()
@@ -436,6 +439,14 @@ class AdaptiveTrainer(Trainer):
         # nerfstudio 1.1.5 trains this many steps more after a resume; later versions count from the start, as we do.
         if "self._start_step + num_iterations" in inspect.getsource(Trainer.train):
             self.config.max_num_iterations = self._total_iterations - self._start_step
+
+    def _tell_of_learning_rates(self) -> None:
+        """Say where the learning rates given for a resumed run are not those that hold."""
+        for name, optimizer in self.optimizers.optimizers.items():
+            group, given = optimizer.param_groups[0], self.config.optimizers[name]["optimizer"].lr
+            kept = group.get("initial_lr", group["lr"])
+            if not math.isclose(kept, given, rel_tol=1e-6):
+                CONSOLE.log(f"The learning rate of the checkpoint holds ({kept:g}), not this command's {given:g}")
 
     def _check_steps_per_iteration(self) -> None:
         """Refuse to count on in iterations of another length than the run began with."""

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 
 from aire_nerfstudio import distributed
+from aire_nerfstudio.data.image_manager import ImageDataManagerConfig
 from aire_nerfstudio.data.surface_manager import SurfaceDataManagerConfig
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.optimizers import FieldAdamConfig
+from aire_nerfstudio.report.facts import CHECKPOINTS
 
 if TYPE_CHECKING:
     from aire_nerfstudio.models.trainer import AdaptiveTrainerConfig
+
+
+DEVICES = ("cpu", "cuda")
+# Of nerfstudio's data managers: how rays are drawn through pictures.
+ABOUT_RAYS = ("patch_size", "camera_res_scale_factor")
+
+
+def check_without_rays(manager: VanillaDataManagerConfig) -> None:
+    """Refuse what only rays through pictures would heed, where none are drawn.
+
+    Raises:
+        InputError: naming the first such setting.
+    """
+    for name in ABOUT_RAYS:
+        if getattr(manager, name) != getattr(VanillaDataManagerConfig, name):
+            raise InputError(
+                f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(manager, name)}; no rays through "
+                "pictures are drawn for this task: leave it out"
+            )
 
 
 def check_trainer(config: AdaptiveTrainerConfig) -> None:
@@ -22,15 +45,33 @@ def check_trainer(config: AdaptiveTrainerConfig) -> None:
     Raises:
         InputError: naming the first such setting.
     """
-    if config.max_num_iterations < 1:
-        raise InputError(f"--max-num-iterations is {config.max_num_iterations}; it must be at least 1")
-    if config.steps_per_iteration < 1:
-        raise InputError(f"--steps-per-iteration is {config.steps_per_iteration}; it must be at least 1")
-    kind, rays = config.machine.device_type, getattr(config.pipeline.datamanager, "train_num_rays_per_batch", 1)
-    if rays < 1:
-        raise InputError(f"--pipeline.datamanager.train-num-rays-per-batch is {rays}; it must be at least 1")
-    if isinstance(config.pipeline.datamanager, SurfaceDataManagerConfig):
-        config.pipeline.datamanager.check_training()
+    kind, manager = config.machine.device_type, config.pipeline.datamanager
+    counts = {
+        "--max-num-iterations": config.max_num_iterations,
+        "--steps-per-iteration": config.steps_per_iteration,
+        "--logging.steps-per-log": config.logging.steps_per_log,
+        "--pipeline.datamanager.train-num-rays-per-batch": getattr(manager, "train_num_rays_per_batch", 1),
+        **{f"--gradient-accumulation-steps {name}": n for name, n in config.gradient_accumulation_steps.items()},
+    }
+    for option, count in counts.items():
+        if count < 1:
+            raise InputError(f"{option} is {count}; it must be at least 1")
+    for name in config.gradient_accumulation_steps:
+        if name not in config.optimizers:
+            raise InputError(
+                f"--gradient-accumulation-steps names {name!r}; it must be one of {', '.join(config.optimizers)}"
+            )
+    if config.relative_model_dir != Path(CHECKPOINTS):
+        raise InputError(
+            f"--relative-model-dir is {config.relative_model_dir}; reports, resuming and aire- commands look for "
+            f"checkpoints in {CHECKPOINTS}: leave it out"
+        )
+    if isinstance(manager, (ImageDataManagerConfig, SurfaceDataManagerConfig)):
+        check_without_rays(manager)
+    if isinstance(manager, SurfaceDataManagerConfig):
+        manager.check_training()
+    if kind not in DEVICES:
+        raise InputError(f"--machine.device-type is {kind}; it must be one of {', '.join(DEVICES)}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--machine.device-type is cuda, and torch finds no CUDA device; use cpu, or look at its driver"

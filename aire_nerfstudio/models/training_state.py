@@ -5,20 +5,33 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
+import numpy as np
 from nerfstudio.engine.trainer import Trainer
 
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 
 
 def training_state(trainer: Trainer, step: int) -> dict[str, Any]:
-    """What a checkpoint after iteration ``step`` holds: tensors, still the trainer's own, and plain data."""
+    """What a checkpoint after iteration ``step`` holds: tensors, still the trainer's own, and plain data.
+
+    Schedulers of nerfstudio's make learning rates of NumPy's, which nothing that trusts no checkpoint reads.
+    """
     return {
         "step": step,
         "pipeline": trainer.pipeline.state_dict(),
-        "optimizers": {name: o.state_dict() for name, o in trainer.optimizers.optimizers.items()},
-        "schedulers": {name: s.state_dict() for name, s in trainer.optimizers.schedulers.items()},
+        "optimizers": {name: _plain(o.state_dict()) for name, o in trainer.optimizers.optimizers.items()},
+        "schedulers": {name: _plain(s.state_dict()) for name, s in trainer.optimizers.schedulers.items()},
         "scalers": trainer.grad_scaler.state_dict(),
     }
+
+
+def _plain(values: Any) -> Any:
+    """NumPy's numbers as Python's, in a nest of dicts and lists."""
+    if isinstance(values, dict):
+        return {name: _plain(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(_plain(value) for value in values)
+    return values.item() if isinstance(values, np.generic) else values
 
 
 def restore_training(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -122,13 +122,20 @@ class AdaptationPanel(ViewerControl):
         self._unfreeze.on_click(lambda event: self._ask_to_freeze(False))
         gui.add_button("Export", hint="Write the picture or the surface as it is now.").on_click(self._export)
         gui.add_button("Save checkpoint").on_click(self._save)
-        self._parts = gui.add_checkbox(
+        parts = gui.add_checkbox(
             "Render parts",
             bool(self._run.config.shows_parts),
             hint="More outputs to choose in the tab Control: important and unimportant neurons alone, and the "
             "frequency that drives each point. Three times the work.",
         )
-        self._parts.on_update(lambda event: self._show_parts())
+        parts.on_update(lambda event: self._show("shows_parts", parts.value))
+        if hasattr(self._run.config, "shows_error"):
+            error = gui.add_checkbox(
+                "Render error",
+                bool(self._run.config.shows_error),
+                hint="One more output to choose: the distance from the surface that is learned. Takes its time.",
+            )
+            error.on_update(lambda event: self._show("shows_error", error.value))
         gui.add_markdown("**Curves**")
         self._curves = gui.add_plotly(empty_figure(), aspect=1.2)
         gui.add_markdown("**Input frequencies**")
@@ -198,8 +205,8 @@ class AdaptationPanel(ViewerControl):
     def _say(self, what: str, answer: str) -> None:
         self._answer.content = f"**{what}**: {answer}"
 
-    def _show_parts(self) -> None:
-        self._run.config.shows_parts = bool(self._parts.value)
+    def _show(self, setting: str, is_shown: bool) -> None:
+        setattr(self._run.config, setting, bool(is_shown))
         self.viewer._trigger_rerender()
 
 
