@@ -197,6 +197,7 @@ def test_bad_input_is_an_ordinary_exception_in_python():
         ("nerf", lambda c: setattr(c.machine, "device_type", "mps"), "device-type is mps"),
         ("nerf", lambda c: setattr(c.pipeline.model, "prompt", "cat"), "prompt is cat"),
         ("nerf", lambda c: setattr(c.pipeline.model, "loss_coefficients", {"a": 1.0}), "loss_coefficients is"),
+        ("image", lambda c: setattr(c.pipeline.model, "widths", (10**6, 10**6)), "GiB are free; give smaller ones"),
         ("sdf", lambda c: setattr(c.pipeline.model, "eval_num_rays_per_chunk", 0), "eval_num_rays_per_chunk is 0"),
         ("image", lambda c: setattr(c.optimizers["fields"]["optimizer"], "max_norm", -1.0), r"max-norm is -1\.0"),
         ("image", lambda c: setattr(c.pipeline.datamanager, "patch_size", 4), "patch-size is 4; no rays"),

@@ -182,8 +182,13 @@ def _png(path, depth, colour_type, rows, transparent):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    kind = np.uint8 if depth == 8 else ">u2"
-    lines = b"".join(b"\0" + np.asarray(row, dtype=kind).tobytes() for row in rows)
+    def packed(row):
+        if depth >= 8:
+            return np.asarray(row, dtype=np.uint8 if depth == 8 else ">u2").tobytes()
+        bits = (np.asarray(row).reshape(-1, 1) >> np.arange(depth)[::-1]) & 1
+        return np.packbits(bits.astype(np.uint8)).tobytes()
+
+    lines = b"".join(b"\0" + packed(row) for row in rows)
     size = struct.pack(">IIBBBBB", len(rows[0]), len(rows), depth, colour_type, 0, 0, 0)
     named = b"".join(struct.pack(">H", value) for value in transparent)
     path.write_bytes(
@@ -206,6 +211,17 @@ def test_a_colour_that_a_png_names_is_transparent(tmp_path, depth, channels):
     assert picture.peak == peak
     assert np.array_equal(picture.values[..., -1].numpy() == 0, is_gone)
     assert np.array_equal(picture.values[..., :-1].numpy(), values * ~is_gone[..., None])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_transparent_grey_of_few_bits(tmp_path, depth):
+    values = np.arange(20 * 13).reshape(20, 13) * 7 // 3 % 2**depth
+    path = _png(tmp_path / "a.png", depth, 0, values, [1])
+    picture = read_picture(path)
+    assert (picture.values.shape, picture.peak) == ((20, 13, 2), 255)
+    assert np.array_equal(picture.values[..., 1].numpy() == 0, values == 1)
+    white = 255 // (2**depth - 1)
+    assert np.array_equal(picture.values[..., 0].numpy(), white * values * (values != 1))
 
 
 def test_a_tiff_may_begin_with_white_and_not_lie_in_planes(tmp_path):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+import psutil
 import torch
 from nerfstudio.models.base_model import ModelConfig
 
-from aire_nerfstudio.adaptation.aire_config import AireConfig
+from aire_nerfstudio.adaptation.aire_config import BYTES_PER_PARAMETER, AireConfig
 from aire_nerfstudio.adaptation.aire_config import check as check_schedule
 from aire_nerfstudio.adaptation.variants import Variant
 from aire_nerfstudio.errors import InputError
@@ -74,6 +76,8 @@ class AdaptiveModelConfig(ModelConfig):
                 raise InputError(f"{name} is {value}; it must be at least {least}")
             if name.endswith("_weight") and value < 0:
                 raise InputError(f"{name} is {value}; it must be 0 or more")
+            if name.endswith("widths") and isinstance(value, tuple):
+                _check_memory(name, value)
             if name in POSITIVE and value is not None and value <= 0:
                 raise InputError(f"{name} is {value}; it must be positive")
         if self.enable_collider:
@@ -104,3 +108,14 @@ class AdaptiveModelConfig(ModelConfig):
             raise InputError("cuda_graph is True, and there is no CUDA device; leave it out")
         if self.cuda_graph and device_type != "cuda":
             raise InputError(f"cuda_graph is True and --machine.device-type is {device_type}; leave one of them out")
+
+
+def _check_memory(name: str, widths: tuple[int, ...]) -> None:
+    """Refuse a network that does not fit into memory with its gradients and Adam's moments."""
+    needed = 4 * BYTES_PER_PARAMETER * sum(a * b for a, b in pairwise(widths))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(
+            f"{name} are {list(widths)}, which take {needed / 2**30:,.1f} GiB to train, and {free / 2**30:.1f} GiB are "
+            "free; give smaller ones"
+        )
