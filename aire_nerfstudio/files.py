@@ -39,6 +39,10 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
             Path(unfinished).unlink(missing_ok=True)
 
 
+# What helps where data are not found.
+OF_A_RUN = " (a trained run's data are named from the folder it was trained in: go there)"
+
+
 def as_looked_for(path: Path) -> str:
     """A path for a message: a relative one together with the folder that it is relative to."""
     return str(path) if path.is_absolute() else f"{path} (looked for in {Path.cwd()})"

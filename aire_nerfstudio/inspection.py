@@ -89,7 +89,8 @@ def inspect(path: Path) -> Inspection:
     Raises:
         InputError: there is none, or it is damaged or hostile.
     """
-    file = (latest_checkpoint(path) if path.is_dir() else path).absolute()
+    run = path.parent if path.name == CONFIG else path
+    file = (latest_checkpoint(run) if run.is_dir() else run).absolute()
     saved = read_checkpoint(file)
     with _damage_named(file):
         return _inspection(file, saved)

@@ -6,11 +6,17 @@ import sys
 
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from aire_nerfstudio import distributed
 from aire_nerfstudio.errors import printable
 
 
 def warn(message: str) -> None:
-    """Say it in one line that begins with ``warning:``, on stderr where nothing else is printed (``--quiet True``)."""
+    """Say it in one line that begins with ``warning:``, on stderr where nothing else is printed (``--quiet True``).
+
+    Of several processes the first one says it.
+    """
+    if distributed.rank() > 0:
+        return
     line = f"warning: {printable(message)}"
     if CONSOLE.quiet:
         print(line, file=sys.stderr)

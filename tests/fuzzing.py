@@ -252,10 +252,10 @@ def run_one(name, seed, folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             TARGETS[name](random.Random(f"{name}-{seed}"), Path(folder))
+    except SystemExit as end:  # of a command; an InputError, too
+        code = str(end.code)
     except InputError as error:
         line = str(error)
-    except SystemExit as end:
-        code = str(end.code)
     except pickle.PicklingError:  # our own spoiled value, not the reader's
         return "accepted"
     if code is not None:

@@ -3,15 +3,21 @@
 import copy
 import io
 import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.model_components.renderers import background_color_override_context
+from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.viewer.utils import CameraState, get_camera
 from tiny import STEPS, TASKS, checkpoints, differences, tiny_config, train
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
@@ -56,6 +62,7 @@ def test_copies_render_the_same_and_are_their_own(trained):
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
+    model.portraits(trainer.pipeline.datamanager, 1, 20)
     whole = _seen(trainer)
     for made in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert made.adaptation._task is made
@@ -123,9 +130,19 @@ def test_a_flow_is_seen_at_its_cameras_times(demo, tmp_path):
     later = _seen(trainer)["depth"]
     model.time = 0
     assert not torch.equal(now, later)
+    # The viewer's cameras have a time of their own, 0, which is not meant: the slider is.
+    camera = _camera(trainer)
+    height, width, fy = int(camera.height), int(camera.width), float(camera.fy)
+    fov = 2 * math.atan(height / 2 / fy)
+    state = CameraState(fov, width / height, camera.camera_to_worlds[0], CameraType.PERSPECTIVE)
+    viewers = get_camera(state, height, width)
+    model.time = 0.75 * model.duration
+    moved = model.get_outputs_for_camera(viewers)["depth"]
+    model.time = 0
+    assert not torch.equal(model.get_outputs_for_camera(viewers)["depth"], moved)
     assert torch.equal(_seen(trainer, times=torch.tensor([[0.75]]))["depth"], later)
     assert model.time == 0
-    with pytest.raises(InputError, match=r"times are 1\.5 to 1\.5; .* lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"time is 1\.5; it must lie in \[0, 1\]"):
         _seen(trainer, times=torch.tensor([[1.5]]))
     assert torch.equal(_seen(trainer)["depth"], now)
 
@@ -198,6 +215,7 @@ def test_bad_input_is_an_ordinary_exception_in_python():
         ("nerf", lambda c: setattr(c.pipeline.model, "prompt", "cat"), "prompt is cat"),
         ("nerf", lambda c: setattr(c.pipeline.model, "loss_coefficients", {"a": 1.0}), "loss_coefficients is"),
         ("image", lambda c: setattr(c.pipeline.model, "widths", (10**6, 10**6)), "GiB are free; give smaller ones"),
+        ("image", lambda c: setattr(c.pipeline.model, "widths", (10**12,)), "GiB are free; give smaller ones"),
         ("sdf", lambda c: setattr(c.pipeline.model, "eval_num_rays_per_chunk", 0), "eval_num_rays_per_chunk is 0"),
         ("image", lambda c: setattr(c.optimizers["fields"]["optimizer"], "max_norm", -1.0), r"max-norm is -1\.0"),
         ("image", lambda c: setattr(c.pipeline.datamanager, "patch_size", 4), "patch-size is 4; no rays"),
@@ -216,8 +234,9 @@ def test_a_resumed_run_says_which_learning_rate_holds(tmp_path, capsys):
     config = tiny_config("image", tmp_path, quiet=False)
     train(config)
 
-    def said(lr):
-        again = tiny_config("image", tmp_path, load_dir=config.get_checkpoint_dir(), load_step=40, quiet=False)
+    def said(lr, **changes):
+        go_on = {"load_dir": config.get_checkpoint_dir(), "load_step": 40, **changes}
+        again = tiny_config("image", tmp_path, quiet=False, **go_on)
         optimizer = again.optimizers["fields"]["optimizer"]
         again.optimizers["fields"]["optimizer"] = replace(optimizer, lr=optimizer.lr * lr)
         capsys.readouterr()
@@ -226,3 +245,35 @@ def test_a_resumed_run_says_which_learning_rate_holds(tmp_path, capsys):
 
     assert "learning rate of the checkpoint" not in said(1)
     assert "learning rate of the checkpoint" in said(math.pi)
+    assert "learning rate of the checkpoint" not in said(math.pi, load_scheduler=False)
+
+
+def test_what_is_evaluated_lies_beside_its_configuration(tmp_path, monkeypatch):
+    config = tiny_config("image", tmp_path / "runs")
+    train(config)
+    run = config.get_checkpoint_dir().parent
+    copied = shutil.copytree(run, tmp_path / "copied")
+    assert eval_setup(copied / "config.yml", test_mode="test")[2].parent == copied / "nerfstudio_models"
+    assert eval_setup(run / "config.yml", test_mode="test")[2].parent == run / "nerfstudio_models"
+    moved = shutil.copytree(run, tmp_path / "moved")
+    shutil.rmtree(run / "nerfstudio_models")
+    assert eval_setup(moved / "config.yml", test_mode="test")[2].parent == moved / "nerfstudio_models"
+    shutil.rmtree(moved / "nerfstudio_models")
+    with pytest.raises(InputError, match=r"neither .*moved/nerfstudio_models nor .* is there"):
+        eval_setup(moved / "config.yml", test_mode="test")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_refuses_is_refused_in_a_line(seed, tmp_path):
+    config = tiny_config("image", tmp_path)
+    config.machine.seed = seed
+    with pytest.raises(InputError, match=rf"--machine.seed is {seed}; it must lie in \[0, 2\^32\)"):
+        config.save_config()
+
+
+@pytest.mark.parametrize("module", ["models.adaptation_log", "models.portraits", "method_configs.nerf"])
+def test_a_module_is_imported_whatever_comes_before_it(module):
+    # nerfstudio's writer and its configurations import each other, and only one order works.
+    command = [sys.executable, "-W", "ignore", "-c", f"import aire_nerfstudio.{module}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

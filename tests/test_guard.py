@@ -255,11 +255,36 @@ def test_a_removal_beside_a_densification_is_not_judged(tmp_path, capsys):
     assert "theorem 2" not in said
 
 
+def test_what_ctrl_c_ends_goes_on_from_the_last_kept_state(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("aire_nerfstudio.models.guard.LEAST_STEPS_BETWEEN_STATES", 10)
+    whole = train(tiny_config("image", tmp_path / "whole"))
+    before_step = AdaptiveModel.before_step
+
+    def interrupted(self, step):
+        if step == 37:
+            raise KeyboardInterrupt
+        before_step(self, step)
+
+    config = tiny_config("image", tmp_path / "cut", steps_per_save=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptiveModel, "before_step", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            train(config)
+    assert ended.value.code == 130
+    assert "in iteration 37; the last checkpoint is of 29" in capsys.readouterr().err
+    run = config.get_checkpoint_dir().parent
+    again = train(tiny_config("image", tmp_path / "again", load_dir=run))  # a run's folder will do
+    assert not differences(whole.pipeline.state_dict(), again.pipeline.state_dict())
+
+
 @pytest.mark.parametrize("is_quiet", [False, True])
 def test_a_warning_is_told_where_all_else_is_quiet(is_quiet, capsys, monkeypatch):
     monkeypatch.setattr(CONSOLE, "quiet", is_quiet)
     CONSOLE.log("what is going on")
     warn("[7, 8] neurons\nare odd")
     told = capsys.readouterr()
+    monkeypatch.setattr("aire_nerfstudio.distributed.rank", lambda: 1)
+    warn("of another process")
+    assert not any(capsys.readouterr())
     assert ("what is going on" in told.out) is not is_quiet
     assert "warning: [7, 8] neurons?are odd" in (told.err if is_quiet else told.out)

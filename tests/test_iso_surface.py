@@ -63,6 +63,9 @@ def test_what_is_steeper_than_a_distance_is_measured():
     assert len(extract_mesh(rough, 200)[1]) < len(everything[1])
     assert steepness_of(lambda p: torch.nn.functional.normalize(p)) == 2
     assert steepness_of(lambda p: p / 0) == math.inf
+    # Of the last point alone.
+    spoiled = torch.nn.functional.pad(torch.full((1, 3), math.nan), (0, 0, 1, 0))
+    assert steepness_of(lambda p: torch.cat([p[:-2], spoiled])) == math.inf
 
 
 def test_levels_progress_and_nothing_to_find():

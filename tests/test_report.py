@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,6 +196,15 @@ def test_large_pictures_are_made_smaller_until_the_page_fits(run, tmp_path):
     pictures = {f"{index}": noise for index in range(40)}
     write_report(tmp_path / "a.html", [facts], [[Portrait("noise", pictures)]])
     assert (tmp_path / "a.html").stat().st_size < 5e6
+
+
+def test_runs_of_different_tasks_are_not_compared(run, tmp_path):
+    facts = read_run(run[0])
+    other = replace(facts, folder=tmp_path / "aire-sdf-siren" / "run")
+    for runs, is_said in (([facts, facts], False), ([facts, other], True)):
+        write_report(tmp_path / "a.html", runs, [[], []])
+        page = (tmp_path / "a.html").read_text("utf8")
+        assert ("learn different things (aire-image and aire-sdf)" in page) is is_said
 
 
 def test_a_run_of_an_earlier_release_is_shown_without_curves(run, tmp_path):

@@ -216,7 +216,7 @@ def test_a_table_of_surfaces_with_its_pictures(folder, tmp_path):
     arrays = load_arrays(store.record_path(found["large", "CD"].cell.fits[0]))
     assert len(mesh.vertices) == len(arrays["vertices"])
     assert np.array_equal(
-        np.asarray(mesh.visual.vertex_colors)[:, :3], (255 * error_colours(arrays["error"])).astype(np.uint8)
+        np.asarray(mesh.visual.vertex_colors)[:, :3], (255 * error_colours(arrays["error"] / 0.9)).astype(np.uint8)
     )
     assert (made / "sdf-figure4-ball.png").is_file()
 

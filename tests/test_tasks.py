@@ -1,6 +1,5 @@
 """What every task owes to adaptation, viewer and report, on trainings of a second or two."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from PIL import Image
 from tiny import TASKS, checkpoints, load, tiny_config, train
 
 from aire_nerfstudio.adaptation.control import Refused
-from aire_nerfstudio.data.fingerprint import fingerprint
+from aire_nerfstudio.data.fingerprint import file_fingerprint, files_fingerprint
 from aire_nerfstudio.data.image_views import default_picture_path
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.report.facts import read_run
@@ -126,10 +125,10 @@ def _other_data(task, demo, folder):
     """Data of the same kind and size as the default's, but for one number."""
     if task == "nerf":
         made = shutil.copytree(demo, folder / "scene")
-        path = made / "transforms_train.json"
-        scene = json.loads(path.read_text("utf8"))
-        scene["frames"][3]["transform_matrix"][0][3] += 1e-3
-        path.write_text(json.dumps(scene), "utf8")
+        path = sorted((made / "train").glob("*.png"))[3]
+        picture = np.asarray(Image.open(path)).copy()
+        picture[40:50, 40:50, :3] = 77
+        Image.fromarray(picture).save(path)
         return made
     if task == "image":
         picture = np.asarray(Image.open(default_picture_path())).copy()
@@ -143,11 +142,35 @@ def _other_data(task, demo, folder):
     return folder / "ball.ply"
 
 
-def test_a_fingerprint_is_of_values_types_and_shapes():
-    numbers = np.arange(12, dtype=np.int32)
-    same = fingerprint([numbers, "a"])
-    assert same == fingerprint([torch.arange(12, dtype=torch.int32), "a"])
-    assert len({same, fingerprint(["a", numbers]), fingerprint([numbers.reshape(3, 4), "a"])}) == 3
-    assert same != fingerprint([numbers.astype(np.int64), "a"])
-    assert fingerprint(["ab", "c"]) != fingerprint(["a", "bc"])
-    assert fingerprint([np.zeros((0, 3))]) != fingerprint([np.zeros((0, 2))])
+def test_a_fingerprint_is_of_bytes_settings_names_and_sizes(tmp_path):
+    a, b = tmp_path / "a.ply", tmp_path / "b.ply"
+    a.write_bytes(b"0" * (1 << 20) + b"1")
+    b.write_bytes(b"0" * (1 << 20) + b"2")
+    moved = tmp_path / "elsewhere" / "a.ply"
+    moved.parent.mkdir()
+    shutil.copy(a, moved)
+    assert file_fingerprint(a) == file_fingerprint(moved) != file_fingerprint(b)
+    assert len({file_fingerprint(a, 0.1, 0), file_fingerprint(a, 0.1, 1), file_fingerprint(a)}) == 3
+    assert files_fingerprint([a]) == files_fingerprint([moved]) != files_fingerprint([b])
+    assert files_fingerprint([a, b]) != files_fingerprint([b, a])
+    moved.write_bytes(b"0")
+    assert files_fingerprint([a]) != files_fingerprint([moved])
+    assert files_fingerprint([tmp_path / "none"]) == files_fingerprint([moved.parent / "none"])
+
+
+def test_points_of_which_each_reading_makes_another_mesh_are_the_same_data(tmp_path, capsys):
+    import trimesh
+
+    ball = trimesh.creation.icosphere(3)
+    np.savetxt(tmp_path / "ball.xyz", np.hstack([ball.vertices, ball.vertex_normals]))
+
+    def run(**changes):
+        config = tiny_config("sdf", tmp_path, quiet=False, **changes)
+        config.pipeline.datamanager.dataparser.data = tmp_path / "ball.xyz"
+        train(config)
+        return config.get_checkpoint_dir()
+
+    folder = run()
+    capsys.readouterr()
+    run(load_dir=folder, load_step=40)
+    assert "other data" not in capsys.readouterr().out

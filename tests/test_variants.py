@@ -61,6 +61,14 @@ def test_early_ends_at_one_size_where_neurons_are_added_last(added):
     assert final_widths(moved, LARGE) == small
 
 
+def test_early_takes_times_that_aire_could_not():
+    config = replace(CONFIG, densify_at=12)  # within the decay
+    with pytest.raises(ScheduleError):
+        final_widths(config, LARGE)
+    assert early(config, LARGE).prune_counts == CONFIG.prune_counts
+    make_strategy("aire_early", config, LARGE, 2, 1, LIMIT, 5.0)
+
+
 def test_rounds_end_at_the_size_of_small_or_a_neuron_less():
     config = in_rounds(CONFIG, LARGE, 2, 1)
     assert (config.unit, config.densify_fraction, config.rounds) == ("percent", 1.0, 8)

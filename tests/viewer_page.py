@@ -34,7 +34,7 @@ TINY = {
         *("aire-sdf-siren", "--pipeline.model.widths", "24", "20", "--pipeline.model.first-omega", "20"),
         *("--pipeline.model.hidden-omega", "10", "--pipeline.datamanager.on-surface", "300"),
         *("--pipeline.datamanager.off-surface", "300", "--pipeline.datamanager.pool", "3000"),
-        *("--optimizers.fields.optimizer.lr", "1e-3", "--pipeline.model.shows-error", "False"),
+        *("--optimizers.fields.optimizer.lr", "1e-3"),
     ],
     "flow": [
         *("aire-flow-siren", "--pipeline.model.widths", "24", "20", "--pipeline.model.first-omega", "20"),

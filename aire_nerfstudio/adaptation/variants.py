@@ -59,8 +59,9 @@ def early(config: AireConfig, large: Sequence[int]) -> AireConfig:
     are chosen here, and it ends at the size that ``config`` leads to all the same.
     """
     counts = config.prune_counts
-    if config.densify_at is not None and config.decay_start is not None and not config.has_target:
-        # A share to remove is one of more neurons, once they are added first.
+    moments = (config.densify_at, config.prune_at)
+    if None not in moments and config.densify_at >= config.prune_at and not config.has_target:  # type: ignore[operator]
+        # What is added last is added first here, and a share to remove would be one of more neurons.
         grown = (large[0] + densify_count(config, large[0]), *large[1:])
         lost = [before - after for before, after in zip(grown, final_widths(config, large), strict=True)]
         counts = tuple(lost[layer] for layer in config.prune_layers)

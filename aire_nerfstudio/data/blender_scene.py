@@ -21,7 +21,7 @@ from PIL import Image
 from aire_nerfstudio.data.captures import check_mode
 from aire_nerfstudio.data.demo_scene import demo_path, ensure_demo_scene
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
-from aire_nerfstudio.files import as_looked_for
+from aire_nerfstudio.files import OF_A_RUN, as_looked_for
 
 
 @dataclass
@@ -81,7 +81,7 @@ def read_blender_split(folder: Path, split: str) -> BlenderSplit:
     """
     if not folder.exists():
         raise InputError(
-            f"the data folder {as_looked_for(folder)} does not exist; give a Blender-format scene with --data"
+            f"the data folder {as_looked_for(folder)} does not exist; give a Blender-format scene with --data{OF_A_RUN}"
         )
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; --data takes the folder that holds transforms_train.json")

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from pathlib import Path
 
 # In the metadata of what is trained on.
 FINGERPRINT = "fingerprint"
+# Of a digest: enough that no two sets of data share it by chance.
+DIGITS = 32
 
 
-def fingerprint(parts: Iterable[Tensor | np.ndarray | str]) -> str:
-    """A digest that two sets of data share where they are alike to the bit.
+def file_fingerprint(path: Path, *more: object) -> str:
+    """A digest of a file's bytes and of what else decides what is trained on.
+
+    Not of what was read from it: repairs, and decoders, may round otherwise on another machine.
 
     Args:
-        parts: arrays of any shape and type, and words, in an order of their own.
-
-    Returns:
-        32 hexadecimal digits.
+        path: the file.
+        more: plain values.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            digest.update(f"{len(part)} {part}".encode())
-            continue
-        array: Any = np.ascontiguousarray(torch.as_tensor(part).detach().cpu().numpy())
-        digest.update(f"{array.dtype} {array.shape} ".encode())
-        digest.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
-    return digest.hexdigest()[:32]
+    digest = hashlib.sha256(repr(more).encode())
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()[:DIGITS]
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """A digest of many files' names and sizes, in their order: pictures of a scene are not all read for it."""
+    listed = [(path.name, path.stat().st_size if path.is_file() else -1) for path in paths]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:DIGITS]

@@ -10,7 +10,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from torch import Tensor
 
-from aire_nerfstudio.data.fingerprint import FINGERPRINT, fingerprint
+from aire_nerfstudio.data.fingerprint import FINGERPRINT, file_fingerprint
 from aire_nerfstudio.data.image_views import FRONT, ImageViews, ImageViewsConfig, ImageViewsDataset
 from aire_nerfstudio.data.pixels import PixelBatches, split_pixels
 from aire_nerfstudio.data.view_rays import ViewRays
@@ -62,7 +62,9 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
         # What the model may ask for beyond the pictures themselves.
         self.train_dataset.metadata["steps_per_epoch"] = self._train.steps_per_epoch
         self.train_dataset.metadata["training_batch"] = self._train.batch
-        self.train_dataset.metadata[FINGERPRINT] = fingerprint([picture.values, train])
+        self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(
+            self.dataparser.path, config.test_fraction, config.split_seed
+        )
 
     def create_train_dataset(self) -> ImageViewsDataset:
         """Views for the viewer and for rendering."""

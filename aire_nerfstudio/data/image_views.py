@@ -67,6 +67,7 @@ class ImageViews(DataParser):
     """Virtual cameras in front of the picture that :class:`ImageViewsConfig` names; both splits are the same.
 
     Attributes:
+        path: of the picture.
         picture: read once.
     """
 
@@ -75,13 +76,13 @@ class ImageViews(DataParser):
     @exit_on_bad_input
     def __init__(self, config: ImageViewsConfig) -> None:
         super().__init__(config)
-        path = Path(config.data)
-        if path == default_picture_path():
+        self.path = Path(config.data)
+        if self.path == default_picture_path():
             ensure_default_picture()
-        self.picture: Picture = read_picture(path)
+        self.picture: Picture = read_picture(self.path)
 
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs: Any) -> DataparserOutputs:
-        path, picture = Path(self.config.data), self.picture
+        path, picture = self.path, self.picture
         half_width, half_height = half_extent(picture.height, picture.width)
         names = [path.with_name(f"{path.stem}_{name}.png") for name in ("front", "left", "above", "right", "below")]
         return DataparserOutputs(

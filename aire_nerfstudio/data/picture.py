@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from aire_nerfstudio.errors import InputError, first_line
-from aire_nerfstudio.files import check_file
+from aire_nerfstudio.files import OF_A_RUN, check_file
 
 SMALLEST_SIDE = 2
 FEWEST_PIXELS = 20
@@ -93,7 +93,7 @@ def read_picture(path: Path) -> Picture:
         InputError: no such file, not a picture, animated, too small, values that are not finite or, in a float
             picture, outside [0, 1], or too large for the memory that is free.
     """
-    check_file(path, "the picture", "give an image file with --data")
+    check_file(path, "the picture", f"give an image file with --data{OF_A_RUN}")
     try:
         with warnings.catch_warnings():
             # Size is judged below, against the memory there is.

@@ -14,7 +14,7 @@ from nerfstudio.model_components.ray_generators import RayGenerator
 from torch import Tensor
 
 from aire_nerfstudio.data.captures import check_cameras, check_pictures, reading
-from aire_nerfstudio.data.fingerprint import FINGERPRINT, fingerprint
+from aire_nerfstudio.data.fingerprint import FINGERPRINT, files_fingerprint
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays, suits
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 
@@ -123,9 +123,7 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         self._check(dataset)
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
         dataset.metadata[IS_OPEN] = _is_open(dataset)
-        # Pictures stay in their files, read when they are needed; where they were taken from tells scenes apart.
-        names = [Path(name).name for name in dataset.image_filenames]
-        dataset.metadata[FINGERPRINT] = fingerprint([dataset.cameras.camera_to_worlds, *names])
+        dataset.metadata[FINGERPRINT] = files_fingerprint(map(Path, dataset.image_filenames))
         return dataset
 
     def create_eval_dataset(self) -> InputDataset:

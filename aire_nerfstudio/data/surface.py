@@ -11,7 +11,7 @@ import psutil
 
 from aire_nerfstudio.data.orientation import enclosed_volume, signed_volume, turn_outwards
 from aire_nerfstudio.errors import InputError, first_line
-from aire_nerfstudio.files import check_file
+from aire_nerfstudio.files import OF_A_RUN, check_file
 
 EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
 FEWEST_POINTS = 100
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     import trimesh
 
     suffix = path.suffix.lower()
-    check_file(path, "the shape", "give a mesh with --data")
+    check_file(path, "the shape", f"give a mesh with --data{OF_A_RUN}")
     if suffix not in EXTENSIONS:
         raise InputError(f"{path} is not one of {', '.join(EXTENSIONS)}; convert the shape")
     if suffix == ".ply":

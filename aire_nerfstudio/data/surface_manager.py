@@ -11,7 +11,7 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, Va
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from aire_nerfstudio.data.fingerprint import FINGERPRINT, fingerprint
+from aire_nerfstudio.data.fingerprint import FINGERPRINT, file_fingerprint
 from aire_nerfstudio.data.surface_samples import SurfaceSamples
 from aire_nerfstudio.data.surface_views import SurfaceViews, SurfaceViewsConfig, SurfaceViewsDataset
 from aire_nerfstudio.data.view_rays import ViewRays
@@ -67,8 +67,7 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
         # What the model may ask for beyond the views themselves.
         self.train_dataset.metadata["steps_per_epoch"] = steps_per_epoch
         self.train_dataset.metadata["training_points"] = lambda step: self.samples.batch(step)
-        surface = self.dataparser.surface
-        self.train_dataset.metadata[FINGERPRINT] = fingerprint([surface.points, surface.normals, surface.faces])
+        self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(self.dataparser.path)
         # As nerfstudio calls it where it trains.
         is_training = self.test_mode == "val"
         self.train_dataset.metadata["is_training"] = is_training

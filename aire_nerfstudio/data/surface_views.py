@@ -42,6 +42,7 @@ class SurfaceViews(DataParser):
     """Virtual cameras around the shape that :class:`SurfaceViewsConfig` names; both splits are the same.
 
     Attributes:
+        path: of the shape.
         surface: read once, in the cube [-1, 1]^3.
     """
 
@@ -54,8 +55,8 @@ class SurfaceViews(DataParser):
             if getattr(config, name) < 1:
                 raise InputError(f"{name} is {getattr(config, name)}; it must be at least 1")
         # Only now: that pymeshlab is missing must not stop the commands of other methods.
-        path = bunny_path() if Path(config.data) == DEFAULT_SHAPE else Path(config.data)
-        self.surface: Surface = read_surface(path)
+        self.path = bunny_path() if Path(config.data) == DEFAULT_SHAPE else Path(config.data)
+        self.surface: Surface = read_surface(self.path)
         for note in self.surface.notes:
             CONSOLE.print(f"{config.data}: {note}", markup=False)
 

@@ -6,12 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import check_config, load_model
 from aire_nerfstudio.files import check_place, write_whole
-from aire_nerfstudio.models.flow import FlowModel, is_same_place
-from aire_nerfstudio.models.sdf import SdfModel
 
 
 @dataclass
@@ -37,6 +34,11 @@ class ExportCompare:
             check_place("--output-path", self.output_path)
         if self.resolution < 2 or not self.times:
             raise InputError(f"--resolution {self.resolution} must be at least 2, and --times must name a moment")
+        # Only now: nerfstudio takes seconds to import, and what was wrong so far is said without it.
+        from aire_nerfstudio.analysis.surface_metrics import compare_surfaces
+        from aire_nerfstudio.models.flow import FlowModel, is_same_place
+        from aire_nerfstudio.models.sdf import SdfModel
+
         one, other = (
             load_model(config, SdfModel, "compare", "aire-sdf and aire-flow", option)
             for option, config in (("--load-config", self.load_config), ("--other-config", self.other_config))
@@ -64,7 +66,7 @@ class ExportCompare:
             rows.append({"time": moment, **found._asdict()})
             label = "" if moment is None else f"t = {moment:g} | "
             print(
-                f"{label}chamfer {found.chamfer:.5f} | Hausdorff {found.hausdorff:.5f} | normals "
+                f"{label}chamfer x 100 {100 * found.chamfer:.4g} | Hausdorff {found.hausdorff:.4g} | normals "
                 f"{found.normal_consistency:.4f}"
             )
         if self.output_path is not None:

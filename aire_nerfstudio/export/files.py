@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nerfstudio.utils.eval_utils import eval_setup
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from aire_nerfstudio.errors import InputError, first_line
@@ -48,13 +47,14 @@ def load_model(config: Path, kind: type[M], command: str, methods: str, option: 
     Raises:
         InputError: the run cannot be loaded, or is of another kind.
     """
+    from nerfstudio.utils.eval_utils import eval_setup
+
     try:
         here = from_its_folder(config.parent)
         _, pipeline, _, _ = eval_setup(config, test_mode="inference", update_config_callback=here)
     except InputError as error:  # said in a line already
         why = str(error)
-        hint = f" ({option} {config} names its data from the folder it was trained in: run it there)"
-        raise InputError(why + (hint if "does not exist" in why else "")) from error
+        raise InputError(f"{why} ({option} {config})" if "does not exist" in why else why) from error
     except Exception as error:
         raise InputError(
             f"{option} {config} cannot be loaded ({type(error).__name__}: {first_line(error)}); give the config.yml of "

@@ -9,12 +9,9 @@ from typing import Literal
 import psutil
 from PIL import Image
 
-from aire_nerfstudio.data.picture import has_alpha
-from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import bar, check_config, load_model
 from aire_nerfstudio.files import check_place
-from aire_nerfstudio.models.image import ImageModel
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
 FORMATS_WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pnm")
@@ -53,14 +50,19 @@ class ExportImage:
             raise InputError(
                 f"--size {self.size[0]} {self.size[1]} and --scale {self.scale} are both given; leave one out"
             )
+        if self.size is not None and min(self.size) < 1:
+            raise InputError(f"--size is {self.size[0]} {self.size[1]}; both must be at least 1")
+        # Only now: nerfstudio takes seconds to import, and what was wrong so far is said without it.
+        from aire_nerfstudio.data.picture import has_alpha
+        from aire_nerfstudio.data.picture_file import write_picture
+        from aire_nerfstudio.models.image import ImageModel
+
         model = load_model(self.load_config, ImageModel, "image", "aire-image")
         height, width = model.picture_size
         if self.size is not None:
             new_width, new_height = self.size
         else:
             new_width, new_height = (max(1, round(self.scale * side)) for side in (width, height))
-        if min(new_width, new_height) < 1:
-            raise InputError(f"--size is {new_width} {new_height}; both must be at least 1")
         # Rendered in float32, and a copy of it as it is written.
         needed, free = 2 * 4 * new_width * new_height * model.channels, psutil.virtual_memory().available
         if needed > free:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from aire_nerfstudio.data.mesh_file import write_mesh
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import bar, check_config, load_model
 from aire_nerfstudio.files import check_place
-from aire_nerfstudio.models.flow import FlowModel
-from aire_nerfstudio.models.sdf import SdfModel
 
 FORMATS = (".ply", ".obj", ".stl", ".glb")
 
@@ -40,6 +37,11 @@ class ExportMesh:
         check_place("--output-path", self.output_path)
         if self.resolution < 2:
             raise InputError(f"--resolution is {self.resolution}; it must be at least 2 grid points a side")
+        # Only now: nerfstudio takes seconds to import, and what was wrong so far is said without it.
+        from aire_nerfstudio.data.mesh_file import write_mesh
+        from aire_nerfstudio.models.flow import FlowModel
+        from aire_nerfstudio.models.sdf import SdfModel
+
         model = load_model(self.load_config, SdfModel, "mesh", "aire-sdf and aire-flow")
         model.eval()
         if self.time is not None:

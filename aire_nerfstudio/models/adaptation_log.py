@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nerfstudio.configs.base_config  # noqa: F401 - its writer and this import each other, in this order alone
 import torch
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE

@@ -31,7 +31,9 @@ from aire_nerfstudio.notices import warn
 from aire_nerfstudio.record import RunRecord, Snapshot
 
 # What aire_early and aire_rounds have values of their own for.
-SET_BY_VARIANTS = ("densify_at", "densify_count", "densify_fraction", "decay_start", "prune_at", "rounds")
+SET_BY_VARIANTS = (
+    *("densify_at", "densify_count", "densify_fraction", "decay_start", "prune_at", "prune_counts", "rounds"),
+)
 
 
 class AdaptationRun:
@@ -147,7 +149,7 @@ class AdaptationRun:
             if getattr(given, name) != getattr(default, name) and getattr(own, name) != getattr(given, name)
         ]
         if moved:
-            values = ", ".join(f"{name} {getattr(own, name):g}" for name in moved)
+            values = ", ".join(f"{name} {_in_words(getattr(own, name))}" for name in moved)
             CONSOLE.log(
                 f"The variant {self.config.variant} sets {values} itself (times in percent of the run), whatever this "
                 "command says; the variant aire takes yours"
@@ -390,3 +392,7 @@ class AdaptationRun:
         schedule = getattr(self.state, "schedule", None)
         if schedule is not None and schedule.total < self._total_steps:
             self.state.schedule = replace(schedule, total=self._total_steps)
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)

@@ -112,7 +112,7 @@ class AdaptiveModelConfig(ModelConfig):
 
 def _check_memory(name: str, widths: tuple[int, ...]) -> None:
     """Refuse a network that does not fit into memory with its gradients and Adam's moments."""
-    needed = 4 * BYTES_PER_PARAMETER * sum(a * b for a, b in pairwise(widths))
+    needed = 4 * BYTES_PER_PARAMETER * sum(a * b for a, b in pairwise((1, *widths, 1)))
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(

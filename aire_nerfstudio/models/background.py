@@ -19,6 +19,12 @@ def seen_behind(colour: Tensor) -> Tensor:
     return colour if asked is None else asked.to(colour).expand_as(colour)
 
 
+def without_background(rgb: Tensor, accumulation: Tensor, background: Tensor) -> Tensor:
+    """Colours ``[..., 3]`` that were seen over a background, and their opacity: ``[..., 4]``."""
+    colour = rgb - background * (1 - accumulation)
+    return torch.cat([(colour / accumulation.clamp_min(1e-3)).clamp(0, 1), accumulation], -1)
+
+
 class Background:
     """The colour behind the scene.
 

@@ -68,6 +68,11 @@ def check_settings(mine: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """
     for name in sorted(mine.keys() | given.keys()):
         if mine.get(name) != given.get(name):
+            if name in ("aspect", "channels"):
+                raise InputError(
+                    f"the checkpoint was trained on a picture of {name} {given.get(name)} and --data has "
+                    f"{mine.get(name)}; give the picture that it was trained on, or train anew"
+                )
             is_option = name in ("first_omega", "hidden_omega")
             option = f"add --pipeline.model.{name.replace('_', '-')} {given.get(name)}"
             raise InputError(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from nerfstudio.engine.trainer import TrainerConfig
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
+from aire_nerfstudio.files import as_looked_for
+from aire_nerfstudio.report.facts import CHECKPOINTS
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -45,6 +47,18 @@ def remove_others(path: Path) -> None:
             old.unlink()
 
 
+@overload
+def folder_to_load(given: None) -> None: ...
+@overload
+def folder_to_load(given: Path) -> Path: ...
+def folder_to_load(given: Path | None) -> Path | None:
+    """The folder of checkpoints that --load-dir means: itself, or of a run's folder the one in it."""
+    if given is None:
+        return None
+    inside = Path(given) / CHECKPOINTS
+    return inside if inside.is_dir() else Path(given)
+
+
 def checkpoint_to_load(config: TrainerConfig) -> Path | None:
     """The file that --load-dir, --load-step and --load-checkpoint name, if any.
 
@@ -56,12 +70,12 @@ def checkpoint_to_load(config: TrainerConfig) -> Path | None:
             f"--load-dir {config.load_dir} and --load-checkpoint {config.load_checkpoint} exclude each other; give one"
         )
     if config.load_dir is not None:
-        folder = Path(config.load_dir)
+        folder = folder_to_load(config.load_dir)
         if not folder.is_dir():
-            raise InputError(f"--load-dir {folder} is not a folder; give a run's nerfstudio_models folder")
+            raise InputError(f"--load-dir {as_looked_for(folder)} is not a folder; give a run's folder")
         steps = sorted(int(f.stem.split("-")[1]) for f in folder.glob("step-*.ckpt") if f.stem[5:].isdigit())
         if not steps:
-            raise InputError(f"--load-dir {folder} holds no step-*.ckpt; give a run's nerfstudio_models folder")
+            raise InputError(f"--load-dir {folder} holds no step-*.ckpt; give a run's folder")
         step = config.load_step if config.load_step is not None else steps[-1]
         if step not in steps:
             raise InputError(f"--load-step {step} is not in {folder}; it has the steps {steps}")

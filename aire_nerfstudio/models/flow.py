@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerSlider
 from torch import Tensor
 
@@ -123,6 +125,11 @@ class FlowModel(SdfModel):
             self._check_shape(start)
         super().populate_modules()
         if start is not None:
+            CONSOLE.print(
+                f"Starting from the surface of {config.load_sdf}: widths {list(start.widths)}, w0 "
+                f"{start.first_omega:g} and {start.hidden_omega:g}",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
             weights = start.weights
             if self.config.variant not in ("large", "aire", "aire_early", "aire_rounds", "weight_decay", "no_decay"):
                 raise InputError(f"the variant {self.config.variant} starts at another size; it cannot load an SDF")
@@ -158,7 +165,7 @@ class FlowModel(SdfModel):
 
     @property
     def time(self) -> float:
-        """The moment that is shown, in [0, duration]; while rays of another are traced, theirs."""
+        """The moment that is shown, in [0, duration]; while a camera of another looks, its own."""
         asked = getattr(self._rendering, "moment", None)
         return float(self.time_slider.value) if asked is None else asked
 
@@ -171,25 +178,17 @@ class FlowModel(SdfModel):
     def _moment(self) -> float:
         return self.time
 
-    def trace(self, rays: RayBundle) -> dict[str, Tensor]:
-        """See :class:`~aire_nerfstudio.models.sdf.SdfModel`; at the moment of the rays where they have one.
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """See nerfstudio; at the camera's time where it has one: in [0, 1], the share of the flow's duration.
 
-        That is nerfstudio's, in [0, 1] of the flow: a camera's ``times``, or ``render_time`` of a camera path.
+        ``render_time`` of a camera path comes here so.
 
         Raises:
-            InputError: they are of several moments, or out of range.
+            InputError: the time is out of range.
         """
-        if rays.times is None or rays.times.numel() == 0:
-            return super().trace(rays)
-        first, last = (float(moment) for moment in rays.times.aminmax())
-        if first != last or not 0 <= first <= 1:
-            raise InputError(
-                f"the rays' times are {first} to {last}; they must be one for all of a view and lie in [0, 1], the "
-                "share of the flow's duration"
-            )
-        self._rendering.moment = first * self.duration
+        self._rendering.moment = _moment_of(camera, self.duration)
         try:
-            return super().trace(rays)
+            return super().get_outputs_for_camera(camera, obb_box)
         finally:
             self._rendering.moment = None
 
@@ -230,6 +229,19 @@ class FlowModel(SdfModel):
         config = self.config
         weights = FlowWeights(config.data_weight, config.normal_weight, config.flow_weight)
         return flow_loss(network, points, normals, distances, config.alpha, weights)
+
+
+def _moment_of(camera: Cameras, duration: float) -> float | None:
+    """The moment at which a camera sees; None: at that of the slider."""
+    if camera.times is None:
+        return None
+    share = float(camera.times.flatten()[0])
+    if not 0 <= share <= 1:
+        raise InputError(f"the camera's time is {share}; it must lie in [0, 1], the share of the flow's duration")
+    # The viewer's cameras, which alone are numbered, are all at time 0.
+    if share == 0 and "cam_idx" in (camera.metadata or {}):
+        return None
+    return share * duration
 
 
 def is_same_place(centre: np.ndarray, scale: float, other_centre: np.ndarray, other_scale: float) -> bool:

@@ -31,6 +31,11 @@ class FaultGuard:
         self._steps = 0
 
     @property
+    def has_state(self) -> bool:
+        """Whether a state was kept yet."""
+        return self._state is not None
+
+    @property
     def state(self) -> dict[str, Any]:
         """The last good state."""
         assert self._state is not None

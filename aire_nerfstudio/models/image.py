@@ -23,7 +23,7 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
-from aire_nerfstudio.models.background import seen_behind
+from aire_nerfstudio.models.background import seen_behind, without_background
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics, psnr
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -225,8 +225,12 @@ class ImageModel(AdaptiveModel):
         }
 
     def get_rgba_image(self, outputs: dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """Colours and whether there is a picture, ``[..., 4]``; ``ns-export`` drops points by the latter."""
-        return torch.cat([outputs[output_name], outputs["accumulation"]], -1)
+        """Colours without the background, and their opacity, ``[..., 4]``; ``ns-export`` drops points by the latter."""
+        if output_name != "rgb":
+            return super().get_rgba_image(outputs, output_name)
+        rgb = outputs["rgb"]
+        behind = seen_behind(torch.full_like(rgb, BACKGROUNDS[self.config.background_color]))
+        return without_background(rgb, outputs["accumulation"], behind)
 
     def get_loss_dict(
         self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None

@@ -25,7 +25,7 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.models.adaptive import PROBE_POINTS, AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
-from aire_nerfstudio.models.background import Background, BackgroundColour
+from aire_nerfstudio.models.background import Background, BackgroundColour, without_background
 from aire_nerfstudio.models.image_metrics import decibel_of, image_metrics
 from aire_nerfstudio.models.nerf_graph import NerfGraph
 from aire_nerfstudio.models.nerf_rendering import density_at, depth_picture, expected_depth, render_rays
@@ -374,9 +374,8 @@ class NerfModel(AdaptiveModel):
         if output_name != "rgb":
             return super().get_rgba_image(outputs, output_name)
         rgb, accumulation = outputs["rgb"], outputs["accumulation"]
-        if not self.training:
-            rgb = rgb - self.background.shown(rgb) * (1 - accumulation)
-        return torch.cat([(rgb / accumulation.clamp_min(1e-3)).clamp(0, 1), accumulation], -1)
+        behind = torch.zeros_like(rgb) if self.training else self.background.shown(rgb)
+        return without_background(rgb, accumulation, behind)
 
     def _error(self, outputs: dict[str, Tensor], image: Tensor) -> Tensor:
         """Mean squared error of a batch, over the rays for which there was memory, ``[]``.

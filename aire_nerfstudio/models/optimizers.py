@@ -19,7 +19,7 @@ FUSED_ON = ("cpu", "cuda")
 
 @dataclass
 class FieldAdamConfig(OptimizerConfig):
-    """Adam, betas (0.9, 0.99), eps 1e-15: torch-ngp's settings."""
+    """Adam; by default with torch-ngp's eps and betas, where the method has none of its own."""
 
     _target: type = field(default_factory=lambda: torch.optim.Adam)
     lr: float = 2e-4

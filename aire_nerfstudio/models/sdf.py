@@ -149,6 +149,11 @@ class SdfModel(AdaptiveModel):
 
     network_name = "sdf"
     has_psnr = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the tree of distances, which is made when it is asked for."""
+        return {**super().__getstate__(), "_distance": None}
+
     dims = 3
     """Coordinates of the network."""
     reported: tuple[str, ...] = ("shows_parts", "shows_error")

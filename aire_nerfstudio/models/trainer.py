@@ -26,7 +26,7 @@ from aire_nerfstudio.data.blender_scene import BlenderSceneConfig
 from aire_nerfstudio.data.image_views import ImageViewsConfig
 from aire_nerfstudio.data.surface_views import SurfaceViewsConfig
 from aire_nerfstudio.errors import INTERRUPTED, InputError, InputExit, exit_on_bad_input, first_line
-from aire_nerfstudio.files import check_place
+from aire_nerfstudio.files import as_looked_for, check_place
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.checkpoints import (
@@ -34,6 +34,7 @@ from aire_nerfstudio.models.checkpoints import (
     check_evaluated,
     checkpoint_path,
     checkpoint_to_load,
+    folder_to_load,
     remove_others,
     write_checkpoint,
 )
@@ -50,6 +51,7 @@ from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.report.facts import CHECKPOINTS, REPORT, latest_checkpoint, read_run
 from aire_nerfstudio.report.page import write_report
+from aire_nerfstudio.report.portrait import Portrait
 from aire_nerfstudio.sessions import SessionLog
 
 # Views and their longest side in the report that a run ends with: seconds, not minutes. aire-report shows more.
@@ -109,8 +111,18 @@ class AdaptiveTrainerConfig(TrainerConfig):
         Raises:
             InputExit: the folder's last checkpoint is damaged or not to be trusted.
         """
-        folder = super().get_checkpoint_dir()
-        if not getattr(self, "_trains", False) and folder.is_dir():
+        folder, config = super().get_checkpoint_dir(), _evaluated_config()
+        if getattr(self, "_trains", False):
+            return folder
+        if config is not None:
+            # A run that was copied or moved is meant, not the folder that it names.
+            beside = config.parent / self.relative_model_dir
+            if not beside.is_dir() and not folder.is_dir():
+                raise InputExit(
+                    f"neither {beside} nor {as_looked_for(folder)} is there; {config} needs its checkpoints"
+                )
+            folder = beside if beside.is_dir() else folder
+        if folder.is_dir():
             check_evaluated(folder, self.load_step)
         return folder
 
@@ -121,6 +133,8 @@ class AdaptiveTrainerConfig(TrainerConfig):
         was killed where the others were waiting. Several processes are therefore launched from here.
         """
         self._check_folder()
+        if not 0 <= self.machine.seed < 2**32:
+            raise InputExit(f"--machine.seed is {self.machine.seed}; it must lie in [0, 2^32)")
         for name in ("num_devices", "num_machines"):
             count = getattr(self.machine, name)
             if count < 1:
@@ -133,7 +147,7 @@ class AdaptiveTrainerConfig(TrainerConfig):
         """Refuse a place that cannot be written to, or where another run would be written over."""
         check_place("--output-dir", self.get_base_dir(), is_folder=True)
         folder = self.get_base_dir() / self.relative_model_dir
-        resumed = self.load_dir if self.load_checkpoint is None else self.load_checkpoint.parent
+        resumed = folder_to_load(self.load_dir) if self.load_checkpoint is None else self.load_checkpoint.parent
         is_resumed = resumed is not None and resumed.resolve() == folder.resolve()
         if not is_resumed and self.machine.machine_rank == 0 and any(folder.glob("step-*.ckpt")):
             raise InputError(
@@ -232,8 +246,19 @@ class AdaptiveTrainer(Trainer):
 
     def _interrupted(self, when: str) -> SystemExit:
         if distributed.count() == 1:  # of several the launcher says it
+            self._save_good_state()
             print(f"\nerror: interrupted {when}; {self._how_to_go_on()}", file=sys.stderr)
         return SystemExit(INTERRUPTED)
+
+    def _save_good_state(self) -> None:
+        """Write the last state that was kept, where it is later than the last checkpoint: one may have been cut off."""
+        if not self._guard.has_state or self._guard.state["step"] < 0:
+            return
+        with contextlib.suppress(InputError):
+            if int(latest_checkpoint(self.base_dir).stem[5:]) >= self._guard.state["step"]:
+                return
+        with contextlib.suppress(OSError, RuntimeError):
+            self._write(self._guard.state, self.config.save_only_latest_checkpoint)
 
     def _how_to_go_on(self) -> str:
         with contextlib.suppress(InputError):
@@ -253,8 +278,18 @@ class AdaptiveTrainer(Trainer):
                 shown = model.portraits(self.pipeline.datamanager, *AT_THE_END) if self._is_soon_drawn() else []
             write_report(path, [read_run(self.base_dir)], [shown])
             CONSOLE.log(f"Report: {path}")
+            self._tell_of_scores(shown)
         except (Exception, KeyboardInterrupt) as error:
             warn(f"the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again")
+
+    def _tell_of_scores(self, shown: Sequence[Portrait]) -> None:
+        scored = [portrait.scores for portrait in shown if portrait.scores]
+        if scored:
+            means = {name: sum(scores[name] for scores in scored) / len(scored) for name in scored[0]}
+            count = cast(AdaptiveModel, self.pipeline.model).count_parameters()
+            views = f"{len(scored)} view{'s' if len(scored) > 1 else ''}"
+            values = " | ".join(f"{name} {value:.4g}" for name, value in means.items())
+            CONSOLE.log(f"{values} ({views}; ns-eval scores all) | {count:,} parameters")
 
     def _is_soon_drawn(self) -> bool:
         """Whether the report's views take seconds: not so of a large picture, which is scored at its own size."""
@@ -443,8 +478,8 @@ class AdaptiveTrainer(Trainer):
     def _tell_of_learning_rates(self) -> None:
         """Say where the learning rates given for a resumed run are not those that hold."""
         for name, optimizer in self.optimizers.optimizers.items():
-            group, given = optimizer.param_groups[0], self.config.optimizers[name]["optimizer"].lr
-            kept = group.get("initial_lr", group["lr"])
+            given, scheduler = self.config.optimizers[name]["optimizer"].lr, self.optimizers.schedulers.get(name)
+            kept = optimizer.param_groups[0]["lr"] if scheduler is None else scheduler.base_lrs[0]
             if not math.isclose(kept, given, rel_tol=1e-6):
                 CONSOLE.log(f"The learning rate of the checkpoint holds ({kept:g}), not this command's {given:g}")
 
@@ -476,6 +511,13 @@ class AdaptiveTrainer(Trainer):
             remove_others(path)
 
 
+def _evaluated_config() -> Path | None:
+    """The config.yml that nerfstudio's ``eval_setup`` is loading; it tells nobody else."""
+    frame = sys._getframe(2)
+    path = frame.f_locals.get("config_path") if frame.f_code.co_name == "eval_setup" else None
+    return path if isinstance(path, Path) else None
+
+
 def _resolved(config: AdaptiveTrainerConfig) -> AdaptiveTrainerConfig:
     """The configuration with which a run is evaluated."""
     resolved = copy.deepcopy(config)
@@ -486,7 +528,7 @@ def _resolved(config: AdaptiveTrainerConfig) -> AdaptiveTrainerConfig:
 
 def _resumed_run(config: AdaptiveTrainerConfig) -> Path | None:
     """The folder of the run that is resumed; None where there is none, or the checkpoint lies outside of one."""
-    loaded = config.load_dir or (config.load_checkpoint and config.load_checkpoint.parent)
+    loaded = folder_to_load(config.load_dir) or (config.load_checkpoint and config.load_checkpoint.parent)
     if loaded is None or Path(loaded).resolve().name != CHECKPOINTS:
         return None
     return Path(loaded).resolve().parent

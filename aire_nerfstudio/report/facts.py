@@ -52,6 +52,11 @@ class RunFacts:
     config: str
 
     @property
+    def task(self) -> str:
+        """What was learned, by the name of the method without its activation."""
+        return self.folder.parent.name.rsplit("-", 1)[0]
+
+    @property
     def seconds(self) -> float:
         """Of all processes that trained it, set-up excluded, as far as ``run.json`` knows them; 0: not at all."""
         return sum(float(session.get("seconds", 0)) for session in self.sessions)

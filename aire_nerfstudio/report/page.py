@@ -53,6 +53,7 @@ def write_report(path: Path, runs: Sequence[RunFacts], portraits: Sequence[Seque
         "kinds": KINDS,
         "curves": charts.curves(runs),
         "sizes": charts.sizes(runs),
+        "tasks": list(dict.fromkeys(run.task for run in runs)),
         "has_psnr": charts.quality(runs) == "psnr",
     }
     panes = [_pane(run, shown) for run, shown in zip(runs, portraits, strict=True)]

@@ -47,9 +47,11 @@ def beside_the_truth(rows: Sequence[tuple[str, Arrays, float | None]], title: st
         vertices, faces = arrays["vertices"], arrays["faces"]
         score = "no surface" if chamfer is None else f"CD {IN_PAPERS_UNIT * chamfer:.3f}"
         _show(axes[2 * line, column + 1], _view(vertices, faces), f"{label}\n{score}")
-        _show(axes[2 * line + 1, column + 1], _view(vertices, faces, error_colours(arrays["error"])), "")
-    colours = ScalarMappable(Normalize(0, LARGEST_ERROR), "jet")
-    figure.colorbar(colours, ax=axes[1::2, 1:], shrink=0.6, label="distance from the truth", extend="max")
+        _show(
+            axes[2 * line + 1, column + 1], _view(vertices, faces, error_colours(IN_PAPERS_UNIT * arrays["error"])), ""
+        )
+    scale = ScalarMappable(Normalize(0, LARGEST_ERROR), "jet")
+    figure.colorbar(scale, ax=axes[1::2, 1:], shrink=0.6, label="distance from the truth", extend="max")
     return figure
 
 
@@ -76,7 +78,7 @@ def write_coloured(arrays: Arrays, path: Path) -> Path:
     """The recorded mesh as PLY with the error's colours at its vertices."""
     import trimesh
 
-    colours = (255 * error_colours(arrays["error"])).astype(np.uint8)
+    colours = (255 * error_colours(IN_PAPERS_UNIT * arrays["error"])).astype(np.uint8)
     mesh = trimesh.Trimesh(arrays["vertices"], arrays["faces"], vertex_colors=colours, process=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(mesh.export(file_type="ply"))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from aire_nerfstudio.data.surface import Surface
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce.arrays import save_arrays
 
-# The paper's colours end here: distances from the true surface in units of the cube.
+# The paper's colours end here: distances from the true surface, in its unit.
 LARGEST_ERROR = 0.01
 
 
