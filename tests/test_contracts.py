@@ -8,8 +8,10 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+import trimesh
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.scene_box import OrientedBox
@@ -18,12 +20,17 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.model_components.renderers import background_color_override_context
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.viewer.utils import CameraState, get_camera
+from PIL import Image
 from tiny import STEPS, TASKS, checkpoints, differences, tiny_config, train
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.export.files import load_model
+from aire_nerfstudio.export.image import ExportImage
+from aire_nerfstudio.export.mesh import ExportMesh
 from aire_nerfstudio.models.image import ImageModelConfig
 from aire_nerfstudio.models.nerf import NerfModelConfig
+from aire_nerfstudio.models.sdf import SdfModel
 from aire_nerfstudio.models.trainer_checks import check_trainer
 
 RED = (1.0, 0.0, 0.0)
@@ -261,6 +268,34 @@ def test_what_is_evaluated_lies_beside_its_configuration(tmp_path, monkeypatch):
     shutil.rmtree(moved / "nerfstudio_models")
     with pytest.raises(InputError, match=r"neither .*moved/nerfstudio_models nor .* is there"):
         eval_setup(moved / "config.yml", test_mode="test")
+
+
+@pytest.mark.parametrize("task", ["image", "sdf", "flow"])
+def test_what_was_learned_is_written_without_the_data(task, tmp_path, capsys):
+    data = tmp_path / ("picture.png" if task == "image" else "ball.ply")
+    if task == "image":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (11, 13, 3), dtype=np.uint8)).save(data)
+    else:
+        trimesh.creation.icosphere(3, radius=5).apply_translation((30, 0, 0)).export(data)
+    config = tiny_config(task, tmp_path / "runs")
+    config.pipeline.datamanager.dataparser.data = data
+    model = train(config).pipeline.model.eval()
+    run = config.get_checkpoint_dir().parent
+    data.unlink()
+    if task == "image":
+        ExportImage(run / "config.yml", tmp_path / "a.png", scale=2, quiet=True).main()
+        wanted = (255 * model.render_picture(22, 26)).round().to(torch.uint8)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), wanted.numpy())
+        return
+    moment = None if task == "sdf" else 0.1
+    ExportMesh(run / "config.yml", tmp_path / "a.ply", resolution=24, time=moment, quiet=True).main()
+    if moment is not None:
+        model.time = moment
+    vertices = model.in_file_units(model.mesh(24)[0])
+    assert abs(vertices.mean(0)[0] - 30) < 10
+    assert np.allclose(trimesh.load(tmp_path / "a.ply", process=False).vertices, vertices, atol=1e-4)
+    with pytest.raises(InputError, match="only with it can errors be told"):
+        load_model(run / "config.yml", SdfModel, "mesh", "aire-sdf").eval()._score_surface()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

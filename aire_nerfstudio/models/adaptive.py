@@ -278,6 +278,7 @@ class AdaptiveModel(PartViews):
             "variant": self.config.variant,
             "large_widths": list(self._large),
             "data": self._data,
+            "without_data": self.without_data(),
             "ema_every": self._average.every,
             **self.adaptation.to_dict(),
             # Right after a resume, those that the checkpoint holds: set-up has drawn since.

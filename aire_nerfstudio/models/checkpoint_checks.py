@@ -44,6 +44,8 @@ def check_state(state: Mapping[str, Any]) -> None:
         raise InputError(f"the checkpoint's large_widths are {str(large)[:80]}, no widths; it is damaged")
     if not isinstance(state.get("data", ""), str):  # earlier releases kept none
         raise InputError(f"the checkpoint's data are {str(state['data'])[:80]}, no fingerprint; it is damaged")
+    if not isinstance(state.get("without_data", {}), dict):
+        raise InputError("the checkpoint's without_data is no dict; it is damaged")
     for event in state["history"]:
         if (
             not isinstance(event, dict)

@@ -196,6 +196,10 @@ class FlowModel(SdfModel):
         """Points at the moment that is shown, ``[N, 4]``."""
         return torch.nn.functional.pad(points, (0, 1), value=self.time)
 
+    def without_data(self) -> dict[str, Any]:
+        """As a surface's, and how long it flows; what it began from is in its weights."""
+        return {**super().without_data(), "duration": self.duration, "is_training": False}
+
     def probe(self) -> Probe:
         """Outputs at points near and off the surface, at random times."""
 

@@ -145,6 +145,10 @@ class ImageModel(AdaptiveModel):
         aspect = round(self._width / self._height, 6)
         return {**super().fixed_settings(), "channels": self._channels, "aspect": aspect}
 
+    def without_data(self) -> dict[str, Any]:
+        """Size and channels of the picture."""
+        return {"height": self._height, "width": self._width, "channels": self._channels}
+
     def values(self, coordinates: Tensor) -> Tensor:
         """The picture at ``coordinates [N, 2]``: ``[N, C]``, in [0, 1] where the fit is good, never clamped."""
         return 0.5 * (self.evaluated_field(coordinates) + 1)

@@ -123,7 +123,7 @@ class SdfModel(AdaptiveModel):
         """Make the network."""
         super().populate_modules()
         config, metadata = self.config, self.metadata()
-        self._surface: Surface = metadata["surface"]
+        self._surface: Surface | None = metadata["surface"]
         self._steps_per_epoch = int(metadata.get("steps_per_epoch", 1))
         self._training_points: Callable[[int], Any] | None = metadata.get("training_points")
         self._distance: SignedDistance | None = None
@@ -141,14 +141,24 @@ class SdfModel(AdaptiveModel):
         except ValueError as error:
             raise InputError(str(error)) from error
         # Where the surface lies; a checkpoint knows the file's units without the file.
-        self.register_buffer("centre", torch.tensor(self._surface.centre, dtype=torch.float64))
-        self.register_buffer("scale", torch.tensor(self._surface.scale, dtype=torch.float64))
+        known = self._surface
+        self.register_buffer("centre", torch.tensor([0.0] * 3 if known is None else known.centre, dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(1.0 if known is None else known.scale, dtype=torch.float64))
         self.register_buffer("aabb", torch.tensor([-1.0, -1, -1, 1, 1, 1]), persistent=False)
         self.renderer_rgb = RGBRenderer(background_color=config.background_color)
         self.start_adaptation()
 
     network_name = "sdf"
     has_psnr = False
+
+    def without_data(self) -> dict[str, Any]:
+        """Nothing but that the shape is not there: the checkpoint has its place and size."""
+        return {"surface": None}
+
+    def _true_surface(self) -> Surface:
+        if self._surface is None:
+            raise InputError("the shape that was learned is not there, and only with it can errors be told")
+        return self._surface
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the tree of distances, which is made when it is asked for."""
@@ -294,7 +304,8 @@ class SdfModel(AdaptiveModel):
             outputs["curvature"] = spread(heat(self.curvatures(points)[:, None], CURVATURE_SHOWN), background)
         if self.config.shows_error:
             if self._distance is None:
-                self._distance = SignedDistance(self._surface.vertices, self._surface.faces)
+                surface = self._true_surface()
+                self._distance = SignedDistance(surface.vertices, surface.faces)
             error = torch.from_numpy(self._distance(points.double().cpu().numpy())).to(points)
             outputs["error"] = spread(heat(error[:, None], DISTANCE_SHOWN), background)
         return outputs
@@ -368,7 +379,7 @@ class SdfModel(AdaptiveModel):
 
     def _score_surface(self) -> dict[str, float]:
         metrics: dict[str, float] = {}
-        surface = self._surface
+        surface = self._true_surface()
         points = torch.from_numpy(surface.points[:: max(1, len(surface.points) // SCORED_POINTS)]).float()
         parts = points.to(self.device).split(1 << 15)
         metrics["on_surface_error"] = float(torch.cat([self.distances(part) for part in parts]).abs().mean())

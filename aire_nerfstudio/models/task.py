@@ -59,6 +59,10 @@ class AdaptiveTask(Model):
             "hidden_omega": network.hidden_omega,
         }
 
+    def without_data(self) -> dict[str, Any]:
+        """Metadata, plain values, with which the model is made where its data are not at hand; empty: it needs them."""
+        return {}
+
     def on_change(self, report: Report) -> None:
         """Called after each change of the architecture."""
 
