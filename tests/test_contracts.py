@@ -298,6 +298,16 @@ def test_what_was_learned_is_written_without_the_data(task, tmp_path, capsys):
         load_model(run / "config.yml", SdfModel, "mesh", "aire-sdf").eval()._score_surface()
 
 
+def test_a_checkpoint_without_a_weight_average_says_what_to_add(tmp_path):
+    def config(decay, **changes):
+        return tiny_config("sdf", tmp_path, model={"ema_decay": decay}, **changes)
+
+    first = config(0.0)
+    train(first)
+    with pytest.raises(InputError, match=r"has no weight average, and this run has one; add .*ema-decay 0$"):
+        train(config(0.95, load_dir=first.get_checkpoint_dir(), load_step=40))
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_numpy_refuses_is_refused_in_a_line(seed, tmp_path):
     config = tiny_config("image", tmp_path)

@@ -23,7 +23,7 @@ SPEED, DURATION = 0.1, 1.0
 def _model(surface, **options):
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
     metadata = {"surface": surface, "duration": DURATION}
-    return FlowModelConfig(**options).setup(scene_box=box, num_train_data=1, metadata=metadata)
+    return FlowModelConfig(**{"ema_decay": 0.0, **options}).setup(scene_box=box, num_train_data=1, metadata=metadata)
 
 
 @pytest.fixture(scope="module")

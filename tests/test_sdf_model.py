@@ -34,7 +34,11 @@ SMALL = (
 
 def _model(surface, **options):
     box = SceneBox(torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    return SdfModelConfig(**options).setup(scene_box=box, num_train_data=1, metadata={"surface": surface}).eval()
+    return (
+        SdfModelConfig(**{"ema_decay": 0.0, **options})
+        .setup(scene_box=box, num_train_data=1, metadata={"surface": surface})
+        .eval()
+    )
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,12 @@ def check_checkpoint(path: Path, expected: set[str]) -> dict[str, Any]:
     missing = sorted(key for key in expected if key not in saved["pipeline"])
     extra = sorted(key for key in saved["pipeline"] if key not in expected)
     if missing or extra:
+        average = "_model.field_average."
+        if all(key.startswith(average) for key in (*missing, *extra)):
+            raise InputError(
+                f"checkpoint {path} has {'no' if missing else 'a'} weight average, and this run "
+                f"{'has one' if missing else 'has none'}; add --pipeline.model.ema-decay {'0' if missing else '0.95'}"
+            )
         raise InputError(
             f"checkpoint {path} belongs to another method or depth: {len(missing)} entries missing"
             f"{f' (e.g. {missing[0]})' if missing else ''}, {len(extra)} unknown"

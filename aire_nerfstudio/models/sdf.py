@@ -55,8 +55,6 @@ class SurfaceModelConfig(AdaptiveModelConfig):
         )
     )
     """When and how much the network changes."""
-    ema_decay: float = 0.0
-    """Decay of the weight average used for evaluation, in [0, 1); 0: no average, as in the paper."""
     activation: Activation = "siren"
     """Sine variant; FINER always with its exact derivative."""
     widths: tuple[int, ...] = (256, 256, 256)
