@@ -39,7 +39,8 @@ RED = (1.0, 0.0, 0.0)
 @pytest.fixture(scope="module", params=sorted(TASKS))
 def trained(request, demo, tmp_path_factory):
     """(task, trainer) of a run that has ended, its model in evaluation mode."""
-    trainer = train(tiny_config(request.param, tmp_path_factory.mktemp(request.param)))
+    sizes = {"eval_resolution": 24} if request.param in ("sdf", "flow") else {}
+    trainer = train(tiny_config(request.param, tmp_path_factory.mktemp(request.param), model=sizes))
     trainer.pipeline.eval()
     return request.param, trainer
 
@@ -198,7 +199,6 @@ def test_a_configuration_can_be_used_twice(tmp_path):
     trainer = train(config)
     assert trainer.total_steps == 2 * STEPS
     assert trainer.config.optimizers["fields"]["scheduler"].max_steps == 2 * STEPS
-    assert "_trains" not in (trainer.base_dir / "config.yml").read_text("utf8")
 
 
 def test_bad_input_is_an_ordinary_exception_in_python():
@@ -316,7 +316,7 @@ def test_a_seed_that_numpy_refuses_is_refused_in_a_line(seed, tmp_path):
         config.save_config()
 
 
-@pytest.mark.parametrize("module", ["models.adaptation_log", "models.portraits", "method_configs.nerf"])
+@pytest.mark.parametrize("module", ["models.adaptation_log", "models.portraits"])
 def test_a_module_is_imported_whatever_comes_before_it(module):
     # nerfstudio's writer and its configurations import each other, and only one order works.
     command = [sys.executable, "-W", "ignore", "-c", f"import aire_nerfstudio.{module}"]

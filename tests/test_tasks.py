@@ -103,7 +103,7 @@ def test_what_has_no_schedule_cannot_be_frozen(variant, tmp_path, monkeypatch):
     assert not trainer.pipeline.model.adaptation.is_frozen
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", ["image", "nerf", "sdf"])
 def test_a_run_that_goes_on_with_other_data_says_so(task, demo, tmp_path, capsys):
     config = tiny_config(task, tmp_path, quiet=False)
     train(config)

@@ -112,18 +112,16 @@ class AdaptiveTrainerConfig(TrainerConfig):
             InputExit: the folder's last checkpoint is damaged or not to be trusted.
         """
         folder, config = super().get_checkpoint_dir(), _evaluated_config()
-        if getattr(self, "_trains", False):
+        if config is None:
             return folder
-        if config is not None:
-            # A run that was copied or moved is meant, not the folder that it names.
-            beside = config.parent / self.relative_model_dir
-            if not beside.is_dir() and not folder.is_dir():
-                raise InputExit(
-                    f"neither {beside} nor {as_looked_for(folder)} is there; {config} needs its checkpoints"
-                )
-            folder = beside if beside.is_dir() else folder
-        if folder.is_dir():
-            check_evaluated(folder, self.load_step)
+        # A run that was copied or moved is meant, not the folder that it names.
+        beside = config.parent / self.relative_model_dir
+        if not beside.is_dir() and not folder.is_dir():
+            raise InputExit(
+                f"neither {beside} nor {as_looked_for(folder)} is there; {config} needs its run's checkpoints"
+            )
+        folder = beside if beside.is_dir() else folder
+        check_evaluated(folder, self.load_step)
         return folder
 
     def save_config(self) -> None:
@@ -173,7 +171,6 @@ class AdaptiveTrainer(Trainer):
         torch.set_float32_matmul_precision(config.matmul_precision)
         # Before anything below, or nerfstudio, resolves settings in it.
         self._config_text = yaml.dump(_resolved(config))
-        config._trains = True  # type: ignore[attr-defined] # its folder may hold what is about to be overwritten
         # The total length of the run, also for a resumed one: schedules are laid out over it.
         self._total_iterations = config.max_num_iterations
         self.total_steps = config.max_num_iterations * config.steps_per_iteration
