@@ -62,9 +62,10 @@ class ImageDataManager(VanillaDataManager[ImageViewsDataset]):
         # What the model may ask for beyond the pictures themselves.
         self.train_dataset.metadata["steps_per_epoch"] = self._train.steps_per_epoch
         self.train_dataset.metadata["training_batch"] = self._train.batch
-        self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(
-            self.dataparser.path, config.test_fraction, config.split_seed
-        )
+        if self.test_mode == "val":  # as nerfstudio calls it where it trains
+            self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(
+                self.dataparser.path, config.test_fraction, config.split_seed
+            )
 
     def create_train_dataset(self) -> ImageViewsDataset:
         """Views for the viewer and for rendering."""

@@ -123,7 +123,8 @@ class RaysDataManager(VanillaDataManager[InputDataset]):
         self._check(dataset)
         dataset.exclude_batch_keys_from_device = list(dataset.exclude_batch_keys_from_device)
         dataset.metadata[IS_OPEN] = _is_open(dataset)
-        dataset.metadata[FINGERPRINT] = files_fingerprint(map(Path, dataset.image_filenames))
+        if self.test_mode == "val":  # as nerfstudio calls it where it trains
+            dataset.metadata[FINGERPRINT] = files_fingerprint(map(Path, dataset.image_filenames))
         return dataset
 
     def create_eval_dataset(self) -> InputDataset:

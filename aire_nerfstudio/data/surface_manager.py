@@ -67,11 +67,11 @@ class SurfaceDataManager(VanillaDataManager[SurfaceViewsDataset]):
         # What the model may ask for beyond the views themselves.
         self.train_dataset.metadata["steps_per_epoch"] = steps_per_epoch
         self.train_dataset.metadata["training_points"] = lambda step: self.samples.batch(step)
-        self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(self.dataparser.path)
         # As nerfstudio calls it where it trains.
         is_training = self.test_mode == "val"
         self.train_dataset.metadata["is_training"] = is_training
         if is_training:
+            self.train_dataset.metadata[FINGERPRINT] = file_fingerprint(self.dataparser.path)
             _ = self.samples
 
     @property

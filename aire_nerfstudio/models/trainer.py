@@ -51,7 +51,7 @@ from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.report.facts import CHECKPOINTS, REPORT, latest_checkpoint, read_run
 from aire_nerfstudio.report.page import write_report
-from aire_nerfstudio.report.portrait import Portrait
+from aire_nerfstudio.report.portrait import Portrait, mean_scores, views_in_words
 from aire_nerfstudio.sessions import SessionLog
 
 # Views and their longest side in the report that a run ends with: seconds, not minutes. aire-report shows more.
@@ -280,13 +280,11 @@ class AdaptiveTrainer(Trainer):
             warn(f"the report was not written ({first_line(error)}); aire-report {self.base_dir} tries again")
 
     def _tell_of_scores(self, shown: Sequence[Portrait]) -> None:
-        scored = [portrait.scores for portrait in shown if portrait.scores]
-        if scored:
-            means = {name: sum(scores[name] for scores in scored) / len(scored) for name in scored[0]}
+        means, views = mean_scores(shown)
+        if views:
             count = cast(AdaptiveModel, self.pipeline.model).count_parameters()
-            views = f"{len(scored)} view{'s' if len(scored) > 1 else ''}"
             values = " | ".join(f"{name} {value:.4g}" for name, value in means.items())
-            CONSOLE.log(f"{values} ({views}; ns-eval scores all) | {count:,} parameters")
+            CONSOLE.log(f"{values} ({views_in_words(views)}; ns-eval scores all) | {count:,} parameters")
 
     def _is_soon_drawn(self) -> bool:
         """Whether the report's views take seconds: not so of a large picture, which is scored at its own size."""

@@ -17,7 +17,7 @@ from aire_nerfstudio.files import write_text
 from aire_nerfstudio.record import KINDS, Snapshot
 from aire_nerfstudio.report import charts
 from aire_nerfstudio.report.facts import RunFacts
-from aire_nerfstudio.report.portrait import Portrait
+from aire_nerfstudio.report.portrait import Portrait, mean_scores, views_in_words
 from aire_nerfstudio.report.template import fill
 
 # Longest side of a picture on the page, JPEG's quality, and columns of the chart of contributions.
@@ -104,12 +104,8 @@ def _moments(run: RunFacts) -> list[Snapshot]:
 def _scored(run: RunFacts, portraits: Sequence[Portrait]) -> Scored | None:
     if run.scores:
         return Scored(run.scores, "all evaluation views (ns-eval)")
-    views = [portrait.scores for portrait in portraits if portrait.scores]
-    if not views:
-        return None
-    names = [name for name in views[0] if all(name in view for view in views)]
-    means = {name: float(np.mean([view[name] for view in views])) for name in names}
-    return Scored(means, f"the {len(views)} view{'s' if len(views) > 1 else ''} below")
+    means, count = mean_scores(portraits)
+    return Scored(means, f"the {views_in_words(count)} below") if count else None
 
 
 def _spans(run: RunFacts) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,3 +21,15 @@ class Portrait:
     title: str
     pictures: Mapping[str, np.ndarray]
     scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def mean_scores(portraits: Sequence[Portrait]) -> tuple[dict[str, float], int]:
+    """Means of the scores that all scored views have, and of how many views they are."""
+    views = [portrait.scores for portrait in portraits if portrait.scores]
+    names = [name for name in views[0] if all(name in view for view in views)] if views else []
+    return {name: float(np.mean([view[name] for view in views])) for name in names}, len(views)
+
+
+def views_in_words(views: int) -> str:
+    """``1 view``, ``2 views``."""
+    return f"{views} view{'s' if views > 1 else ''}"
