@@ -14,6 +14,7 @@ from aire_nerfstudio.data.surface import read_surface
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.reproduce.arrays import load_arrays
+from aire_nerfstudio.reproduce.averaged import DECAY, Averaged
 from aire_nerfstudio.reproduce.cli import choose_sources, main
 from aire_nerfstudio.reproduce.experiment import Cell, Choice, Experiment, Gain
 from aire_nerfstudio.reproduce.experiments import make_experiment
@@ -53,6 +54,35 @@ def test_an_adaptive_fit_of_a_sphere(folder):
     radii = np.linalg.norm(done.vertices, axis=1)
     assert np.median(radii) == pytest.approx(0.9, abs=0.03)
     assert figures["curve"][0][1] > figures["curve"][-1][1]
+
+
+def test_an_average_is_scored_beside_the_last_state(folder, monkeypatch):
+    """An average of one state is that state, and of many another."""
+    surface = read_surface(folder / "ball.ply")
+    figures = fit_surface(replace(FIT, epochs=2), surface).figures
+    monkeypatch.setattr("aire_nerfstudio.reproduce.averaged.DECAY", 0.0)
+    alike = fit_surface(replace(FIT, epochs=2), surface).figures
+    for name in ("chamfer_x100", "hausdorff"):
+        assert alike[f"averaged_{name}"] == alike[name] == figures[name]
+        assert figures[f"averaged_{name}"] != figures[name]
+
+
+def test_an_average_follows_and_begins_anew_where_neurons_change():
+    live = SineMLP(3, [4, 4], 1)
+    averaged = Averaged(live, total=1500)
+    kept = [p.clone() for p in live.parameters()]
+    for step in range(200, 203):
+        with torch.no_grad():
+            for p in live.parameters():
+                p.add_(1.0)
+        averaged.stepped(step)
+    # After steps of 1, 2 and 3 away, each closing a twentieth of what is left.
+    expected = sum((3 - i) * (1 - DECAY) * DECAY**i for i in range(3))
+    for mean, old in zip(averaged.network.parameters(), kept, strict=True):
+        assert torch.allclose(mean, old + expected, atol=1e-5)
+        assert not mean.requires_grad
+    averaged.after([])
+    assert all(torch.equal(a, b) for a, b in zip(averaged.network.parameters(), live.parameters(), strict=True))
 
 
 def test_a_network_without_a_surface_has_no_distance(folder):

@@ -18,6 +18,7 @@ from aire_nerfstudio.adaptation.variants import LATTICE_LIMITS, make_strategy, s
 from aire_nerfstudio.data.fingerprint import FINGERPRINT
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.fields.weight_average import WeightAverage
 from aire_nerfstudio.models.adaptation_run import AdaptationRun
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.by_hand import ByHand
@@ -31,7 +32,6 @@ from aire_nerfstudio.models.checkpoint_checks import (
 from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.models.portraits import portraits
 from aire_nerfstudio.models.rng import rng_state
-from aire_nerfstudio.models.weight_average import WeightAverage
 from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops import tcnn
 from aire_nerfstudio.report.portrait import Portrait

@@ -26,6 +26,7 @@ from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import FlowWeights, flow_loss
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
 from aire_nerfstudio.reproduce.arrays import load_arrays, save_arrays
+from aire_nerfstudio.reproduce.averaged import Averaged
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
 from aire_nerfstudio.reproduce.surface_fit import PROBE_POINTS, SurfaceFit, surface_steps
 from aire_nerfstudio.reproduce.surface_record import arrays_of, weights_of
@@ -84,7 +85,8 @@ class FlowFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others."""
-        return settings_key(self, "flow 2")
+        # 2: all batches are full. 3: an average of the weights is compared as well.
+        return settings_key(self, "flow 3")
 
     def cost(self) -> float:
         """A step of a flow carries about six times as much as one of a surface, for three times the points."""
@@ -110,7 +112,7 @@ class FlowFit:
         Returns:
             Figures of :func:`~aire_nerfstudio.reproduce.training.train`, and ``parameters``, ``reduction``, ``widths``,
             and for all but ``large`` ``chamfer_0``, ``chamfer_0.1``, ``chamfer_0.2`` and ``chamfer_mean`` to the large
-            network's surfaces (None where one has no surface).
+            network's surfaces (None where one has no surface), ``averaged_...`` of both networks' averages.
         """
         if device == "cpu":
             keep_freed_memory()
@@ -138,12 +140,17 @@ class FlowFit:
             return points, drawn.normals, drawn.distances
 
         total = surface_steps(self.epochs, len(surface.points), self.on_surface)
+        averaged = Averaged(network, total)
         _, figures = train(
             network, strategy, samples.steps_per_epoch, total, self.learning_rate, self.final_ratio, batch,
-            terms_of, None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress,
-            store.cuda_graph,
+            terms_of, None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, averaged,
+            progress, store.cuda_graph,
         )  # fmt: skip
-        meshes = {moment: self._mesh(network, moment, device) for moment in MOMENTS}
+        meshes = {
+            (prefix, moment): self._mesh(one, moment, device)
+            for prefix, one in (("", network), ("averaged_", averaged.network))
+            for moment in MOMENTS
+        }
         figures |= {
             "parameters": network.num_parameters,
             "reduction": round(100 * (1 - network.num_parameters / count_parameters(4, self.start.widths, 1)), 2),
@@ -153,9 +160,9 @@ class FlowFit:
             figures |= self._compare(meshes, load_arrays(store.record_path(self.reference())))
         if is_recorded or self.variant == "large":
             arrays = arrays_of(network)
-            for moment, (vertices, faces) in meshes.items():
-                arrays[f"vertices_{moment:g}"] = vertices.astype(np.float32)
-                arrays[f"faces_{moment:g}"] = faces.astype(np.int32)
+            for (prefix, moment), (vertices, faces) in meshes.items():
+                arrays[f"{prefix}vertices_{moment:g}"] = vertices.astype(np.float32)
+                arrays[f"{prefix}faces_{moment:g}"] = faces.astype(np.int32)
             save_arrays(store.record_path(self), arrays)
         return figures
 
@@ -175,12 +182,16 @@ class FlowFit:
         return extract_mesh(lambda x: network(at_moment(x)).squeeze(-1), self.resolution, device, steepness=steepness)
 
     def _compare(
-        self, meshes: dict[float, tuple[np.ndarray, np.ndarray]], reference: dict[str, np.ndarray]
+        self, meshes: dict[tuple[str, float], tuple[np.ndarray, np.ndarray]], reference: dict[str, np.ndarray]
     ) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for moment, mesh in meshes.items():
-            other = reference[f"vertices_{moment:g}"].astype(np.float64), reference[f"faces_{moment:g}"]
+        for (prefix, moment), mesh in meshes.items():
+            name = f"{prefix}vertices_{moment:g}", f"{prefix}faces_{moment:g}"
+            other = reference[name[0]].astype(np.float64), reference[name[1]]
             is_there = len(mesh[1]) > 0 and len(other[1]) > 0
-            found[f"chamfer_{moment:g}"] = compare_surfaces(mesh, other).chamfer if is_there else None
-        values = [value for value in found.values() if value is not None]
-        return found | {"chamfer_mean": sum(values) / len(values) if len(values) == len(meshes) else None}
+            found[f"{prefix}chamfer_{moment:g}"] = compare_surfaces(mesh, other).chamfer if is_there else None
+        for prefix in {prefix for prefix, _ in meshes}:
+            values = [found[f"{prefix}chamfer_{moment:g}"] for moment in MOMENTS]
+            there = [value for value in values if value is not None]
+            found[f"{prefix}chamfer_mean"] = sum(there) / len(there) if len(there) == len(MOMENTS) else None
+        return found

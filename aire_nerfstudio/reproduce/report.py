@@ -45,9 +45,8 @@ class Measured:
             return "none"  # A network without a surface, or that diverged.
         if math.isinf(self.mean):
             return f"{self.mean}"  # A perfect fit's PSNR.
-        digits = {"parameters": 0, "chamfer_x100": 3}.get(
-            self.cell.metric, 5 if self.cell.metric.startswith("chamfer_") else 2
-        )
+        metric = self.cell.metric.removeprefix("averaged_")
+        digits = {"parameters": 0, "chamfer_x100": 3}.get(metric, 5 if metric.startswith("chamfer_") else 2)
         around = "" if self.spread is None else f" +- {self.spread:.{digits}f}"
         return f"{self.mean:,.{digits}f}{around}"
 

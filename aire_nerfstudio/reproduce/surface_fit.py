@@ -24,6 +24,7 @@ from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.losses import SurfaceWeights, surface_loss
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
+from aire_nerfstudio.reproduce.averaged import Averaged
 from aire_nerfstudio.reproduce.fit import Fit, Progress, settings_key
 from aire_nerfstudio.reproduce.surface_record import save_surface
 from aire_nerfstudio.reproduce.training import train
@@ -83,8 +84,8 @@ class SurfaceFit:
 
     def key(self) -> str:
         """A name that is the same for the same settings and no others."""
-        # The second way to draw: all batches are full.
-        return settings_key(self, "surface 2")
+        # 2: all batches are full. 3: an average of the weights is scored as well.
+        return settings_key(self, "surface 3")
 
     def cost(self) -> float:
         """Epochs and weights: how many points a shape has is not known without reading it."""
@@ -136,7 +137,8 @@ def fit_surface(
     Returns:
         ``figures``: those of :func:`~aire_nerfstudio.reproduce.training.train` (the curve is log10 of the loss), and
         ``chamfer_x100``, ``hausdorff``, ``normal_consistency`` of the extracted mesh (None where there is none),
-        ``on_surface_error``, ``eikonal_error``, ``parameters``, ``reduction`` in percent, ``widths``.
+        ``on_surface_error``, ``eikonal_error``, all of the last state, ``averaged_chamfer_x100`` and
+        ``averaged_hausdorff`` of the weights' average, ``parameters``, ``reduction`` in percent, ``widths``.
     """
     samples = SurfaceSamples(surface, fit.on_surface, fit.off_surface, fit.pool, fit.seed, device)
     torch.manual_seed(fit.seed)
@@ -158,14 +160,17 @@ def fit_surface(
         return torch.cat([drawn.on, drawn.off]), drawn.normals, drawn.distances
 
     total = surface_steps(fit.epochs, len(surface.points), fit.on_surface)
+    averaged = Averaged(network, total)
     state, figures = train(
         network, strategy, samples.steps_per_epoch, total, fit.learning_rate, fit.final_ratio, batch, _terms,
-        None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, None, progress, cuda_graph,
+        None, probe, lambda value: math.log10(value) if value > 0 else math.nan, device, averaged, progress, cuda_graph,
     )  # fmt: skip
     kept = strategy.parameters_kept(network.neuron_groups(), state)
-    steepness = steepness_of(lambda x: value_and_gradient(network, x)[1], device)
-    vertices, faces = extract_mesh(lambda x: network(x).squeeze(-1), fit.resolution, device, steepness=steepness)
+    vertices, faces = surface_of(network, fit.resolution, device)
+    average = score_surface(averaged.network, surface, *surface_of(averaged.network, fit.resolution, device), device)
     figures |= score_surface(network, surface, vertices, faces, device) | {
+        "averaged_chamfer_x100": average["chamfer_x100"],
+        "averaged_hausdorff": average["hausdorff"],
         "parameters": kept,
         "reduction": round(100 * (1 - kept / count_parameters(3, fit.widths, 1)), 2),
         "widths": network.widths,
@@ -176,6 +181,12 @@ def fit_surface(
 def _terms(network: SineMLP, points: Tensor, normals: Tensor, distances: Tensor) -> dict[str, Tensor]:
     """The loss of a batch: points on the surface first, with ``normals``, then off it, with ``distances``."""
     return surface_loss(*value_and_gradient(network, points), normals, distances, SurfaceWeights())
+
+
+def surface_of(network: SineMLP, resolution: int, device: str) -> tuple[np.ndarray, np.ndarray]:
+    """Its mesh, ``(vertices [V, 3], faces [F, 3])``, found among ``resolution`` grid points a side."""
+    steepness = steepness_of(lambda x: value_and_gradient(network, x)[1], device)
+    return extract_mesh(lambda x: network(x).squeeze(-1), resolution, device, steepness=steepness)
 
 
 def surface_steps(epochs: float, points: int, on_surface: int) -> int:

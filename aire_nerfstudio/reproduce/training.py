@@ -29,6 +29,9 @@ class Watcher:
     def after(self, reports: Sequence[Report]) -> None:
         """Just after the changes of a step."""
 
+    def stepped(self, step: int) -> None:
+        """After a step of the optimizer; the clock runs."""
+
 
 def train(
     network: SineMLP, strategy: Strategy, steps_per_epoch: int, total: int, learning_rate: float, final_ratio: float,
@@ -51,7 +54,7 @@ def train(
         probe: what the strategy may ask at a step.
         curve: what is kept of the data's loss for the training curve.
         device: of the network.
-        watcher: called around changes; the clock stands still then.
+        watcher: called around changes, while the clock stands still, and after each step.
         progress: called now and then.
         cuda_graph: each step is a CUDA graph.
 
@@ -102,6 +105,7 @@ def train(
         data_loss = losses["data"].detach()
         error = None if error_share is None else error_share * data_loss
         strategy.constrain(groups, [optimizer], state, step, error)
+        watch.stepped(step)
         if step % every == 0 or step == total - 1:
             value = curve(float(data_loss))
             figures["curve"].append([step, round(value, 4) if math.isfinite(value) else None])
