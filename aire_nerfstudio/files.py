@@ -30,13 +30,20 @@ def write_whole(path: Path, write: Callable[[str], None]) -> None:
         handle, unfinished = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
         os.close(handle)
         write(unfinished)
-        Path(unfinished).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        Path(unfinished).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         Path(unfinished).replace(path)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be written ({error}); choose another place or format") from error
     finally:
         if unfinished:
             Path(unfinished).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's; it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 # What helps where data are not found.

@@ -288,7 +288,7 @@ def test_what_was_learned_is_written_without_the_data(task, tmp_path, capsys):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), wanted.numpy())
         return
     moment = None if task == "sdf" else 0.1
-    ExportMesh(run / "config.yml", tmp_path / "a.ply", resolution=24, time=moment, quiet=True).main()
+    ExportMesh(run, tmp_path / "a.ply", resolution=24, time=moment, quiet=True).main()
     if moment is not None:
         model.time = moment
     vertices = model.in_file_units(model.mesh(24)[0])

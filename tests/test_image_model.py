@@ -205,8 +205,8 @@ def test_eval_render_and_export(trained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output-path", "a.xyz"], "no format to write is known"),
-        (["--output-path", "a.psd"], "no format to write is known"),
+        (["--output-path", "a.xyz"], "is none of .png"),
+        (["--output-path", "a.psd"], "is none of .png"),
         (["--output-path", "photo.png/a.png"], "is no folder that can be written to"),
         (["--output-path", "a.jpg", "--bits", "16"], "16 bits go into"),
         (["--output-path", "a.png", "--scale", "0"], "must be positive"),

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from aire_nerfstudio.data.picture import over_background, pixel_centres, read_picture
+from aire_nerfstudio.data.picture_file import write_picture
 from aire_nerfstudio.errors import InputError
+from aire_nerfstudio.export.image import FORMATS, FORMATS_WITHOUT_ALPHA
 
 H, W = 7, 5
 
@@ -164,7 +166,7 @@ def test_a_picture_too_large_for_the_memory_is_refused_before_it_is_decoded(tmp_
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2**31))
     monkeypatch.setattr("aire_nerfstudio.data.picture._decode", None)
-    with pytest.raises(InputError, match=r"takes about 7\.5 GiB and 2\.0 GiB are free"):
+    with pytest.raises(InputError, match=r"takes about 12\.1 GiB and 2\.0 GiB are free"):
         read_picture(tmp_path / "large.png")
 
 
@@ -213,6 +215,41 @@ def test_a_colour_that_a_png_names_is_transparent(tmp_path, depth, channels):
     assert np.array_equal(picture.values[..., :-1].numpy(), values * ~is_gone[..., None])
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+def test_rotated_tiffs_are_what_was_saved(tmp_path, orientation, compression, mode):
+    """Not held against Pillow's own: of uncompressed files it gives rows of a wrong length."""
+    values = _random(H, W, {"RGB": 3, "RGBA": 4}.get(mode, 1), dtype=np.uint16 if mode == "I;16" else np.uint8)
+    if mode == "RGBA":
+        values[..., 3] = 255
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(values.squeeze()).save(tmp_path / "a.tif", compression=compression, exif=exif)
+    upright = {
+        1: values, 2: values[:, ::-1], 3: values[::-1, ::-1], 4: values[::-1], 5: values.swapaxes(0, 1),
+        6: np.rot90(values, -1), 7: np.rot90(values, 2).swapaxes(0, 1), 8: np.rot90(values),
+    }[orientation]  # fmt: skip
+    assert np.array_equal(read_picture(tmp_path / "a.tif").values.numpy(), upright)
+
+
+def test_twelve_bits_span_what_sixteen_do(tmp_path):
+    """A ramp of 12-bit values, two in three bytes."""
+    ramp = np.tile(np.linspace(0, 4095, 40).astype(int), (20, 1))
+    first, second = ramp[:, ::2], ramp[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
+    tags = {
+        256: 40, 257: 20, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 20, 279: len(packed),
+    }  # fmt: skip
+    directory = struct.pack("<H", len(tags))
+    for tag, value in tags.items():
+        directory += struct.pack("<HHIHH", tag, 3, 1, value, 0)
+    file = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory + b"\0" * 4
+    (tmp_path / "a.tif").write_bytes(file)
+    values = read_picture(tmp_path / "a.tif").floats()[..., 0].numpy()
+    assert np.allclose(values, ramp / 4095, atol=1e-5)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_a_transparent_grey_of_few_bits(tmp_path, depth):
     values = np.arange(20 * 13).reshape(20, 13) * 7 // 3 % 2**depth
@@ -241,3 +278,19 @@ def test_a_tiff_may_begin_with_white_and_not_lie_in_planes(tmp_path):
     tifffile.imwrite(tmp_path / "below.tif", deep.astype(np.int16) - 40, photometric="minisblack")
     with pytest.raises(InputError, match="must lie in 0 to 65535"):
         read_picture(tmp_path / "below.tif")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels"), [(s, c) for s in FORMATS for c in range(1, 5) if c % 2 or s not in FORMATS_WITHOUT_ALPHA]
+)
+def test_formats_of_exports_keep_size_and_values(tmp_path, suffix, channels):
+    x, y = torch.meshgrid(torch.linspace(0, 1, 30), torch.linspace(0, 1, 20), indexing="xy")
+    alpha = 0.5 + 0.5 * y
+    values = torch.stack(
+        {1: [x], 2: [x * alpha, alpha], 3: [x, y, 1 - x], 4: [x * alpha, y * alpha, 0 * x, alpha]}[channels], -1
+    )
+    write_picture(values, tmp_path / f"a{suffix}", 8)
+    found = read_picture(tmp_path / f"a{suffix}").floats()
+    wanted = values if found.shape[-1] == channels else values[..., (0, 0, 0, 1)[: found.shape[-1]]]
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().mean() < 0.015

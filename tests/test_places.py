@@ -39,6 +39,11 @@ def test_a_link_stays_and_what_is_no_file_is_not_replaced(tmp_path):
     target.chmod(0o600)
     write_text(target, "told")
     assert target.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o027)
+    write_text(target.with_name("new.txt"), "told")
+    assert os.umask(before) == 0o027
+    assert target.with_name("new.txt").stat().st_mode & 0o777 == 0o640
+    target.with_name("new.txt").unlink()
     assert pipe.is_fifo()
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "link.txt", "pipe.txt", "target.txt"]
 

@@ -12,6 +12,7 @@ from nerfstudio.cameras.cameras import Cameras
 from PIL import Image
 from torch import Tensor
 
+from aire_nerfstudio.data.smaller_views import shrink_camera, shrink_picture
 from aire_nerfstudio.models.image_metrics import image_metrics
 
 # What methods call the colours they are judged by.
@@ -72,17 +73,12 @@ def read_over_white(path: Any, width: int, height: int) -> Tensor:
     with Image.open(path) as file:
         pixels = torch.from_numpy(np.asarray(file.convert("RGBA"), dtype=np.float32) / 255)
     rgb = pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
-    if rgb.shape[:2] != (height, width):
-        stacked = rgb.permute(2, 0, 1)[None]
-        rgb = torch.nn.functional.interpolate(stacked, (height, width), mode="area")[0].permute(1, 2, 0)
-    return rgb
+    return shrink_picture(rgb, (height, width))
 
 
 def _camera(cameras: Cameras, index: int, longest_side: int | None) -> Cameras:
     camera = cameras[index : index + 1]
-    longest = max(int(camera.height.max()), int(camera.width.max()))
-    if longest_side is not None and longest > longest_side:
-        camera.rescale_output_resolution(longest_side / longest, "round")
+    shrink_camera(camera, longest_side)
     return camera
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -22,8 +23,9 @@ FEWEST_PIXELS = 20
 # Half of SSIM's window of 11 must fit.
 SMALLEST_FOR_SSIM = 6
 EXIF_ORIENTATION = 274
-# A pixel's share while a run evaluates: colour, accumulation, depth, normals and truth as float32, and its split.
-BYTES_PER_PIXEL_IN_USE = 80
+# A pixel's share while a run evaluates: colour, accumulation, depth, normals and truth as float32, its split, and
+# its scores.
+BYTES_PER_PIXEL_IN_USE = 130
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,21 @@ def read_picture(path: Path) -> Picture:
     """
     check_file(path, "the picture", f"give an image file with --data{OF_A_RUN}")
     try:
+        # Of a path, Pillow maps uncompressed files into memory, and a rotated TIFF's rows then have a wrong length.
+        with path.open("rb") as stream:
+            return _read(path, stream)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); replace the file") from error
+
+
+def _read(path: Path, stream: BinaryIO) -> Picture:
+    try:
         with warnings.catch_warnings():
             # Size is judged below, against the memory there is.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                image = Image.open(path, formats=_formats())
+                image = Image.open(stream, formats=_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
     except Exception as error:
@@ -192,7 +203,9 @@ def _decode(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode.startswith("I;16"):
         if isinstance(transparent, int):
             values = np.stack([values, np.where(values == transparent, 0, 65535).astype(values.dtype)], axis=-1)
-        elif is_white_0:  # of 8 bits Pillow turns it itself
+        elif 8 < bits < 16:  # Pillow leaves them at the lower end
+            values = np.rint(values * (65535 / (2**bits - 1))).astype(np.uint16)
+        if is_white_0 and not isinstance(transparent, int):  # of 8 bits Pillow turns it itself
             values = 65535 - values
     if values.dtype.kind == "i":  # Pillow's mode I: 32 bits, mostly a 16-bit picture
         if values.min() < 0 or values.max() > 65535:

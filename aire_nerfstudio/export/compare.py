@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import check_config, load_model
+from aire_nerfstudio.export.files import config_of, load_model
 from aire_nerfstudio.files import check_place, write_whole
 
 
@@ -16,9 +16,9 @@ class ExportCompare:
     """Compare the surfaces of two aire-sdf or aire-flow runs of the same shape, in the cube [-1, 1]^3."""
 
     load_config: Path
-    """config.yml of the one run."""
+    """The one run's folder, or its config.yml."""
     other_config: Path
-    """config.yml of the other."""
+    """The other's."""
     output_path: Path | None = None
     """JSON file to write beside the table; None: the table alone."""
     times: tuple[float, ...] = (0.0, 0.1, 0.2)
@@ -28,8 +28,8 @@ class ExportCompare:
 
     def main(self) -> None:
         """Extract, compare, print."""
-        check_config(self.load_config)
-        check_config(self.other_config, "--other-config")
+        self.load_config = config_of(self.load_config)
+        self.other_config = config_of(self.other_config, "--other-config")
         if self.output_path is not None:
             check_place("--output-path", self.output_path)
         if self.resolution < 2 or not self.times:

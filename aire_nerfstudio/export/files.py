@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.files import check_file
-from aire_nerfstudio.report.facts import CHECKPOINTS, STATE_KEY, from_its_folder, latest_checkpoint
+from aire_nerfstudio.report.facts import CHECKPOINTS, CONFIG, STATE_KEY, from_its_folder, latest_checkpoint
 
 M = TypeVar("M")
 
@@ -26,13 +26,15 @@ def bar(name: str, is_quiet: bool) -> Iterator[Callable[[float], None]]:
         yield lambda share: progress.update(task, completed=share)
 
 
-def check_config(path: Path, option: str = "--load-config") -> None:
-    """Refuse a config.yml that is not there.
+def config_of(path: Path, option: str = "--load-config") -> Path:
+    """The config.yml that is named, or that of the run whose folder is named.
 
     Raises:
         InputError: no such file.
     """
-    check_file(path, option, "give a run's config.yml")
+    config = path / CONFIG if path.is_dir() else path
+    check_file(config, option, "give a run's folder, or its config.yml")
+    return config
 
 
 def load_model(config: Path, kind: type[M], command: str, methods: str, option: str = "--load-config") -> M:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from PIL import Image
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import bar, check_config, load_model
+from aire_nerfstudio.export.files import bar, config_of, load_model
 from aire_nerfstudio.files import check_place
 
 FORMATS_OF_16_BITS = (".png", ".tif", ".tiff")
 FORMATS_WITHOUT_ALPHA = (".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".pnm")
+# Those that keep size and colours; JPEG, WebP and JPEG 2000 as well as their compression lets them.
+FORMATS = (*FORMATS_OF_16_BITS, *FORMATS_WITHOUT_ALPHA, ".webp", ".jp2", ".tga")
+# A value while it is written: as rendered, and in the file's type; with alpha, colours divided by it as well.
+BYTES_PER_VALUE, BYTES_PER_VALUE_WITH_ALPHA = 13, 20
 
 
 @dataclass
@@ -22,7 +25,7 @@ class ExportImage:
     """Write the picture that an aire-image run learned, at any resolution."""
 
     load_config: Path
-    """config.yml of the run."""
+    """The run's folder, or its config.yml."""
     output_path: Path
     """File to write; its suffix chooses the format."""
     size: tuple[int, int] | None = None
@@ -36,11 +39,10 @@ class ExportImage:
 
     def main(self) -> None:
         """Render and write."""
-        check_config(self.load_config)
+        self.load_config = config_of(self.load_config)
         suffix = self.output_path.suffix.lower()
-        Image.init()
-        if Image.registered_extensions().get(suffix) not in Image.SAVE:
-            raise InputError(f"--output-path {self.output_path}: no format to write is known for {suffix!r}; use .png")
+        if suffix not in FORMATS:
+            raise InputError(f"--output-path {self.output_path}: {suffix!r} is none of {', '.join(FORMATS)}; use .png")
         check_place("--output-path", self.output_path)
         if self.bits == 16 and suffix not in FORMATS_OF_16_BITS:
             raise InputError(f"--bits 16 with {suffix!r}; 16 bits go into {', '.join(FORMATS_OF_16_BITS)}")
@@ -63,8 +65,8 @@ class ExportImage:
             new_width, new_height = self.size
         else:
             new_width, new_height = (max(1, round(self.scale * side)) for side in (width, height))
-        # Rendered in float32, and a copy of it as it is written.
-        needed, free = 2 * 4 * new_width * new_height * model.channels, psutil.virtual_memory().available
+        a_value = BYTES_PER_VALUE_WITH_ALPHA if has_alpha(model.channels) else BYTES_PER_VALUE
+        needed, free = a_value * new_width * new_height * model.channels, psutil.virtual_memory().available
         if needed > free:
             raise InputError(
                 f"a picture of {new_width} x {new_height} takes about {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "

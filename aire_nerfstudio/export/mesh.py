@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.export.files import bar, check_config, load_model
+from aire_nerfstudio.export.files import bar, config_of, load_model
 from aire_nerfstudio.files import check_place
 
 FORMATS = (".ply", ".obj", ".stl", ".glb")
@@ -17,7 +17,7 @@ class ExportMesh:
     """Write the surface that an aire-sdf run learned, by marching cubes."""
 
     load_config: Path
-    """config.yml of the run."""
+    """The run's folder, or its config.yml."""
     output_path: Path
     """File to write: .ply, .obj, .stl or .glb."""
     resolution: int = 512
@@ -31,7 +31,7 @@ class ExportMesh:
 
     def main(self) -> None:
         """Extract and write."""
-        check_config(self.load_config)
+        self.load_config = config_of(self.load_config)
         if self.output_path.suffix.lower() not in FORMATS:
             raise InputError(f"--output-path {self.output_path} is not one of {', '.join(FORMATS)}; choose one")
         check_place("--output-path", self.output_path)

@@ -6,6 +6,7 @@ import functools
 import socket
 from collections.abc import Callable
 
+import psutil
 import torch
 from torch import Tensor
 from torchmetrics.functional import structural_similarity_index_measure
@@ -15,6 +16,11 @@ from aire_nerfstudio.notices import warn
 
 # AlexNet's last pooling must have something to pool.
 SMALLEST_FOR_LPIPS = 31
+# Rows and columns of SSIM's window around a pixel.
+HALF_WINDOW = 5
+PIXELS_AT_ONCE = 1 << 19
+# A pixel, measured.
+BYTES_OF_LPIPS = 300
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -46,6 +52,31 @@ def _lpips() -> Callable[[Tensor, Tensor], Tensor] | None:
         socket.setdefaulttimeout(timeout)
 
 
+def _has_memory_for_lpips(height: int, width: int) -> bool:
+    needed, free = height * width * BYTES_OF_LPIPS, psutil.virtual_memory().available
+    if needed > free:
+        warn(
+            f"LPIPS is left out of a picture of {width} x {height}: it takes about {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free."
+        )
+    return needed <= free
+
+
+def _ssim(a: Tensor, b: Tensor) -> float:
+    """SSIM of ``[1, C, H, W]``, band by band of rows: at once it takes some 450 bytes a pixel."""
+    height, width = a.shape[-2:]
+    rows = max(1, PIXELS_AT_ONCE // width)
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        # What the windows of these rows see.
+        begin, end = max(0, first - HALF_WINDOW), min(height, last + HALF_WINDOW)
+        of_band = a[..., begin:end, :], b[..., begin:end, :]
+        local = structural_similarity_index_measure(*of_band, data_range=1.0, return_full_image=True)[1]  # type: ignore[arg-type]
+        total += local[..., first - begin : last - begin, :].double().sum().cpu()
+    return float(total / a.numel())
+
+
 @torch.no_grad()
 def image_metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
     """Metrics of one image.
@@ -55,16 +86,16 @@ def image_metrics(prediction: Tensor, truth: Tensor) -> dict[str, float]:
         truth: ``[H, W, 3]`` in [0, 1].
 
     Returns:
-        ``psnr`` in dB, ``ssim`` where both sides have 6 pixels or more, and ``lpips`` where they have 31 and its
-        weights can be had.
+        ``psnr`` in dB, ``ssim`` where both sides have 6 pixels or more, and ``lpips`` where they have 31, its
+        weights can be had and the memory is there.
     """
     a = prediction.moveaxis(-1, 0)[None].clamp(0, 1)
     b = truth.moveaxis(-1, 0)[None].to(a)
     metrics = {"psnr": float(psnr(a, b))}
     shorter = min(a.shape[-2:])
     if shorter >= SMALLEST_FOR_SSIM:
-        metrics["ssim"] = float(structural_similarity_index_measure(a, b, data_range=1.0))  # type: ignore[arg-type]
-    lpips = _lpips() if shorter >= SMALLEST_FOR_LPIPS else None
+        metrics["ssim"] = _ssim(a, b)
+    lpips = _lpips() if shorter >= SMALLEST_FOR_LPIPS and _has_memory_for_lpips(*a.shape[-2:]) else None
     if lpips is not None:
         metrics["lpips"] = float(lpips(a.cpu(), b.cpu()))
     return metrics

@@ -10,6 +10,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.utils import colormaps
 from torch import Tensor
 
+from aire_nerfstudio.data.smaller_views import shrink_camera, shrink_picture
 from aire_nerfstudio.models.part_views import PartViews
 from aire_nerfstudio.report.portrait import Portrait
 
@@ -65,20 +66,10 @@ def _smaller(camera: Cameras, batch: dict[str, Any], longest_side: int | None) -
     height, width = image.shape[:2]
     if longest_side is None or max(height, width) <= longest_side:
         return camera, batch
-    # Of the loader's own: rescaling gives it new sizes and leaves those of the dataset.
-    camera.rescale_output_resolution(longest_side / max(height, width), "ceil")
+    # Of the loader's own: it gets new sizes, and those of the dataset stay.
+    shrink_camera(camera, longest_side)
     size = (int(camera.height.flatten()[0]), int(camera.width.flatten()[0]))
-    return camera, {**batch, "image": _averaged(image, size)}
-
-
-def _averaged(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[H, W, C]`` as means over the pixels of a smaller one; colours count by their alpha."""
-    alpha = image[..., 3:]
-    weighted = torch.cat([image[..., :3] * alpha, alpha], -1) if alpha.shape[-1] else image
-    mean = torch.nn.functional.interpolate(weighted.permute(2, 0, 1)[None], size, mode="area")[0].permute(1, 2, 0)
-    if alpha.shape[-1]:
-        mean = torch.cat([mean[..., :3] / mean[..., 3:].clamp_min(1e-6), mean[..., 3:]], -1)
-    return mean
+    return camera, {**batch, "image": shrink_picture(image, size)}
 
 
 def _pictures(outputs: dict[str, Tensor], images: dict[str, Tensor], extra: dict[str, Tensor]) -> dict[str, np.ndarray]:
