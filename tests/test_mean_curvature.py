@@ -143,11 +143,20 @@ def test_where_it_cannot_be_used_the_reference_is():
     assert not _is_compiled(gradient_and_motion(network, torch.rand(64, 3, requires_grad=True))[1])
 
 
-def test_second_derivatives_are_refused():
-    network, _ = _twins((12,), 3, "siren")
-    moved = gradient_and_motion(network, torch.rand(64, 3))[1]
-    with pytest.raises(RuntimeError, match="AIRE_OPS=off"):
-        torch.autograd.grad(moved.square().sum(), list(network.parameters())[:1], create_graph=True)
+def test_second_derivatives_are_the_references(monkeypatch):
+    x, found = torch.rand(64, 3), []
+    network, _ = _twins((12,), 3, "siren", omega=3.0)
+    weight, last = network.affines()[0].weight, network.affines()[-1].bias
+    for switch in ("on", "off"):
+        monkeypatch.setenv("AIRE_OPS", switch)
+        moved = gradient_and_motion(network, x)[1]
+        first, unused = torch.autograd.grad(
+            moved.square().mean(), (weight, last), create_graph=True, allow_unused=switch == "off"
+        )
+        assert unused is None or not unused.any()
+        found.append((first, torch.autograd.grad(first.square().sum(), weight)[0]))
+    for one, other in zip(*found, strict=True):
+        assert _relative(one, other) < 1e-4
 
 
 def test_points_of_another_dimension_are_an_error_and_not_garbage():

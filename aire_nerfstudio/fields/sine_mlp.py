@@ -157,7 +157,8 @@ class SineMLP(nn.Module):
 
     def has_hooks(self) -> bool:
         """Whether someone waits for the layers to be called, such as torch.nn.utils.prune."""
-        return any(layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers)
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return any(getattr(layer, kind) for layer in self.layers for kind in kinds)
 
     def for_ops(self, outputs: int | None = None) -> tuple[list[Tensor], list[Tensor], Activation, list[float], bool]:
         """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take.

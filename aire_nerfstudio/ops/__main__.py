@@ -18,7 +18,11 @@ WITHOUT_DEVICE = (9, 0)
 def main() -> None:
     """Print the status of every compiled library, building what is not there yet."""
     warnings.simplefilter("ignore")
-    print(f"torch {torch.__version__}, processor {torch.backends.cpu.get_cpu_capability()}, builds in {cache_folder()}")
+    try:
+        place = f"builds in {cache_folder()}"
+    except RuntimeError as error:  # no home folder
+        place = f"no place for builds ({error}; AIRE_OPS_CACHE names one)"
+    print(f"torch {torch.__version__}, processor {torch.backends.cpu.get_cpu_capability()}, {place}")
     if is_off():
         print("AIRE_OPS is off: PyTorch's operations are used")
     for precision in ("highest", "high", "medium"):

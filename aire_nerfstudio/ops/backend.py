@@ -7,6 +7,7 @@ and precision, :mod:`.build` how; :mod:`.cuda` has the libraries for CUDA.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import threading
 import warnings
@@ -14,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aire_nerfstudio.ops.build import BuildError, build, compiler
-from aire_nerfstudio.ops.processors import CAPABILITIES, FLAGS, REDUCED, capability, kind_for, matmul_precision, openmp
+from aire_nerfstudio.ops.processors import (
+    CAPABILITIES,
+    FLAGS,
+    REDUCED,
+    capability,
+    is_worth_it,
+    kind_for,
+    matmul_precision,
+    openmp,
+)
 
 
 @dataclass
@@ -70,6 +80,9 @@ class Library:
         except BuildError as error:
             self._say(str(error))
             return Build("none", reason=str(error))
+        if self.has_precisions and not is_worth_it(wanted):
+            self._say("without AVX2 or AVX-512 PyTorch's operations are the faster ones")
+            return Build("none", reason=self.reason)
         made = self._try(wanted)
         if made.handle is None and wanted != exact:
             warnings.warn(f"products stay float32: {made.reason} (python -m aire_nerfstudio.ops)", stacklevel=5)
@@ -87,8 +100,16 @@ class Library:
                     extra = os.environ.get("AIRE_OPS_FLAGS", "").split()
                     flags = (*FLAGS, *{**CAPABILITIES, **REDUCED}[kind], *openmp(), *self.flags, *extra)
                     made.path = build(f"{self.name}.cpp", kind, [*compiler(), *flags])
-                    made.handle = ctypes.CDLL(str(made.path))
-                except (OSError, RuntimeError) as error:  # no home folder is a RuntimeError
+                    try:
+                        made.handle = ctypes.CDLL(str(made.path))
+                    except OSError:  # damaged: cut short by a full disk or a power loss
+                        made.path.unlink()
+                        made.path = build(f"{self.name}.cpp", kind, [*compiler(), *flags])
+                        made.handle = ctypes.CDLL(str(made.path))
+                except OSError as error:
+                    is_of_cache = isinstance(error, (FileExistsError, PermissionError, NotADirectoryError))
+                    made.reason = f"{error}; AIRE_OPS_CACHE names another folder" if is_of_cache else str(error)
+                except (RuntimeError, ValueError) as error:  # no home folder; flags that are no command line
                     made.reason = str(error)
                 self._builds[kind] = made
             return self._builds[kind]
@@ -109,7 +130,14 @@ class Library:
 
 def is_off() -> bool:
     """Whether the environment asks for the reference (``AIRE_OPS=off``)."""
-    return os.environ.get("AIRE_OPS", "").lower() in ("off", "0", "reference")
+    return _is_off(os.environ.get("AIRE_OPS", "").strip().lower())
+
+
+@functools.cache
+def _is_off(switch: str) -> bool:
+    if switch not in ("", "on", "1", "true", "yes", "off", "0", "false", "no", "reference"):
+        warnings.warn(f"AIRE_OPS is {switch!r}, which is neither on nor off; compiled ops are used", stacklevel=4)
+    return switch in ("off", "0", "false", "no", "reference")
 
 
 SINE_NETWORK = Library("sine_network")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -44,7 +45,12 @@ def compiler() -> list[str]:
     Raises:
         BuildError: there is none.
     """
-    given = shlex.split(os.environ.get("CXX", ""))
+    try:
+        given = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise BuildError(
+            f"CXX is {os.environ['CXX']!r}: {error}; give a compiler, and what is to be said to it"
+        ) from error
     if given:
         found = shutil.which(given[0])
         if found is None:
@@ -69,8 +75,10 @@ def build(source: str, kind: str, command: Sequence[str]) -> Path:
         BuildError: the compiler refuses, or there is no ninja.
         OSError: the cache folder cannot be written.
     """
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    text = [version, *command, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
+    version = subprocess.run(
+        [command[0], "--version"], capture_output=True, text=True, errors="replace", check=False
+    ).stdout
+    text = [platform.machine(), version, *command, *(path.read_text() for path in sorted(SOURCES.glob("*.[hc]*")))]
     key = hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
     name = Path(source).stem
     folder = cache_folder()
@@ -83,6 +91,8 @@ def build(source: str, kind: str, command: Sequence[str]) -> Path:
             print(f"[aire] compiling {name} for {kind} (once, some seconds)", file=sys.stderr)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = _compile(command, source, Path(scratch))
+                with made.open("rb") as file:
+                    os.fsync(file.fileno())
                 made.replace(target)
     return target
 
@@ -113,7 +123,9 @@ def _compile(command: Sequence[str], source: str, folder: Path) -> Path:
         raise BuildError("ninja is not there; pip install ninja")
     # The compiler's errors are looked for by their English name.
     environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run([ninja, "-C", str(folder)], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [ninja, "-C", str(folder)], capture_output=True, text=True, errors="replace", check=False, env=environment
+    )
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if "error" in line] or done.stdout.splitlines()[-1:]
         raise BuildError(f"{Path(command[0]).name} could not compile {source}: {lines[0] if lines else done.stderr}")

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aire_nerfstudio.ops.arguments import solid
+from aire_nerfstudio.ops.create_graph import gradients_by_reference
 from aire_nerfstudio.ops.ray_library import RayLibrary, has_shapes, ray_library
 from aire_nerfstudio.ops.ray_marching import Samples
 from aire_nerfstudio.shapes import Channels, PerRow
@@ -165,7 +167,7 @@ class _Composite(torch.autograd.Function):
     def forward(
         ctx: Any, sigmas: Tensor, rgbs: Tensor, starts: Tensor, ends: Tensor, ray_indices: Tensor, n_rays: int
     ) -> tuple[Tensor, ...]:
-        parts = [t.detach().contiguous() for t in (sigmas, rgbs, starts, ends, ray_indices)]
+        parts = [solid(t) for t in (sigmas, rgbs, starts, ends, ray_indices)]
         library = ray_library(*parts)
         assert library is not None
         # Zero where no ray passes.
@@ -182,13 +184,14 @@ class _Composite(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         sigmas, rgbs, *parts, weights = ctx.saved_tensors
         if torch.is_grad_enabled():
-            outputs = reference(sigmas, rgbs, Samples(*parts[2:]), ctx.sizes[0])
-            needs = ctx.needs_input_grad[:2]
-            inputs = [t for t, need in zip((sigmas, rgbs), needs, strict=True) if need]
-            found = iter(torch.autograd.grad(outputs, inputs, grads, create_graph=True))
-            return *(next(found) if need else None for need in needs), None, None, None, None
+
+            def outputs(sigmas: Tensor, rgbs: Tensor) -> tuple[Tensor, ...]:
+                return reference(sigmas, rgbs, Samples(*parts[2:]), ctx.sizes[0])
+
+            found = gradients_by_reference(outputs, (sigmas, rgbs), ctx.needs_input_grad[:2], grads)
+            return *found, None, None, None, None
         d_sigmas, d_rgbs = torch.zeros_like(parts[0]), torch.zeros_like(parts[1])
-        given = [g.contiguous() for g in grads]
+        given = [solid(g) for g in grads]
         ctx.library.call("aire_composite_backward", *ctx.sizes, *parts, weights, *given, d_sigmas, d_rgbs)
         return d_sigmas, d_rgbs, None, None, None, None
 

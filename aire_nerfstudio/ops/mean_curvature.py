@@ -10,7 +10,7 @@ derivative         compiled        remark
 =================  ==============  ================================================================
 weights, biases    yes             of both outputs, through the normal as well
 x                  by reference    where ``x`` asks for it, the whole call is the reference's
-second             refused         with ``create_graph``: an error says so; :func:`reference` has them
+second (weights)   by reference    with ``create_graph``
 =================  ==============  ================================================================
 """
 
@@ -30,12 +30,17 @@ from aire_nerfstudio.ops.arguments import (
     Arguments,
     can_compile,
     check_network,
+    check_sine_layers,
+    check_unchanged,
     checked,
     pointer,
     pointers,
+    shapes_of,
+    solid,
     threads,
 )
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
+from aire_nerfstudio.ops.create_graph import gradients_by_reference
 from aire_nerfstudio.ops.vectors import across, safe_norm
 
 
@@ -91,6 +96,7 @@ def gradient_and_motion(
         ValueError: biases or omegas that are not as many as the layers, or an activation other than SIREN and FINER.
     """
     check_network(weights, biases, activation, omegas)
+    check_sine_layers(weights)
     if activation not in SMOOTH:
         raise ValueError("SPDER's second derivative is not bounded near 0; take siren or finer")
     fits = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] in (3, 4)
@@ -110,7 +116,7 @@ class _MeanCurvature(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         activation, omegas, is_grad_enabled = settings
         count = len(parameters) // 2
-        rows = x.detach().contiguous()
+        rows = solid(x)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradient, motion = torch.empty_like(rows), rows.new_empty(len(rows))
         library, kept = MEAN_CURVATURE.loaded(), None
@@ -124,7 +130,7 @@ class _MeanCurvature(torch.autograd.Function):
                 pointer(gradient), pointer(motion), pointer(kept), threads(),
             )
         )  # fmt: skip
-        ctx.settings, ctx.library = settings, library
+        ctx.settings, ctx.library, ctx.shapes = settings, library, shapes_of(parameters)
         ctx.save_for_backward(rows, kept, *parameters)
         return gradient, motion
 
@@ -132,15 +138,13 @@ class _MeanCurvature(torch.autograd.Function):
     def backward(ctx: Any, grad_gradient: Tensor, grad_motion: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, kept, *parameters = ctx.saved_tensors
         activation, omegas, _ = ctx.settings
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the compiled mean curvature cannot be differentiated twice (create_graph=True); set AIRE_OPS=off to "
-                "use PyTorch's operations, which can"
-            )
+        check_unchanged(ctx.shapes, parameters)
         count = len(parameters) // 2
+        if torch.is_grad_enabled():
+            return backward_by_reference(ctx, rows, parameters, grad_gradient, grad_motion)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
-        gg, gm = grad_gradient.contiguous(), grad_motion.contiguous()
+        gg, gm = solid(grad_gradient), solid(grad_motion)
         checked(
             ctx.library.aire_mean_curvature_backward(
                 ctypes.c_int(SMOOTH[activation]), *arguments.network, pointer(rows), pointer(gg), pointer(gm),
@@ -150,3 +154,17 @@ class _MeanCurvature(torch.autograd.Function):
         )  # fmt: skip
         wanted = ctx.needs_input_grad[2:]
         return None, None, *(g if need else None for g, need in zip(gradients, wanted, strict=True))
+
+
+def backward_by_reference(
+    ctx: Any, rows: Tensor, parameters: list[Tensor], grad_gradient: Tensor, grad_motion: Tensor
+) -> tuple[Tensor | None, ...]:
+    """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
+    activation, omegas, *_ = ctx.settings
+    count = len(parameters) // 2
+
+    def outputs(*parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return reference(rows, parameters[:count], parameters[count:], activation, omegas)
+
+    needs = ctx.needs_input_grad[2:]
+    return None, None, *gradients_by_reference(outputs, parameters, needs, (grad_gradient, grad_motion))

@@ -82,20 +82,18 @@ def update_density_grid(density: Tensor, index: Tensor, fresh: Tensor, decay: fl
         fresh: densities found, ``[K]``.
         decay: factor of what is remembered, in (0, 1).
     """
+    is_on_cpu = density.device.type == "cpu"
+    if is_on_cpu and len(index) and not 0 <= int(index.min()) <= int(index.max()) < density.numel():
+        raise IndexError(f"index must lie in [0, {density.numel()}); got {int(index.min())} to {int(index.max())}")
     density *= decay
     library = ray_library(density, index, fresh)
     fits = index.dtype == torch.long and has_shapes((index, (len(index),)), (fresh, (len(index),)))
     if library is not None and fits and density.is_contiguous():
-        if (
-            density.device.type == "cpu"
-            and len(index)
-            and not 0 <= int(index.min()) <= int(index.max()) < density.numel()
-        ):
-            raise IndexError(f"index must lie in [0, {density.numel()}); got {int(index.min())} to {int(index.max())}")
         library.call("aire_grid_raise", len(index), index.contiguous(), fresh.contiguous(), density)
         return
     stored = density.view(-1)
-    stored[index] = torch.maximum(stored[index], fresh.to(stored))
+    # NaN is no density: it would stay for good.
+    stored[index] = torch.fmax(stored[index], fresh.to(stored))
 
 
 def voxel_indices(positions: Tensor, resolution: int) -> Tensor:

@@ -33,10 +33,18 @@ def capability() -> str:
     found = torch.backends.cpu.get_cpu_capability()
     order = list(CAPABILITIES)
     best = next((name for name in order if found.startswith(name)), "DEFAULT")
-    asked = os.environ.get("AIRE_OPS_CAPABILITY", best).upper()
+    asked = (os.environ.get("AIRE_OPS_CAPABILITY") or best).upper()
     if asked not in order:
         raise BuildError(f"AIRE_OPS_CAPABILITY is {asked}; choose one of {', '.join(order)}")
     return order[max(order.index(best), order.index(asked))]
+
+
+def is_worth_it(kind: str) -> bool:
+    """Whether a library that multiplies matrices is faster than PyTorch: plain vectors are not, and sines one by one.
+
+    ``AIRE_OPS_CAPABILITY=default`` takes it all the same.
+    """
+    return kind != "DEFAULT" or os.environ.get("AIRE_OPS_CAPABILITY", "").upper() == "DEFAULT"
 
 
 def kind_for(precision: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops import backend, cuda
-from aire_nerfstudio.ops.arguments import is_transformed, pointer
+from aire_nerfstudio.ops.arguments import are_plain, is_transformed, pointer
 
 Argument = Tensor | None | int | float
 
@@ -52,6 +52,8 @@ def ray_library(*tensors: Tensor) -> RayLibrary | None:
     if device.type not in ("cpu", "cuda") or is_transformed():
         return None
     if any(t.device != device or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
+        return None
+    if device.type == "cpu" and not are_plain(*tensors):
         return None
     handle = backend.RAY_MARCHING.load() if device.type == "cpu" else cuda.RAY_MARCHING.load(device)
     return None if handle is None else RayLibrary(handle, device)

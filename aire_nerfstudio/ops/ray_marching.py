@@ -298,6 +298,8 @@ def march_rays(
             raise ValueError(f"following is {following.dtype}; it must be float32")
         scene = (alive, following, origins, directions, near, _far(origins, directions, far), occupancy, step, most)
         return _march_some_growing(*scene, dt_gamma) if _grows(occupancy, dt_gamma) else _march_some_evenly(*scene)
+    if near.device.type == "cpu" and len(alive) and not 0 <= int(alive.min()) <= int(alive.max()) < len(near):
+        raise IndexError(f"alive must lie in [0, {len(near)}); got {int(alive.min())} to {int(alive.max())}")
     starts, ends = (near.new_empty(len(alive), most) for _ in range(2))
     counts = torch.empty(len(alive), dtype=torch.long, device=near.device)
     rays = [t.contiguous() for t in (origins, directions, near, far)]

@@ -23,8 +23,20 @@ from torch import Tensor
 
 from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation, activate
-from aire_nerfstudio.ops.arguments import Arguments, can_compile, check_network, checked, pointer, pointers, threads
+from aire_nerfstudio.ops.arguments import (
+    Arguments,
+    can_compile,
+    check_network,
+    check_unchanged,
+    checked,
+    pointer,
+    pointers,
+    shapes_of,
+    solid,
+    threads,
+)
 from aire_nerfstudio.ops.backend import SINE_NETWORK
+from aire_nerfstudio.ops.create_graph import gradients_by_reference
 from aire_nerfstudio.ops.triton_mean_square import triton_mean_square
 from aire_nerfstudio.ops.triton_network import KINDS
 
@@ -87,7 +99,7 @@ def mean_square_step(
     if x.dim() != 2 or target.shape != (len(x), out):
         raise ValueError(f"x must be [N, d] and target [N, {out}]; got {tuple(x.shape)} and {tuple(target.shape)}")
     needs_none = not (x.requires_grad or target.requires_grad) and target.dtype == x.dtype and target.device == x.device
-    is_step = needs_none and torch.is_grad_enabled()
+    is_step = needs_none and torch.is_grad_enabled() and any(p.requires_grad for p in (*weights, *biases))
     if is_step and out <= triton_network.NARROW and triton_network.is_possible(x, weights, biases):
         return triton_mean_square(x, target, weights, biases, activation, omegas, detach_finer_scale)
     if not (is_step and can_compile(SINE_NETWORK, x, weights, biases)):
@@ -105,7 +117,7 @@ class _SineNetwork(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
         _, omegas, _, kind, is_grad_enabled = settings
         weights, biases = parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
-        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
+        rows = solid(x).reshape(-1, x.shape[-1])
         arguments = Arguments(weights, biases, omegas)
         y = rows.new_empty(len(rows), weights[-1].shape[0])
         kept, library = None, SINE_NETWORK.loaded()
@@ -119,7 +131,7 @@ class _SineNetwork(torch.autograd.Function):
                 pointer(kept), threads(),
             )
         )  # fmt: skip
-        ctx.settings, ctx.library = settings, library
+        ctx.settings, ctx.library, ctx.shapes = settings, library, shapes_of(parameters)
         ctx.save_for_backward(x, kept, *parameters)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -128,10 +140,11 @@ class _SineNetwork(torch.autograd.Function):
         x, kept, *parameters = ctx.saved_tensors
         omegas = ctx.settings[1]
         count = len(parameters) // 2
+        check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, x, parameters, grad)
-        rows = x.detach().reshape(-1, x.shape[-1]).contiguous()
-        gy = grad.detach().reshape(len(rows), -1).contiguous()
+        rows = solid(x).reshape(-1, x.shape[-1])
+        gy = solid(grad).reshape(len(rows), -1)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         dx = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
@@ -150,11 +163,12 @@ def backward_by_reference(ctx: Any, x: Tensor, parameters: list[Tensor], grad: T
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
     activation, omegas, detach, *_ = ctx.settings
     count = len(parameters) // 2
-    y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+
+    def network(x: Tensor, *parameters: Tensor) -> Tensor:
+        return reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+
     needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-    inputs = [t for t, need in zip([x, *parameters], needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
-    first, *others = [next(found) if need else None for need in needs]
+    first, *others = gradients_by_reference(network, [x, *parameters], needs, [grad])
     return first, None, *others
 
 
@@ -165,7 +179,7 @@ class _MeanSquareStep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
         _, omegas, _, kind = settings
         count = len(parameters) // 2
-        rows, wanted = x.detach().contiguous(), target.detach().contiguous()
+        rows, wanted = solid(x), solid(target)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         error = ctypes.c_double()
@@ -198,7 +212,9 @@ def mean_square_by_reference(
     """With ``create_graph``: the error's gradients through the reference, of the parameters that need one."""
     activation, omegas, detach, *_ = settings
     count = len(parameters) // 2
-    y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
-    inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
-    found = iter(torch.autograd.grad((y - target).square().mean(), inputs, grad, create_graph=True))
-    return [next(found) if need else None for need in needs]
+
+    def error(*parameters: Tensor) -> Tensor:
+        y = reference(x, parameters[:count], parameters[count:], activation, omegas, detach)
+        return (y - target).square().mean()
+
+    return gradients_by_reference(error, parameters, needs, [grad])

@@ -9,7 +9,7 @@ derivative         compiled        remark
 =================  ==============  ================================================================
 weights, biases    yes             of both outputs, through the normal as well; the same bits every time
 x                  refused         where ``x`` asks for it, the reference is used
-second             refused         with ``create_graph``: an error says so
+second (weights)   by reference    with ``create_graph``, in float32
 =================  ==============  ================================================================
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.arguments import SMOOTH
+from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
 from aire_nerfstudio.ops.triton_launches import on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
@@ -49,21 +49,21 @@ class _TritonCurvature(torch.autograd.Function):
         passes = _Curvature(x, parameters, omegas, SMOOTH[activation])
         gradient, bent, frame = passes.outputs_and_motion(keeps)
         if keeps:
-            ctx.settings = settings
+            ctx.settings, ctx.shapes = settings, shapes_of(parameters)
             ctx.save_for_backward(passes.rows, gradient, bent, *frame.flat(), *parameters, *passes.kept.flat())
         return gradient, bent[:, 0].clone()
 
     @staticmethod
     def backward(ctx: Any, grad_gradient: Tensor, grad_motion: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the compiled mean curvature cannot be differentiated twice (create_graph=True); set AIRE_OPS=off to "
-                "use PyTorch's operations, which can"
-            )
+        from aire_nerfstudio.ops.mean_curvature import backward_by_reference
+
         rows, gradient, bent, *saved = ctx.saved_tensors
         layers = len(ctx.settings[1])
         frame, saved = _Frame.of(saved, layers), saved[1 + 3 * layers :]
         parameters, kept = saved[: 2 * layers + 2], Kept.of(saved[2 * layers + 2 :])
+        check_unchanged(ctx.shapes, parameters)
+        if torch.is_grad_enabled():
+            return backward_by_reference(ctx, rows, parameters, grad_gradient, grad_motion)
         passes = _Curvature(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)
         grads = (grad_gradient.detach().contiguous(), grad_motion.detach().contiguous())
         gradients = passes.backward(*grads, gradient, bent, frame)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.arguments import SMOOTH
+from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
 from aire_nerfstudio.ops.triton_launches import measure, on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
@@ -50,7 +50,7 @@ class _TritonGradient(torch.autograd.Function):
         passes = Passes(x, parameters, omegas, SMOOTH[activation])
         value, gradient = passes.outputs(keeps)
         if keeps:
-            ctx.settings = settings
+            ctx.settings, ctx.shapes = settings, shapes_of(parameters)
             ctx.save_for_backward(passes.rows, *parameters, *passes.kept.flat())
         return value, gradient
 
@@ -61,6 +61,7 @@ class _TritonGradient(torch.autograd.Function):
         rows, *saved = ctx.saved_tensors
         count = 2 * (len(ctx.settings[1]) + 1)
         parameters, kept = saved[:count], Kept.of(saved[count:])
+        check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
         passes = _Backward(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
-from aire_nerfstudio.ops.arguments import fit_together, is_transformed
+from aire_nerfstudio.ops.arguments import check_unchanged, fit_together, is_transformed, shapes_of
 from aire_nerfstudio.ops.processors import matmul_precision
 from aire_nerfstudio.ops.triton_launches import (
     Measured,
@@ -162,7 +162,7 @@ class _TritonNetwork(torch.autograd.Function):
         shares, kept = forward_layers(rows, weights, biases, omegas, kind, keeps)
         y = shares if shares.dim() == 2 else finish(shares, biases[-1])
         if keeps:
-            ctx.settings, ctx.count = settings, len(weights)
+            ctx.settings, ctx.count, ctx.shapes = settings, len(weights), shapes_of(parameters)
             ctx.save_for_backward(x, *parameters, *kept.flat())
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -172,6 +172,7 @@ class _TritonNetwork(torch.autograd.Function):
 
         x, *saved = ctx.saved_tensors
         parameters, kept = saved[: 2 * ctx.count], Kept.of(saved[2 * ctx.count :])
+        check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, x, parameters, grad)
         gy = grad.detach().reshape(len(kept.entry), parameters[-1].numel())

@@ -27,12 +27,17 @@ from aire_nerfstudio.ops.arguments import (
     Arguments,
     can_compile,
     check_network,
+    check_sine_layers,
+    check_unchanged,
     checked,
     pointer,
     pointers,
+    shapes_of,
+    solid,
     threads,
 )
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
+from aire_nerfstudio.ops.create_graph import gradients_by_reference
 
 MOST_COORDINATES = 8
 
@@ -74,13 +79,15 @@ def value_and_gradient(
         ValueError: biases or omegas that are not as many as the layers, or an unknown activation.
     """
     check_network(weights, biases, activation, omegas)
+    check_sine_layers(weights)
     if triton_passes.is_possible(x, weights, biases, activation):
         return triton_gradient.value_and_gradient(x, weights, biases, activation, omegas)
     is_possible = activation in SMOOTH and not x.requires_grad and x.dim() == 2 and x.shape[1] <= MOST_COORDINATES
     is_possible = is_possible and weights[-1].shape[0] == 1
     if not is_possible or not can_compile(VALUE_GRADIENT, x, weights, biases):
         return reference(x, weights, biases, activation, omegas)
-    return _ValueGradient.apply(x, (activation, tuple(map(float, omegas))), *weights, *biases)
+    settings = (activation, tuple(map(float, omegas)), torch.is_grad_enabled())
+    return _ValueGradient.apply(x, settings, *weights, *biases)
 
 
 class _ValueGradient(torch.autograd.Function):
@@ -88,11 +95,12 @@ class _ValueGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, settings: tuple, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.detach().contiguous()
+        rows = solid(x)
         library = VALUE_GRADIENT.loaded()
-        value, gradient, kept = _forward(library, rows, settings, parameters)
-        if any(ctx.needs_input_grad):
-            ctx.settings, ctx.library = settings, library
+        keeps = settings[-1] and any(ctx.needs_input_grad)
+        value, gradient, kept = _forward(library, rows, settings, parameters, keeps)
+        if keeps:
+            ctx.settings, ctx.library, ctx.shapes = settings, library, shapes_of(parameters)
             ctx.save_for_backward(rows, kept, *parameters)
             ctx.set_materialize_grads(True)
         return value, gradient
@@ -100,12 +108,13 @@ class _ValueGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, kept, *parameters = ctx.saved_tensors
-        activation, omegas = ctx.settings
+        activation, omegas, _ = ctx.settings
         count = len(parameters) // 2
         needs = ctx.needs_input_grad[2:]
+        check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
             return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
-        gf, gg = grad_value.detach().contiguous(), grad_gradient.detach().contiguous()
+        gf, gg = solid(grad_value), solid(grad_gradient)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         checked(
@@ -124,23 +133,22 @@ def backward_by_reference(
     """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
     activation, omegas, *_ = ctx.settings
     count, needs = len(parameters) // 2, ctx.needs_input_grad[2:]
-    outputs = reference(rows, parameters[:count], parameters[count:], activation, omegas)
-    inputs = [p for p, need in zip(parameters, needs, strict=True) if need]
-    given = (grad_value, grad_gradient)
-    found = iter(torch.autograd.grad(outputs, inputs, given, create_graph=True, allow_unused=True))
-    return None, None, *(next(found) if need else None for need in needs)
+
+    def outputs(*parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return reference(rows, parameters[:count], parameters[count:], activation, omegas)
+
+    return None, None, *gradients_by_reference(outputs, parameters, needs, (grad_value, grad_gradient))
 
 
 def _forward(
-    library: ctypes.CDLL, rows: Tensor, settings: tuple, parameters: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    activation, omegas = settings
+    library: ctypes.CDLL, rows: Tensor, settings: tuple, parameters: Sequence[Tensor], keeps: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    activation, omegas, _ = settings
     count = len(parameters) // 2
     arguments = Arguments(parameters[:count], parameters[count:], omegas)
     library.aire_value_gradient_floats.restype = ctypes.c_int64
-    kept = rows.new_empty(
-        library.aire_value_gradient_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
-    )
+    floats = library.aire_value_gradient_floats(arguments.layers, arguments.sizes, ctypes.c_int64(len(rows)))
+    kept = rows.new_empty(floats) if keeps else None
     value, gradient = rows.new_empty(len(rows)), torch.empty_like(rows)
     checked(
         library.aire_value_gradient(

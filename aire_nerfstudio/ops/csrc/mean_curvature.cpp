@@ -265,7 +265,8 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
             of_u += along * load(first.here.left + first.block + i);
             of_v += along * load(first.here.left + 2 * first.block + i);
         }
-        float by_u = sum(of_u) / work.norm.p[r], by_v = sum(of_v) / work.norm.p[r];
+        // Where there is no normal its derivative, which is divided by that length, says nothing.
+        float norm = work.norm.p[r], by_u = norm > 1e-9f ? sum(of_u) / norm : 0, by_v = norm > 1e-9f ? sum(of_v) / norm : 0;
         for (int64_t k = 0; k < d; k++)
             direction[r * d + k] = (r < rows ? gg[r * d + k] : 0) - by_u * u[r * d + k] - by_v * v[r * d + k];
     }
@@ -360,6 +361,7 @@ int aire_mean_curvature_backward(int kind, int layers, const int64_t* sizes, con
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
+        threads = busy(threads, MOTION_ROWS, rows);
         auto parts = gradients(net, threads);
         auto run = kind == SIREN ? (memory ? restore_tile<SIREN> : forward_tile<SIREN, true>)
                                  : (memory ? restore_tile<FINER> : forward_tile<FINER, true>);

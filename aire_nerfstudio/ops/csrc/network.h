@@ -317,6 +317,11 @@ struct DerivativeWeights {
     }
 };
 
+// Threads that get a tile of so many rows: each has a workspace and gradients of its own, which are dear.
+static inline int busy(int threads, int64_t tile, int64_t rows) {
+    return int(std::max<int64_t>(1, std::min<int64_t>(threads, (rows + tile - 1) / tile)));
+}
+
 static inline std::vector<std::unique_ptr<Gradients>> gradients(const Network& net, int threads) {
     std::vector<std::unique_ptr<Gradients>> parts;
     for (int i = 0; i < threads; i++) parts.push_back(std::make_unique<Gradients>(net));
@@ -328,6 +333,7 @@ static inline std::vector<std::unique_ptr<Gradients>> gradients(const Network& n
 template <class Workspace, class Do>
 static inline void over_tiles(const Network& net, int64_t tile, int64_t rows, int threads, Do what) {
     const int64_t tiles = (rows + tile - 1) / tile;
+    threads = busy(threads, tile, rows);
     std::vector<std::unique_ptr<Workspace>> all;
     std::vector<std::unique_ptr<Operands>> operands;
     for (int i = 0; i < threads; i++) {

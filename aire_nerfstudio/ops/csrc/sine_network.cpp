@@ -237,6 +237,7 @@ template <int KIND>
 void backward(const Network& net, const float* x, const float* gy, int64_t rows, float* memory, float* const* dW,
               float* const* db, float* dx, int threads) {
     Packed packed(net, true);
+    threads = busy(threads, tile_rows(net), rows);
     auto parts = gradients(net, threads);
     over_tiles<LayeredWorkspace>(
         net, tile_rows(net), rows, threads, [&](int id, int64_t r, int64_t count, LayeredWorkspace& work) {
@@ -257,6 +258,7 @@ double fit(const Network& net, const float* x, const float* target, int64_t rows
            int threads) {
     Packed packed(net, true);
     int64_t n = net.out();
+    threads = busy(threads, tile_rows(net), rows);
     auto parts = gradients(net, threads);
     std::vector<double> errors(threads * 8, 0.0);  // a cache line each
     float scale = 2.0f / float(rows * n);

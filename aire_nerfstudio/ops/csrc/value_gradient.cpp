@@ -22,6 +22,7 @@ struct Kept {
 
 Kept kept_at(const Network& net, float* memory, int64_t rows, int64_t row) {
     Kept kept;
+    if (!memory) return kept;
     for (auto* list : {&kept.z, &kept.u})
         for (int l = 0; l < net.layers; l++) {
             int64_t ld = row_length(net.width(l));
@@ -47,7 +48,7 @@ struct Workspace {
     }
 };
 
-template <int KIND>
+template <int KIND, bool KEEP>
 void forward_tile(const Network& net, const DerivativeWeights& weights, const float* x, int64_t rows, const Kept& kept,
                   Workspace& work, float* f, float* gradient) {
     int L = net.layers;
@@ -59,7 +60,7 @@ void forward_tile(const Network& net, const DerivativeWeights& weights, const fl
         int64_t ld = row_length(net.width(l));
         const float *A = l == 0 ? work.x.p : layers.value[l - 1], *bias = weights.packed.bias[l].p;
         int64_t lda = l == 0 ? d : row_length(net.width(l - 1));
-        float w = net.omega[l], *value = layers.value[l], *slope = layers.slope[l], *keep = kept.z[l];
+        float w = net.omega[l], *value = layers.value[l], *slope = layers.slope[l], *keep = KEEP ? kept.z[l] : nullptr;
         product(A, lda, whole, net.sizes[l], weights.packed.forward[l].p, up(net.width(l), NR),
                 [=](int64_t r, int64_t n, vf(&acc)[MR][2]) {
                     for (int h = 0; h < 2; h++) {
@@ -70,7 +71,7 @@ void forward_tile(const Network& net, const DerivativeWeights& weights, const fl
                             activate<KIND>(z, w, v, s);
                             store(value + (r + i) * ld + c, v);
                             store(slope + (r + i) * ld + c, s);
-                            store(keep + (r + i) * ld + c, z);
+                            if (KEEP) store(keep + (r + i) * ld + c, z);
                         }
                     }
                 });
@@ -88,14 +89,14 @@ void forward_tile(const Network& net, const DerivativeWeights& weights, const fl
     }
     for (int l = L - 1; l >= 1; l--) {
         int64_t before = row_length(net.width(l - 1));
-        float *slope = layers.slope[l - 1], *back = layers.back[l - 1], *keep = kept.u[l - 1];
+        float *slope = layers.slope[l - 1], *back = layers.back[l - 1], *keep = KEEP ? kept.u[l - 1] : nullptr;
         product(layers.back[l], row_length(net.width(l)), whole, net.width(l), weights.packed.backward[l].p,
                 up(net.width(l - 1), NR), [=](int64_t r, int64_t n, vf(&acc)[MR][2]) {
                     for (int h = 0; h < 2; h++)
                         for (int i = 0; i < MR; i++) {
                             int64_t at = (r + i) * before + n + h * LANES;
                             store(back + at, acc[i][h] * load(slope + at));
-                            store(keep + at, acc[i][h]);
+                            if (KEEP) store(keep + at, acc[i][h]);
                         }
                 });
     }
@@ -206,7 +207,8 @@ void backward_tile(const Network& net, const DerivativeWeights& weights, const f
 
 }  // namespace
 
-// All return 0, or 1 where memory ran out, 2 for an activation without a second derivative.
+// All return 0, or 1 where memory ran out, 2 for an activation without a second derivative. memory is null where no
+// backward pass will come.
 extern "C" {
 
 int64_t aire_value_gradient_floats(int layers, const int64_t* sizes, int64_t rows) {
@@ -220,9 +222,10 @@ int aire_value_gradient(int kind, int layers, const int64_t* sizes, const float*
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
+        auto run = kind == SIREN ? (memory ? forward_tile<SIREN, true> : forward_tile<SIREN, false>)
+                                 : (memory ? forward_tile<FINER, true> : forward_tile<FINER, false>);
         over_tiles<Workspace>(net, tile_rows(net, 5), rows, threads, [&](int, int64_t r, int64_t count, Workspace& work) {
             Kept kept = kept_at(net, memory, rows, r);
-            auto run = kind == SIREN ? forward_tile<SIREN> : forward_tile<FINER>;
             run(net, weights, x + r * net.in(), count, kept, work, f + r, gradient + r * net.in());
         });
     } catch (const std::bad_alloc&) {
@@ -238,6 +241,7 @@ int aire_value_gradient_backward(int kind, int layers, const int64_t* sizes, con
     try {
         Network net{layers, sizes, W, b, omega};
         DerivativeWeights weights(net);
+        threads = busy(threads, tile_rows(net, 5), rows);
         auto parts = gradients(net, threads);
         over_tiles<Workspace>(net, tile_rows(net, 5), rows, threads, [&](int id, int64_t r, int64_t count, Workspace& work) {
             auto prepare = kind == SIREN ? from_kept<SIREN> : from_kept<FINER>;
