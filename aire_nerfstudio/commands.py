@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from aire_nerfstudio.errors import INTERRUPTED
+from aire_nerfstudio.processes import terminated_as_interrupted
+
+# Exit status where nobody reads on, as shells have it.
+UNREAD = 141
 
 
 def _ends_quietly(command: Callable[[], None]) -> Callable[[], None]:
-    """Ctrl-C ends a command in a line; what it writes appears only when whole."""
+    """Ctrl-C and ``kill`` end a command in a line, and what it started; what it writes appears only when whole."""
 
     @functools.wraps(command)
     def wrapper() -> None:
         try:
-            command()
+            with terminated_as_interrupted():
+                command()
         except KeyboardInterrupt:
             print("\nerror: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:  # ``| head`` has seen enough; what is buffered must not be tried again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(UNREAD) from None
 
     return wrapper
 

@@ -10,11 +10,12 @@ import aire_nerfstudio
 ROOT = Path(aire_nerfstudio.__file__).parent.parent
 # Each room may import itself and those before it.
 ROOMS = """
-errors files shapes distributed notices checkpoint_file ops fields losses adaptation record analysis data machine
-sessions report viewer models export summary inspection reproduce bench compare nerfbaselines method_configs commands
+errors files shapes distributed notices processes checkpoint_file ops fields losses adaptation record analysis data
+machine sessions report viewer models export summary inspection reproduce bench compare nerfbaselines method_configs
+commands
 """
 WITHOUT = """
-errors files shapes distributed checkpoint_file ops losses adaptation record analysis machine sessions summary
+errors files shapes distributed processes checkpoint_file ops losses adaptation record analysis machine sessions summary
 inspection reproduce bench
 """
 ORDER, WITHOUT_NERFSTUDIO = ROOMS.split(), set(WITHOUT.split())

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from aire_nerfstudio.compare.trial import Trial
 from aire_nerfstudio.errors import InputError, exit_on_bad_input
 from aire_nerfstudio.files import check_place, write_text
 from aire_nerfstudio.machine import machine
+from aire_nerfstudio.processes import alone_in
 from aire_nerfstudio.report.template import duration
 
 DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp", "splatfacto")
@@ -94,6 +95,19 @@ class Compare:
         state = circumstances(self.data, device, [*trials, *map(_before, trials)])
         check_place("--output-dir", self.output_dir, is_folder=True)
         self.output_dir.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.output_dir, "--output-dir"):
+            entries = self._entries(contestants, device, state, console)
+            facts = {
+                "scene": str(self.data),
+                "budget": f"{self._minutes:g} min of training" if self.steps is None else f"{self.steps:,} steps",
+                **machine(device),
+            }
+            for path in write_all(entries, facts, self.output_dir):
+                console.print(f"wrote {path}", markup=False, soft_wrap=True)
+
+    def _entries(
+        self, contestants: Sequence[Contestant], device: str, state: dict[str, str], console: Console
+    ) -> list[Entry]:
         entries = []
         with Progress(
             TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
@@ -110,13 +124,7 @@ class Compare:
                 entries.append(entry)
                 progress.advance(bar)
                 console.print(f"{entry.label}: {entry.in_words()}", highlight=False, markup=False, soft_wrap=True)
-        facts = {
-            "scene": str(self.data),
-            "budget": f"{self._minutes:g} min of training" if self.steps is None else f"{self.steps:,} steps",
-            **machine(device),
-        }
-        for path in write_all(entries, facts, self.output_dir):
-            console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        return entries
 
     @property
     def _minutes(self) -> float:

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from aire_nerfstudio.files import write_text
+from aire_nerfstudio.processes import end_with_parent
 
 
 @dataclass
@@ -210,6 +211,7 @@ def _keeper(folder: Path) -> Any:
 
 def main() -> None:
     """Do the trial that a file describes and write its outcome beside it."""
+    end_with_parent()
     trial = Trial(**json.loads(Path(sys.argv[1]).read_text()))
     outcome = run(trial)
     write_text(trial.result_path, json.dumps({"trial": dataclasses.asdict(trial), **outcome}, indent=1))

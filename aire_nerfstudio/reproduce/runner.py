@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.ops.backend import LIBRARIES, is_off
+from aire_nerfstudio.processes import end_with_parent
 from aire_nerfstudio.reproduce.fit import Fit
 from aire_nerfstudio.reproduce.store import Store
 
@@ -138,6 +140,8 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 def _start_worker(messages: Any, threads: int, precision: str) -> None:
     global _messages
     _messages = messages
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's, which ends its workers
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
 
