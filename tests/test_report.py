@@ -15,7 +15,7 @@ from viewer_page import FLAGS, chromium
 
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.portraits import _averaged
-from aire_nerfstudio.report.charts import _smoothed, contributions, curves, sizes, spectrum
+from aire_nerfstudio.report.charts import _smoothed, _smoothed_at_each_size, contributions, curves, sizes, spectrum
 from aire_nerfstudio.report.facts import read_run
 from aire_nerfstudio.report.page import write_report
 from aire_nerfstudio.report.portrait import Portrait
@@ -255,6 +255,7 @@ def test_sessions_add_up(tmp_path):
 
 def test_a_running_mean_bears_what_is_not_finite():
     assert _smoothed([1.0, 3.0], 0.5) == [1.0, 2.0]
+    assert _smoothed_at_each_size([1.0, 1.0, 300.0, 300.0], [9, 9, 4, 4]) == [1.0, 1.0, 300.0, 300.0]
     assert _smoothed([math.nan, 1.0, math.inf, 3.0], 0.5)[1:] == [1.0, 1.0, 2.0]
     assert all(map(math.isnan, _smoothed([math.nan, math.nan])))
 

@@ -127,7 +127,6 @@ def image_cases(width: int, rows: int, activation: Activation, device: str, with
             inference[name] = without_gradient(torch.compile(eager, dynamic=False, mode=mode))
     training |= {"ours": step(network), "ours, one pass": one_pass}
     if is_cuda:
-        del training["ours, one pass"]  # the same there
 
         def loss(network: SineMLP, x: Tensor, target: Tensor) -> dict[str, Tensor]:
             return {"error": network.mean_square_step(x, target)}

@@ -48,6 +48,11 @@ class NeuronGroup:
     next_bias: nn.Parameter
 
     def __post_init__(self) -> None:
+        for what, parameter in (("bias", self.bias.parameter), ("next_bias", self.next_bias)):
+            if parameter is None:
+                raise ValueError(
+                    f"{self.name}: {what} is None; every layer needs a bias (torch.nn.Linear(..., bias=True))"
+                )
         dims = (self.weight.dim, self.bias.dim, self.outgoing.dim)
         if dims != (0, 0, 1):
             raise ValueError(

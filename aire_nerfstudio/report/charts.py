@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import zlib
@@ -13,6 +14,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -38,6 +40,8 @@ STYLE: dict[Any, Any] = {
 }
 # Events that mark a chart; of many rounds the last.
 MOST_MARKS = 40
+# Of what is drawn in pixels.
+DOTS_PER_INCH = 200
 
 
 def quality(runs: Sequence[RunFacts]) -> str | None:
@@ -75,7 +79,7 @@ def sizes(runs: Sequence[RunFacts]) -> str | None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 2.8), layout="constrained")
         for _, record, colour in _recorded(runs):
             left.step(record.steps, record.parameters, where="post", color=colour)
-            smooth = _smoothed(record.columns[name])
+            smooth = _smoothed_at_each_size(record.columns[name], record.parameters)
             right.plot(record.parameters, smooth, color=colour, linewidth=0.8, alpha=0.6)
             right.plot(record.parameters[-1], smooth[-1], "o", color=colour, markersize=5)
             right.plot(record.parameters[0], smooth[0], "o", color=colour, markersize=5, fillstyle="none")
@@ -83,7 +87,8 @@ def sizes(runs: Sequence[RunFacts]) -> str | None:
         left.set_ylabel("parameters")
         left.set_ylim(bottom=0)
         right.set_xlabel("parameters")
-        right.set_ylabel("PSNR [dB], running mean" if name == "psnr" else "loss, running mean")
+        mean = "running mean at each size"
+        right.set_ylabel(f"PSNR [dB], {mean}" if name == "psnr" else f"loss, {mean}")
         if name == "loss":
             right.set_yscale("log")
         return _svg(figure, "Size over steps, and quality over size; ring: start, dot: end")
@@ -106,9 +111,13 @@ def contributions(shots: Sequence[Snapshot]) -> str:
             for row, layer in enumerate(shot.layers):
                 axes: Axes = grid[row][column]
                 rank = layer.ranks
+                edges = np.arange(len(rank) + 1) - 0.5
                 for kind, mask in kinds_of(shot, row).items():
-                    heights = layer.contributions[mask].tolist()
-                    axes.bar(rank[mask].tolist(), heights, width=1.0, color=KINDS[kind], linewidth=0)
+                    heights = np.zeros(len(rank))
+                    heights[rank[mask].numpy()] = layer.contributions[mask].numpy()
+                    # Drawn in pixels: a shape a neuron would outweigh the report's pictures.
+                    axes.stairs(heights, edges, fill=True, color=KINDS[kind], linewidth=0, rasterized=True)
+                axes.set_ylim(bottom=0)
                 axes.set_xlim(-0.5, len(rank) - 0.5)
                 axes.set_xticks([])
                 axes.grid(False)
@@ -165,6 +174,14 @@ def _mark(axes: Axes, run: RunFacts) -> None:
             )  # fmt: skip
 
 
+def _smoothed_at_each_size(values: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """A running mean that begins anew where the size changes: before and after a removal are two networks."""
+    out: list[float] = []
+    for _, group in itertools.groupby(range(len(values)), key=lambda index: sizes[index]):
+        out += _smoothed([values[index] for index in group])
+    return out
+
+
 def _smoothed(values: Sequence[float], pace: float = 0.05) -> list[float]:
     """A running mean, which what is not finite leaves as it is; NaN before the first finite value."""
     out, mean = [], math.nan
@@ -178,7 +195,7 @@ def _smoothed(values: Sequence[float], pace: float = 0.05) -> list[float]:
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an ``<svg>`` element whose ids clash with no other's."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(text, format="svg", dpi=DOTS_PER_INCH, metadata={"Date": None, "Creator": None})
     plt.close(figure)
     body = text.getvalue()
     body = body[body.index("<svg") :]
