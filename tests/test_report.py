@@ -13,8 +13,8 @@ from PIL import Image
 from tiny import tiny_config, train
 from viewer_page import FLAGS, chromium
 
+from aire_nerfstudio.data.smaller_views import shrink_picture
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.models.portraits import _averaged
 from aire_nerfstudio.report.charts import _smoothed, _smoothed_at_each_size, contributions, curves, sizes, spectrum
 from aire_nerfstudio.report.facts import read_run
 from aire_nerfstudio.report.page import write_report
@@ -268,9 +268,11 @@ def test_durations_read_as_people_say_them(seconds, words):
 def test_views_shrink_as_what_is_seen_does():
     """Colours count by their alpha: over any background, the mean of the picture is the picture of the mean."""
     image = torch.rand(6, 8, 4)
-    small = _averaged(image, (3, 4))
+    small = shrink_picture(image, (3, 4))
     for background in (0.0, 1.0):
         seen = image[..., :3] * image[..., 3:] + background * (1 - image[..., 3:])
         expected = seen.view(3, 2, 4, 2, 3).mean((1, 3))
         assert torch.allclose(small[..., :3] * small[..., 3:] + background * (1 - small[..., 3:]), expected, atol=1e-5)
-    assert torch.allclose(_averaged(image[..., :3], (3, 4)), image[..., :3].reshape(3, 2, 4, 2, 3).mean((1, 3)))
+    assert torch.allclose(
+        shrink_picture(image[..., :3], (3, 4)), image[..., :3].reshape(3, 2, 4, 2, 3).mean((1, 3)), atol=1e-6
+    )
