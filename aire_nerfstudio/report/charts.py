@@ -200,6 +200,8 @@ def _svg(figure: Figure, label: str) -> str:
     body = text.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # Equal pictures have equal ids, which nothing refers to.
+    body = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", body)
     # matplotlib numbers its ids anew in every figure.
     tag = f"f{zlib.crc32(body.encode()):08x}"
     body = re.sub(r'id="([^"]+)"', rf'id="{tag}-\1"', body)
