@@ -24,10 +24,12 @@ from PIL import Image
 from tiny import STEPS, TASKS, checkpoints, differences, tiny_config, train
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
+from aire_nerfstudio.data.picture import pixel_centres
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.export.files import load_model
 from aire_nerfstudio.export.image import ExportImage
 from aire_nerfstudio.export.mesh import ExportMesh
+from aire_nerfstudio.export.network import load_network
 from aire_nerfstudio.models.image import ImageModelConfig
 from aire_nerfstudio.models.nerf import NerfModelConfig
 from aire_nerfstudio.models.sdf import SdfModel
@@ -282,7 +284,13 @@ def test_what_was_learned_is_written_without_the_data(task, tmp_path, capsys):
     model = train(config).pipeline.model.eval()
     run = config.get_checkpoint_dir().parent
     data.unlink()
+    learned = load_network(run)
+    assert learned.task == {"sdf": "surface"}.get(task, task)
     if task == "image":
+        centres = pixel_centres(torch.arange(11 * 13), 11, 13)
+        assert torch.allclose(learned(centres).view(11, 13, 3), model.render_picture(11, 13), atol=1e-5)
+        with pytest.raises(InputError, match=r"a learned image takes \[N, 2\]"):
+            learned(torch.zeros(5, 3))
         ExportImage(run / "config.yml", tmp_path / "a.png", scale=2, quiet=True).main()
         wanted = (255 * model.render_picture(22, 26)).round().to(torch.uint8)
         assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), wanted.numpy())
@@ -293,6 +301,12 @@ def test_what_was_learned_is_written_without_the_data(task, tmp_path, capsys):
         model.time = moment
     vertices = model.in_file_units(model.mesh(24)[0])
     assert abs(vertices.mean(0)[0] - 30) < 10
+    # The surface is where the function is 0, in the file's units.
+    on = torch.from_numpy(vertices[:500])
+    asked = on if moment is None else torch.cat([on, torch.full((len(on), 1), moment)], -1)
+    anywhere = asked.clone()
+    anywhere[:, :3] = 30 * torch.tensor([1.0, 0, 0]) + 10 * (torch.rand(len(on), 3) - 0.5)
+    assert learned(asked).abs().mean() < 0.1 * learned(anywhere).abs().mean()
     assert np.allclose(trimesh.load(tmp_path / "a.ply", process=False).vertices, vertices, atol=1e-4)
     with pytest.raises(InputError, match="only with it can errors be told"):
         load_model(run / "config.yml", SdfModel, "mesh", "aire-sdf").eval()._score_surface()
