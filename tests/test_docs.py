@@ -10,6 +10,7 @@ import pytest
 import torch
 from nerfstudio.configs.method_configs import all_methods
 
+from aire_nerfstudio.adaptation import importance
 from aire_nerfstudio.adaptation.aire_config import AireConfig
 from aire_nerfstudio.fields.sine_mlp import SineMLP, widths_in
 
@@ -67,3 +68,24 @@ def test_the_librarys_loop_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert network.widths == [34, 28]
     torch.testing.assert_close(network(names["x"]), names["network"](names["x"]))
     assert names["strategy"].restore(saved["adaptation"]).is_pruned
+
+
+def test_the_page_on_ones_own_parts_runs_as_it_stands(capsys):
+    names = {}
+    text = (ROOT / "docs" / "howto" / "extend.md").read_text("utf8")
+    try:
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(code, names)
+    finally:
+        importance._own.pop("both_sides", None)
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "decay (40, 30) (40, 30)",
+        "prune (40, 30) (28, 22)",
+        "prune (28, 22) (27, 22)",
+        "prune (27, 22) (26, 22)",
+        "prune (26, 22) (25, 22)",
+    ]
+    assert [layer.out_features for layer in names["layers"]] == [25, 22, 1]
+    assert float(names["loss"]) < 0.1
+    assert names["my_method"].config.pipeline.model.adaptation.criterion == "both_sides"
+    assert names["aire_image_siren"].config.pipeline.model.adaptation.criterion == "l1"

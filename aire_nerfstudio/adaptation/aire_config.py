@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from aire_nerfstudio.adaptation.compensation import Compensation
 from aire_nerfstudio.adaptation.decay import Decay
 from aire_nerfstudio.adaptation.frequencies import Densify
-from aire_nerfstudio.adaptation.importance import Criterion
+from aire_nerfstudio.adaptation.importance import Criterion, criteria
 from aire_nerfstudio.adaptation.schedule import ScheduleError, ScheduleUnit
 
 BYTES_PER_PARAMETER = 4
@@ -18,7 +18,6 @@ LEAST = {"target_parameters": 1, "target_bytes": BYTES_PER_PARAMETER, "target_ps
 _CHOICES: dict[str, tuple[str, ...]] = {
     "unit": get_args(ScheduleUnit),
     "densify_from": get_args(Densify),
-    "criterion": get_args(Criterion),
     "decay": get_args(Decay),
     "compensation": get_args(Compensation),
     "prune_rule": ("all", "threshold"),
@@ -113,7 +112,7 @@ def check(config: AireConfig) -> None:
             f"densify_at {config.densify_at} and densify_count {config.densify_count} (or densify_fraction "
             f"{config.densify_fraction}) go together; give both or neither"
         )
-    for name, kinds in _CHOICES.items():
+    for name, kinds in {**_CHOICES, "criterion": criteria()}.items():
         if getattr(config, name) not in kinds:
             raise ScheduleError(f"{name} is {getattr(config, name)!r}; choose one of {', '.join(kinds)}")
     if config.densify_count < 0:

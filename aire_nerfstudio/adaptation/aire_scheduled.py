@@ -23,7 +23,7 @@ from aire_nerfstudio.adaptation.compensation import apply_correction, correction
 from aire_nerfstudio.adaptation.control import Action
 from aire_nerfstudio.adaptation.decay import cap_contribution, plain_penalty, soft_threshold, targeted_penalty
 from aire_nerfstudio.adaptation.densification import add, companions, rows_from_residual, small_columns
-from aire_nerfstudio.adaptation.importance import contribution, score, taylor_saliency, weakest
+from aire_nerfstudio.adaptation.importance import contribution, needs_outputs, score, taylor_saliency, weakest
 from aire_nerfstudio.adaptation.layers import counts_per_layer, ends, indices_per_layer, parameters_of
 from aire_nerfstudio.adaptation.schedule import Schedule, ScheduleError
 from aire_nerfstudio.fields.neurons import NeuronGroup
@@ -165,7 +165,7 @@ class ScheduledAire:
         self, groups: Sequence[NeuronGroup], state: AireState, layers: Sequence[int], probe: Probe | None
     ) -> list[Tensor]:
         """Scores of the neurons of some layers, one ``[n]`` each."""
-        outputs = probe.outputs() if probe is not None and self.config.criterion == "activation" else None
+        outputs = probe.outputs() if probe is not None and needs_outputs(self.config.criterion) else None
         return [
             score(
                 groups[layer],
@@ -257,7 +257,7 @@ class ScheduledAire:
         """What would be chosen now; nothing where the criterion asks for what is only there at the decision."""
         config = self.config
         has_goal = config.most_parameters is not None or not config.has_target
-        if state.is_pruned or state.schedule.decay_start is None or not has_goal or config.criterion == "activation":
+        if state.is_pruned or state.schedule.decay_start is None or not has_goal or needs_outputs(config.criterion):
             return {}
         if config.criterion == "taylor" and [len(s) for s in state.saliency if s.any()] != list(widths(groups)):
             return {}

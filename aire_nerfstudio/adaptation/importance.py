@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,35 @@ from aire_nerfstudio.fields.neurons import NeuronGroup
 from aire_nerfstudio.shapes import PerRow
 
 Criterion = Literal["l1", "l2", "activation", "taylor"]
+OwnCriterion = Callable[[NeuronGroup, Tensor | None], Tensor]
+_own: dict[str, tuple[OwnCriterion, bool]] = {}
+
+
+def register_criterion(name: str, function: OwnCriterion, needs_outputs: bool = False) -> None:
+    """Make a criterion of one's own known by name, to ``AireConfig(criterion=name)``, before a strategy is made.
+
+    Args:
+        name: not one of ours; given again, the new function counts.
+        function: of a layer, and its outputs over some data ``[N, n]`` where it needs them, else None; gives the
+            neurons' scores ``[n]``, larger is more. Called without gradients.
+        needs_outputs: whether it needs the layer's outputs, which cost a pass through the network.
+
+    Raises:
+        InputError: the name is one of ours.
+    """
+    if name in get_args(Criterion):
+        raise InputError(f"the criterion {name!r} is this package's own; take another name")
+    _own[name] = function, needs_outputs
+
+
+def criteria() -> tuple[str, ...]:
+    """Names of all criteria, ours first."""
+    return (*get_args(Criterion), *_own)
+
+
+def needs_outputs(criterion: str) -> bool:
+    """Whether a criterion looks at the layers' outputs over data."""
+    return criterion == "activation" or (criterion in _own and _own[criterion][1])
 
 
 def contribution(group: NeuronGroup) -> PerRow:
@@ -24,14 +54,15 @@ def contribution(group: NeuronGroup) -> PerRow:
 
 @torch.no_grad()
 def score(
-    group: NeuronGroup, criterion: Criterion = "l1", outputs: Tensor | None = None, saliency: Tensor | None = None
+    group: NeuronGroup, criterion: str = "l1", outputs: Tensor | None = None, saliency: Tensor | None = None
 ) -> Tensor:
     """How much each neuron of a layer matters, ``[n]``, larger is more.
 
     Args:
         group: the layer.
         criterion: ``l1`` (the paper's) or ``l2`` norm of the outgoing column; ``activation``: mean ``|h_j|`` over the
-            data times the L1 norm; ``taylor``: first-order change of the loss when the column is removed.
+            data times the L1 norm; ``taylor``: first-order change of the loss when the column is removed; or one
+            that was registered.
         outputs: ``h``, the layer's outputs over some data, ``[N, n]``; for ``activation``.
         saliency: running mean of :func:`taylor_saliency`, ``[n]``; for ``taylor``.
 
@@ -40,6 +71,17 @@ def score(
     """
     if criterion == "l1":
         return contribution(group)
+    if criterion in _own:
+        function, needs = _own[criterion]
+        if needs and outputs is None:
+            raise InputError(f"the criterion {criterion!r} needs the layers' outputs over data, which this task lacks")
+        scores = function(group, outputs)
+        if scores.shape != (group.width,):
+            raise InputError(
+                f"the criterion {criterion!r} gave {list(scores.shape)} for the {group.width} neurons of {group.name}; "
+                f"it must give [{group.width}]"
+            )
+        return scores.detach().to(group.outgoing.parameter)
     if criterion == "l2":
         return group.outgoing.parameter.square().sum(dim=1 - group.outgoing.dim).sqrt()
     if criterion == "activation":

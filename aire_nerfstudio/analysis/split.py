@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.func import functional_call
 
-from aire_nerfstudio.adaptation.importance import Criterion, score, weakest
+from aire_nerfstudio.adaptation.importance import score, weakest
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.shapes import Channels, Points
@@ -13,7 +13,7 @@ from aire_nerfstudio.shapes import Channels, Points
 
 @torch.no_grad()
 def split_outputs(
-    network: SineMLP, x: Points, layer: int, count: int, criterion: Criterion = "l1"
+    network: SineMLP, x: Points, layer: int, count: int, criterion: str = "l1"
 ) -> tuple[Channels, Channels]:
     """Evaluate the network with only the strong, then with only the weak neurons of one layer; it is left unchanged.
 
