@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +11,8 @@ from torch import Tensor
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP, widths_in
-from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, latest_checkpoint
+from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, TASKS, latest_checkpoint
 
-TASKS: dict[int, Literal["image", "surface", "flow"]] = {2: "image", 3: "surface", 4: "flow"}
 # What evaluation takes first: the weights' average, where the run has one.
 PLACES = ("_model.field_average.", "_model.field.")
 
@@ -30,7 +28,7 @@ class LearnedFunction:
         scale: the file's units to one of the cube; 1 of an image.
     """
 
-    task: Literal["image", "surface", "flow"]
+    task: str
     network: SineMLP
     centre: Tensor
     scale: float

@@ -13,6 +13,8 @@ from aire_nerfstudio.errors import InputError, first_line
 from aire_nerfstudio.record import RunRecord, Snapshot
 from aire_nerfstudio.sessions import read_sessions
 
+# What is learned of so many coordinates.
+TASKS = {2: "image", 3: "surface", 4: "flow"}
 STATE_KEY = "_model._extra_state"
 CHECKPOINTS, CONFIG, EVALUATION, REPORT = "nerfstudio_models", "config.yml", "eval.json", "report.html"
 
@@ -25,6 +27,7 @@ class RunFacts:
         name: method and experiment.
         folder: the run's.
         step: optimizer steps done.
+        task: what was learned: ``NeRF`` or one of :data:`TASKS`.
         settings: of the network, which its shapes do not tell.
         variant: of the adaptation.
         parameters: of the trained field at the start and in the checkpoint.
@@ -40,6 +43,7 @@ class RunFacts:
     name: str
     folder: Path
     step: int
+    task: str
     settings: Mapping[str, Any]
     variant: str
     parameters: tuple[int, int]
@@ -50,11 +54,6 @@ class RunFacts:
     sessions: list[dict[str, Any]]
     scores: dict[str, float]
     config: str
-
-    @property
-    def task(self) -> str:
-        """What was learned, by the name of the method without its activation."""
-        return self.folder.parent.name.rsplit("-", 1)[0]
 
     @property
     def seconds(self) -> float:
@@ -78,6 +77,7 @@ def read_run(folder: Path) -> RunFacts:
             name=f"{folder.parent.name} · {folder.parent.parent.name}",
             folder=folder,
             step=int(state["step"]) + 1,
+            task=_task(saved["pipeline"]),
             settings=dict(state["settings"]),
             variant=str(state["variant"]),
             parameters=(int(state["initial_parameters"]), int(state["parameters"])),
@@ -93,6 +93,12 @@ def read_run(folder: Path) -> RunFacts:
         raise
     except Exception as error:
         raise InputError(f"{path} is no whole checkpoint of an aire method ({first_line(error)})") from error
+
+
+def _task(weights: Mapping[str, Any]) -> str:
+    """What was learned, by the number of coordinates that the network takes."""
+    first = weights.get("_model.field.layers.0.weight")
+    return "NeRF" if first is None else TASKS[first.shape[1]]
 
 
 def latest_checkpoint(folder: Path) -> Path:

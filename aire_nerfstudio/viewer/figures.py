@@ -44,7 +44,8 @@ def curve_figure(record: RunRecord, history: Sequence[dict[str, Any]]) -> go.Fig
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     loss = go.Scatter(x=record.steps, y=record.columns.get("loss", []), name="loss", line={"color": "#9aa4b2"})
     figure.add_trace(loss, secondary_y=False)
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1, secondary_y=False)
+    # Powers of ten alone may leave an axis without a number.
+    figure.update_yaxes(type="log", exponentformat="power", tickmode="auto", nticks=6, secondary_y=False)
     if "psnr" in record.columns:
         psnr = go.Scatter(x=record.steps, y=record.columns["psnr"], name="PSNR [dB]", line={"color": "#ffd369"})
         figure.add_trace(psnr, secondary_y=True)
