@@ -138,6 +138,7 @@ def _points(count, normals):
         ("a.stl", lambda p: p.write_bytes(b"\0" * 90), "cannot be read|no vertices|no mesh"),
         ("a.obj", lambda p: p.write_text("# nothing\n"), "cannot be read|no vertices|no mesh"),
         ("a.xyz", lambda p: np.savetxt(p, _points(500, False)), "without faces or normals"),
+        ("a.xyz", lambda p: np.savetxt(p, np.abs(_points(500, True))), "they are colours, or the surface is open"),
         ("a.xyz", lambda p: np.savetxt(p, _points(10, True)), "holds 10 points with normals; at least 100"),
         ("a.obj", lambda p: p.write_text("v 0 0 0\nv 1 0 nan\nv 0 1 0\nf 1 2 3\n"), "1 vertices that are not finite"),
         ("a.obj", lambda p: p.write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n"), "has no area"),
@@ -268,3 +269,23 @@ def test_what_encloses_nothing_is_refused(tmp_path, corners):
     faces = [[0, i, i + 1] for i in range(1, len(corners) - 1)]
     with pytest.raises(InputError, match="has no inside"):
         read_surface(_saved(tmp_path, trimesh.Trimesh(corners, faces, process=False), "flat.obj"))
+
+
+def test_points_with_colours_and_normals(tmp_path):
+    points = _points(500, True)
+    np.savetxt(tmp_path / "a.xyz", points)
+    np.savetxt(tmp_path / "b.xyz", np.hstack([points[:, :3], np.full((500, 3), 200), points[:, 3:]]))
+    plain, coloured = (read_surface(tmp_path / name) for name in ("a.xyz", "b.xyz"))
+    assert np.array_equal(plain.normals, coloured.normals)
+
+
+def test_parts_that_lie_within_others_are_told_of(tmp_path):
+    ball = trimesh.creation.icosphere(subdivisions=4)
+    other = ball.copy().apply_translation((1.0, 0.1, 0))
+    for name, parts, is_said in (("one", [ball], False), ("two", [ball, other], True)):
+        trimesh.util.concatenate(parts).export(tmp_path / f"{name}.ply")
+        notes = [note for note in read_surface(tmp_path / f"{name}.ply").notes if "unite the parts" in note]
+        assert bool(notes) is is_said
+    # A cap of height h is h / 2 of a sphere's area; here the other sphere's middle is 1.005 away.
+    share = float(notes[0].split("about ")[1].split(" %")[0])
+    assert share == pytest.approx(100 * (1 - 1.005 / 2) / 2, abs=2)

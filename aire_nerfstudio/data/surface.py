@@ -15,6 +15,8 @@ from aire_nerfstudio.files import OF_A_RUN, check_file
 
 EXTENSIONS = (".ply", ".obj", ".stl", ".off", ".xyz")
 FEWEST_POINTS = 100
+# Points at which it is looked whether parts of a mesh lie within others, and the share of them that is told.
+LOOKED_AT, WORTH_A_WORD = 2000, 0.01
 # Reading, repairing and the tree for distances, with room to spare; a byte of a file is worth at most that many.
 BYTES_PER_FACE_IN_USE = 1000
 # Half the longest side, after normalisation: the cube [-1, 1]^3 is where distances are learned, and needs a rim.
@@ -115,7 +117,8 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     try:
         if suffix == ".xyz":
             table = np.loadtxt(path, dtype=np.float64, ndmin=2)
-            normals = table[:, 3:6] if table.shape[1] >= 6 else None
+            # x y z normal, or x y z colour normal.
+            normals = table[:, 6:9] if table.shape[1] >= 9 else table[:, 3:6] if table.shape[1] >= 6 else None
             return table[:, :3], np.empty((0, 3), np.int64), normals
         with path.open("rb") as file:  # not by its name, by which it could ask for textures and other files
             loaded = trimesh.load(file, file_type=suffix[1:], process=False)
@@ -157,6 +160,11 @@ def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> 
         raise InputError(
             f"{path} holds {len(points)} points without faces or normals; distances need an inside: give normals (nx "
             "ny nz), or a mesh"
+        )
+    if len(normals) and not (normals < 0).any():
+        raise InputError(
+            f"{path}: none of its normals points down, left or back, so that they are colours, or the surface is open; "
+            "give x y z nx ny nz"
         )
     length = np.linalg.norm(normals, axis=1)
     usable = np.isfinite(normals).all(1) & (length > 0)
@@ -202,9 +210,26 @@ def _from_mesh(path: Path, vertices: np.ndarray, faces: np.ndarray, seed: int) -
         notes.append(f"{int((~usable).sum()):,} points without a normal left out")
     if usable.sum() < FEWEST_POINTS:
         raise InputError(f"{path} has {int(usable.sum())} points with a normal; at least {FEWEST_POINTS} are needed")
+    share = _share_inside(vertices, faces, points[usable], normals[usable])
+    if share > WORTH_A_WORD:
+        notes.append(
+            f"about {100 * share:.0f} % of its points lie within other parts of it: walls that nobody sees are learned "
+            "as well; unite the parts first (a boolean union)"
+        )
     if not mesh.is_watertight:
         notes.append("has holes: what is inside is decided by the winding number")
     return Surface(vertices, faces, points[usable], normals[usable], np.zeros(3), 1.0, tuple(notes))
+
+
+def _share_inside(vertices: np.ndarray, faces: np.ndarray, points: np.ndarray, normals: np.ndarray) -> float:
+    """Which share of a surface's points has the inside of another part of it before it, by the winding number."""
+    import igl
+
+    some = slice(None, None, max(1, len(points) // LOOKED_AT))
+    before = points[some] + 1e-3 * normals[some]
+    winding = igl.fast_winding_number(vertices, faces, before)
+    # Twice inside, or once: both are behind no wall that can be seen.
+    return float((winding > 0.5).mean())
 
 
 def _repair(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
