@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
 
 from aire_nerfstudio.data.orientation import enclosed_volume, signed_volume, turn_outwards
 from aire_nerfstudio.errors import InputError, first_line
@@ -175,7 +176,9 @@ def _from_points(path: Path, points: np.ndarray, normals: np.ndarray | None) -> 
     meshes = pymeshlab.MeshSet(verbose=False)
     meshes.add_mesh(pymeshlab.Mesh(vertex_matrix=points, v_normals_matrix=normals))
     try:
-        meshes.generate_surface_reconstruction_screened_poisson(depth=POISSON_DEPTH)
+        # Its own choice is more threads than a small machine has cores, which wait for each other at the full rate.
+        threads = torch.get_num_threads()
+        meshes.generate_surface_reconstruction_screened_poisson(depth=POISSON_DEPTH, threads=threads)
     except pymeshlab.PyMeshLabException as error:
         raise InputError(f"{path}: no surface goes through its points ({first_line(error)}); give a mesh") from error
     mesh = meshes.current_mesh()
