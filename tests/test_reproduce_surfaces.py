@@ -213,7 +213,12 @@ def test_what_is_finished_is_not_run_again(finished, monkeypatch, capsys):
     _, arguments = finished
     monkeypatch.setattr(runner, "ProcessPoolExecutor", None)
     main(arguments)
-    assert "5 of them finished before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 of them finished before" in said
+    assert "another state" not in said
+    monkeypatch.setattr("aire_nerfstudio.reproduce.store.code", lambda: "other")
+    main(arguments)
+    assert "5 of the finished fits were run by another state of this package's code" in capsys.readouterr().out
 
 
 def test_a_table_of_surfaces_with_its_pictures(folder, tmp_path):

@@ -69,14 +69,14 @@ def _as_name(row: str) -> str:
 
 
 def curves(runs: Mapping[str, Mapping[str, Any]], label: str = "PSNR of the training batch (dB)") -> plt.Figure:
-    """The training curves, one line a run; bands show the stages of the first run that has any."""
+    """The training curves, one line a run; bands show the stages of the first run that has any, by its name."""
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    staged = next((figures for figures in runs.values() if figures["events"]), None)
+    whose, staged = next(((row, figures) for row, figures in runs.items() if figures["events"]), ("", None))
     if staged is not None:
         events = [(step, name) for step, name, _ in staged["events"] if name in STAGES]
         ends = [step for step, _ in events[1:]] + [staged["steps"]]
         for (begin, name), end in zip(events, ends, strict=True):
-            axes.axvspan(begin, end, color=STAGES[name], label=NAMES[name], lw=0)
+            axes.axvspan(begin, end, color=STAGES[name], label=f"{NAMES[name]} ({whose})", lw=0)
     for row, figures in runs.items():
         steps, values = zip(*figures["curve"], strict=True)
         axes.plot(steps, [np.nan if value is None else value for value in values], lw=1.3, label=row)

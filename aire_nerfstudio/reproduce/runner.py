@@ -64,6 +64,13 @@ def run_fits(
     console.print(
         f"{len(wanted)} fits, {len(wanted) - len(missing)} of them finished before, {jobs} at a time on {device}"
     )
+    old = sum(store.is_of_other_code(fit) for fit in wanted if fit not in missing)
+    if old:
+        console.print(
+            f"warning: {old} of the finished fits were run by another state of this package's code; they are used as "
+            f"they are. Take another --out to run them anew (their files lie in {store.folder}).",
+            style="yellow", markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if not missing:
         return
     # The longest first: none is left to run alone at the end.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aire_nerfstudio.errors import InputError
-from aire_nerfstudio.machine import machine
+from aire_nerfstudio.machine import code, machine
 from aire_nerfstudio.ops.backend import SINE_NETWORK, is_off
 from aire_nerfstudio.reproduce.fit import Fit
 
@@ -42,6 +42,11 @@ class Store:
         # Not there for float32, so that fits of earlier versions are found.
         text += "" if self.precision == "highest" else f" {self.precision}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self._folder
 
     def path(self, fit: Fit) -> Path:
         """Where the fit's figures are, or will be."""
@@ -76,6 +81,11 @@ class Store:
             return False
         return not is_alone or entry["machine"]["jobs"] == 1
 
+    def is_of_other_code(self, fit: Fit) -> bool:
+        """Whether a finished fit was run by another state of this package."""
+        entry = self._entry(fit)
+        return entry is not None and entry["machine"].get("code") != code()
+
     def _entry(self, fit: Fit) -> dict[str, Any] | None:
         path = self.path(fit)
         if not path.is_file():
@@ -92,7 +102,7 @@ class Store:
         entry = {
             "fit": dataclasses.asdict(fit),  # type: ignore[call-overload]
             "figures": figures,
-            "machine": {**machine(self._device), "ops": ops_in_use(self._device), "jobs": jobs},
+            "machine": {**machine(self._device), "ops": ops_in_use(self._device), "jobs": jobs, "code": code()},
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
         unfinished = self.path(fit).with_suffix(f".{os.getpid()}.part")

@@ -45,13 +45,14 @@ def beside_the_truth(rows: Sequence[tuple[str, Arrays, float | None]], title: st
     for index, (label, arrays, chamfer) in enumerate(rows):
         line, column = divmod(index, columns - 1)
         vertices, faces = arrays["vertices"], arrays["faces"]
-        score = "no surface" if chamfer is None else f"CD {IN_PAPERS_UNIT * chamfer:.3f}"
+        score = "no surface" if chamfer is None else f"chamfer x 100: {IN_PAPERS_UNIT * chamfer:.3f}"
         _show(axes[2 * line, column + 1], _view(vertices, faces), f"{label}\n{score}")
         _show(
             axes[2 * line + 1, column + 1], _view(vertices, faces, error_colours(IN_PAPERS_UNIT * arrays["error"])), ""
         )
     scale = ScalarMappable(Normalize(0, LARGEST_ERROR), "jet")
-    figure.colorbar(scale, ax=axes[1::2, 1:], shrink=0.6, label="distance from the truth", extend="max")
+    label = "distance from the truth (1: half of the longest side)"
+    figure.colorbar(scale, ax=axes[1::2, 1:], shrink=0.6, label=label, extend="max")
     return figure
 
 
@@ -68,7 +69,7 @@ def moments(rows: Sequence[tuple[str, Arrays, Mapping[str, Any]]], title: str) -
     for line, (label, arrays, figures) in enumerate(rows):
         for column, moment in enumerate(MOMENTS):
             chamfer = figures.get(f"chamfer_{moment:g}")
-            score = "" if chamfer is None else f"\nCD to large {IN_PAPERS_UNIT * chamfer:.4f}"
+            score = "" if chamfer is None else f"\nchamfer to large {IN_PAPERS_UNIT * chamfer:.4f}"
             view = _view(arrays[f"vertices_{moment:g}"], arrays[f"faces_{moment:g}"])
             _show(axes[line, column], view, f"{label}, t = {moment:g}{score}")
     return figure
