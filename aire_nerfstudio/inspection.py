@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError, exit_on_bad_input, first_line, printable
-from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, latest_checkpoint
+from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, checkpoint_named
 
 # What nerfstudio's own configurations hold: classes, whose names begin with a capital, and one function.
 KNOWN = re.compile(
@@ -89,8 +89,7 @@ def inspect(path: Path) -> Inspection:
     Raises:
         InputError: there is none, or it is damaged or hostile.
     """
-    run = path.parent if path.name == CONFIG else path
-    file = (latest_checkpoint(run) if run.is_dir() else run).absolute()
+    file = checkpoint_named(path).absolute()
     saved = read_checkpoint(file)
     with _damage_named(file):
         return _inspection(file, saved)

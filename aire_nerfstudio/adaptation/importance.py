@@ -69,24 +69,22 @@ def score(
     Raises:
         InputError: what the criterion needs is not there.
     """
-    if criterion == "l1":
-        return contribution(group)
+    if needs_outputs(criterion) and outputs is None:
+        raise InputError(f"the criterion {criterion!r} needs the layers' outputs over data, which this task lacks")
     if criterion in _own:
-        function, needs = _own[criterion]
-        if needs and outputs is None:
-            raise InputError(f"the criterion {criterion!r} needs the layers' outputs over data, which this task lacks")
-        scores = function(group, outputs)
+        scores = _own[criterion][0](group, outputs)
         if scores.shape != (group.width,):
             raise InputError(
                 f"the criterion {criterion!r} gave {list(scores.shape)} for the {group.width} neurons of {group.name}; "
                 f"it must give [{group.width}]"
             )
         return scores.detach().to(group.outgoing.parameter)
+    if criterion == "l1":
+        return contribution(group)
     if criterion == "l2":
         return group.outgoing.parameter.square().sum(dim=1 - group.outgoing.dim).sqrt()
     if criterion == "activation":
-        if outputs is None:
-            raise InputError("the criterion 'activation' needs the layers' outputs over data, which this task lacks")
+        assert outputs is not None  # asked for above
         return outputs.abs().mean(0) * contribution(group)
     if saliency is None or len(saliency) != group.width:
         raise InputError(

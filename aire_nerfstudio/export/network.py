@@ -11,7 +11,7 @@ from torch import Tensor
 from aire_nerfstudio.checkpoint_file import read_checkpoint
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.fields.sine_mlp import SineMLP, widths_in
-from aire_nerfstudio.report.facts import CONFIG, STATE_KEY, TASKS, latest_checkpoint
+from aire_nerfstudio.report.facts import STATE_KEY, TASKS, checkpoint_named
 
 # What evaluation takes first: the weights' average, where the run has one.
 PLACES = ("_model.field_average.", "_model.field.")
@@ -72,9 +72,7 @@ def load_network(run: Path | str) -> LearnedFunction:
     Raises:
         InputError: there is no checkpoint, or it is not of an image, a surface or a flow.
     """
-    run = Path(run)
-    run = run.parent if run.name == CONFIG else run
-    path = latest_checkpoint(run) if run.is_dir() else run
+    path = checkpoint_named(Path(run))
     saved = read_checkpoint(path)["pipeline"]
     prefix = next((place for place in PLACES if f"{place}layers.0.weight" in saved), None)
     if prefix is None or STATE_KEY not in saved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,3 +35,25 @@ def gradients_by_reference(
     )
     given = [next(found) if need else None for need in needs]
     return [torch.zeros_like(t) if g is None and need else g for g, need, t in zip(given, needs, tensors, strict=True)]
+
+
+def network_gradients_by_reference(
+    reference: Callable[..., tuple[Tensor, ...]], ctx: Any, rows: Tensor, parameters: list[Tensor],
+    grads: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """What the backward pass of an op ``(x, settings, *weights, *biases)`` returns, ``x`` asking for nothing.
+
+    Args:
+        reference: the op's specification, of ``x, weights, biases, activation, omegas``.
+        ctx: autograd's, with the op's ``settings``: activation, omegas, and what else it has.
+        rows: ``x``.
+        parameters: weights, then biases.
+        grads: of the outputs.
+    """
+    activation, omegas, *_ = ctx.settings
+    count = len(parameters) // 2
+
+    def outputs(*parameters: Tensor) -> tuple[Tensor, ...]:
+        return reference(rows, parameters[:count], parameters[count:], activation, omegas)
+
+    return None, None, *gradients_by_reference(outputs, parameters, ctx.needs_input_grad[2:], grads)

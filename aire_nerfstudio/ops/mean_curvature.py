@@ -40,7 +40,7 @@ from aire_nerfstudio.ops.arguments import (
     threads,
 )
 from aire_nerfstudio.ops.backend import MEAN_CURVATURE
-from aire_nerfstudio.ops.create_graph import gradients_by_reference
+from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
 from aire_nerfstudio.ops.vectors import across, safe_norm
 
 
@@ -141,7 +141,7 @@ class _MeanCurvature(torch.autograd.Function):
         check_unchanged(ctx.shapes, parameters)
         count = len(parameters) // 2
         if torch.is_grad_enabled():
-            return backward_by_reference(ctx, rows, parameters, grad_gradient, grad_motion)
+            return network_gradients_by_reference(reference, ctx, rows, parameters, (grad_gradient, grad_motion))
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
         gg, gm = solid(grad_gradient), solid(grad_motion)
@@ -154,17 +154,3 @@ class _MeanCurvature(torch.autograd.Function):
         )  # fmt: skip
         wanted = ctx.needs_input_grad[2:]
         return None, None, *(g if need else None for g, need in zip(gradients, wanted, strict=True))
-
-
-def backward_by_reference(
-    ctx: Any, rows: Tensor, parameters: list[Tensor], grad_gradient: Tensor, grad_motion: Tensor
-) -> tuple[Tensor | None, ...]:
-    """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
-    activation, omegas, *_ = ctx.settings
-    count = len(parameters) // 2
-
-    def outputs(*parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return reference(rows, parameters[:count], parameters[count:], activation, omegas)
-
-    needs = ctx.needs_input_grad[2:]
-    return None, None, *gradients_by_reference(outputs, parameters, needs, (grad_gradient, grad_motion))

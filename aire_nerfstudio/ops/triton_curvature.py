@@ -23,6 +23,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
+from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
 from aire_nerfstudio.ops.triton_launches import on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
@@ -55,7 +56,7 @@ class _TritonCurvature(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_gradient: Tensor, grad_motion: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        from aire_nerfstudio.ops.mean_curvature import backward_by_reference
+        from aire_nerfstudio.ops.mean_curvature import reference
 
         rows, gradient, bent, *saved = ctx.saved_tensors
         layers = len(ctx.settings[1])
@@ -63,7 +64,7 @@ class _TritonCurvature(torch.autograd.Function):
         parameters, kept = saved[: 2 * layers + 2], Kept.of(saved[2 * layers + 2 :])
         check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
-            return backward_by_reference(ctx, rows, parameters, grad_gradient, grad_motion)
+            return network_gradients_by_reference(reference, ctx, rows, parameters, (grad_gradient, grad_motion))
         passes = _Curvature(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)
         grads = (grad_gradient.detach().contiguous(), grad_motion.detach().contiguous())
         gradients = passes.backward(*grads, gradient, bent, frame)

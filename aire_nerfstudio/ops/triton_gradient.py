@@ -24,6 +24,7 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
+from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
 from aire_nerfstudio.ops.triton_launches import measure, on_device, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
@@ -56,14 +57,14 @@ class _TritonGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, grad_gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        from aire_nerfstudio.ops.value_gradient import backward_by_reference
+        from aire_nerfstudio.ops.value_gradient import reference
 
         rows, *saved = ctx.saved_tensors
         count = 2 * (len(ctx.settings[1]) + 1)
         parameters, kept = saved[:count], Kept.of(saved[count:])
         check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
-            return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
+            return network_gradients_by_reference(reference, ctx, rows, parameters, (grad_value, grad_gradient))
         passes = _Backward(rows, parameters, ctx.settings[1], SMOOTH[ctx.settings[0]], kept)
         gradients = passes(grad_value.detach().contiguous(), grad_gradient.detach().contiguous())
         wanted = [g if need else None for g, need in zip(gradients, ctx.needs_input_grad[2:], strict=True)]

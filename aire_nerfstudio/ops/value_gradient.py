@@ -37,7 +37,7 @@ from aire_nerfstudio.ops.arguments import (
     threads,
 )
 from aire_nerfstudio.ops.backend import VALUE_GRADIENT
-from aire_nerfstudio.ops.create_graph import gradients_by_reference
+from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
 
 MOST_COORDINATES = 8
 
@@ -113,7 +113,7 @@ class _ValueGradient(torch.autograd.Function):
         needs = ctx.needs_input_grad[2:]
         check_unchanged(ctx.shapes, parameters)
         if torch.is_grad_enabled():
-            return backward_by_reference(ctx, rows, parameters, grad_value, grad_gradient)
+            return network_gradients_by_reference(reference, ctx, rows, parameters, (grad_value, grad_gradient))
         gf, gg = solid(grad_value), solid(grad_gradient)
         arguments = Arguments(parameters[:count], parameters[count:], omegas)
         gradients = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in parameters]
@@ -125,19 +125,6 @@ class _ValueGradient(torch.autograd.Function):
             )
         )  # fmt: skip
         return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
-
-
-def backward_by_reference(
-    ctx: Any, rows: Tensor, parameters: list[Tensor], grad_value: Tensor, grad_gradient: Tensor
-) -> tuple[Tensor | None, ...]:
-    """With ``create_graph``: through the reference, so that derivatives of derivatives are right."""
-    activation, omegas, *_ = ctx.settings
-    count, needs = len(parameters) // 2, ctx.needs_input_grad[2:]
-
-    def outputs(*parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return reference(rows, parameters[:count], parameters[count:], activation, omegas)
-
-    return None, None, *gradients_by_reference(outputs, parameters, needs, (grad_value, grad_gradient))
 
 
 def _forward(

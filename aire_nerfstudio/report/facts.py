@@ -119,6 +119,16 @@ def latest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
+def checkpoint_named(path: Path) -> Path:
+    """The checkpoint that is meant by a run's folder or its ``config.yml``, the last one, or by the file itself.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    run = path.parent if path.name == CONFIG else path
+    return latest_checkpoint(run) if run.is_dir() else run
+
+
 def from_its_folder(run: Path) -> Callable[[Any], Any]:
     """For nerfstudio's ``eval_setup``: checkpoints come from ``run``; the config names the folder it was trained in."""
 
