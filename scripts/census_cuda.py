@@ -110,24 +110,11 @@ def _ways(loss: str, width: int, rows: int) -> dict[str, Callable[[], object]]:
         errors = {
             "autograd": lambda: (reference(x, *network.for_ops()) - target).square().mean(),
             "ours": lambda: network.mean_square_step(x, target),
-            "ours, block by block": lambda: _block_by_block(lambda: network.mean_square_step(x, target)),
         }
         return {name: lambda error=error: (network.zero_grad(), error().backward()) for name, error in errors.items()}
     case = cases.surface_case if loss == "surface" else cases.flow_case
     ways = case(width, rows, "cuda").ways
     return {name: ways[name] for name in (next(iter(ways)), "closed form", "ours")}
-
-
-def _block_by_block(error: Callable[[], Any]) -> Any:
-    """The error by the way that is only taken where it is measured to be faster; here nothing can be measured."""
-    from aire_nerfstudio.ops import triton_mean_square
-
-    choose = triton_mean_square.fastest
-    triton_mean_square.fastest = lambda key, ways: len(ways) - 1
-    try:
-        return error()
-    finally:
-        triton_mean_square.fastest = choose
 
 
 def _count_training(task: str, is_graph: bool) -> None:

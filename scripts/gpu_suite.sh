@@ -52,7 +52,7 @@ first)
     export SUITE_LIMIT=240
     # shellcheck disable=SC2086
     TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
-        "$source_folder"/tests/test_triton_step.py "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
+        "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
         "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
     export SUITE_LIMIT=120
     TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py
@@ -89,7 +89,7 @@ ops)
     run "What is built" python -m aire_nerfstudio.ops
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
-        "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_triton_step.py "$source_folder"/tests/test_tcnn.py \
+        "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
         "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_triton_adam.py \
         "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then

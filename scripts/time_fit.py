@@ -6,6 +6,7 @@ python scripts/time_fit.py --data div2k --image 03.png --precisions medium high 
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["medium", "high", "highest"])
     parser.add_argument("--variants", nargs="+", default=["aire"], help="of AIRe's, large, small...")
     parser.add_argument("--activation", default="siren")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="other than the paper's 5,000")
     parser.add_argument("--side", type=int, help="reduce the picture to so many pixels")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -37,8 +39,8 @@ def main() -> None:
     print(" | ".join(f"{name} {value}" for name, value in machine(given.device).items()))
     for variant in given.variants:
         fit = next(f for f in fits if f.variant == variant and f.activation == given.activation)
-        fit = replace(fit, **changed)
-        for precision in given.precisions:
+        for seed, precision in itertools.product(given.seeds, given.precisions):
+            fit = replace(fit, seed=seed, **changed)
             torch.set_float32_matmul_precision(precision)
             done = fit_image(fit, load_picture(fit, given.data), given.device, cuda_graph=is_cuda).figures
             print(

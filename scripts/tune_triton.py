@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops import triton_kernels as kernels
-from aire_nerfstudio.ops import triton_launches, triton_step
-from aire_nerfstudio.ops import triton_step_kernels as step_kernels
+from aire_nerfstudio.ops import triton_launches as launches
 
 LAUNCHES, ROUNDS = 10, 5
 Config = dict[str, int]
@@ -43,13 +42,13 @@ class Kernel:
 
 
 # Depth of a step along the sum, and steps that are loaded ahead.
-PIPELINES = ((32, 4), (64, 2), (64, 3), (64, 4), (128, 2))
+PIPELINES = ((64, 2), (64, 3), (64, 4), (128, 2))
 
 
 def _tiles(columns: int, has_sum: bool = True) -> list[Config]:
     """Tiles that divide ``columns``, of 32 to 128 sums a thread, whose steps fit into shared memory."""
     found = []
-    for rows, wide, warps in itertools.product((32, 64, 128), (32, 64, 128, 256), (4, 8)):
+    for rows, wide, warps in itertools.product((32, 64, 128), (64, 128, 256), (4, 8)):
         each = rows * wide // (32 * warps)
         if columns % wide or (has_sum and rows < 64) or not (32 if has_sum else 8) <= each <= 128:
             continue
@@ -65,82 +64,122 @@ def _half(*shape: int) -> Tensor:
 
 def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> Kernel:
     """A layer's values and phases; the first one's, of points, where ``entry``; the last one's where ``out``."""
-    columns = triton_launches.up(width, kernels.PAD)
+    columns = launches.up(width, kernels.PAD)
     depth = entry or columns
     x = torch.rand(rows, entry, device="cuda") if entry else _half(rows, columns)
     weight = torch.randn(width, entry, device="cuda") if entry else _half(columns, columns) * columns**-0.5
     bias, last = torch.randn(width, device="cuda"), torch.randn(max(out, 1), width, device="cuda")
-    value = torch.empty(0 if out else rows, columns, dtype=torch.float16, device="cuda")
-    kept = torch.zeros(0 if entry else rows, columns, dtype=torch.int16 if kind == 0 else torch.float32, device="cuda")
+    value = None if out else torch.empty(rows, columns, dtype=torch.float16, device="cuda")
+    phase_type = torch.int16 if kind == 0 else torch.float32
+    kept = None if entry else torch.zeros(rows, columns, dtype=phase_type, device="cuda")
     sizes = torch.empty(max(1, rows // 16 * columns // 32), device="cuda")
     y, norms = torch.zeros(columns // 32, rows, max(out, 1), device="cuda"), torch.empty(columns // 32, device="cuda")
 
-    def launch(config: Config) -> None:
-        grid = (-(-rows // config["ROWS"]), columns // config["COLUMNS"])
-        kernels.layer_forward[grid](
-            x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, 30.0,
-            KIND=kind, ENTRY=entry, OUT=out, KEEP=True, **config,
+    def launch(tile: Config) -> None:
+        operands = (x, weight) if entry else (launches.left_of(x, tile), launches.right_of(weight, tile, True))
+        kernels.layer_forward[launches.Grid.of(rows, columns, tile).programs](
+            *operands, bias, last, launches.beside(value, tile), launches.beside(kept, tile), sizes, y, norms,
+            rows, depth, columns, width, 30.0, KIND=kind, ENTRY=entry, OUT=out, KEEP=True, **tile,
         )  # fmt: skip
 
     def read() -> list[Tensor]:
-        found = [y.sum(0) if out else value.float(), kept.float()]
+        found = [y.sum(0) if value is None else value.float(), *([] if kept is None else [kept.float()])]
         y.zero_()
         return found
 
-    moved = x.nbytes + value.nbytes + kept.nbytes
-    memory = triton_launches.shared_memory(x.device)
-    usual = kernels.forward_tile(columns, kind, bool(entry), bool(out), memory)
+    moved = sum(t.nbytes for t in (x, value, kept) if t is not None)
+    usual = kernels.entry_tile(columns, kind) if entry else kernels.forward_tile(columns, kind, _has_engine())
     return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
-def backward(width: int, rows: int, kind: int, narrow: int = 0, entry: int = 0) -> Kernel:
-    """A hidden layer's gradient; the last one's where ``narrow``; the first one's where ``entry``."""
-    columns = triton_launches.up(width, kernels.PAD)
-    depth = narrow or columns
-    grad = torch.randn(rows, depth, device="cuda") if narrow else _half(rows, depth)
-    weight = torch.randn(depth, width, device="cuda") if narrow else _half(depth, columns) * depth**-0.5
-    kept = (
-        torch.randint(-32768, 32767, (0 if entry else rows, columns), device="cuda", dtype=torch.int16)
-        if kind == 0
-        else torch.randn(0 if entry else rows, columns, device="cuda")
-    )
+def backward(width: int, rows: int, kind: int, entry: int = 0) -> Kernel:
+    """A hidden layer's gradient; the first one's where ``entry``."""
+    columns = launches.up(width, kernels.PAD)
+    grad, weight = _half(rows, columns), _half(columns, columns) * columns**-0.5
+    kept = None if entry else _kept(rows, columns, kind)
     x = torch.rand(rows, entry or 1, device="cuda")
     first, first_bias = torch.randn(width, max(entry, 1), device="cuda"), torch.randn(width, device="cuda")
-    out = torch.empty(0 if entry else rows, columns, dtype=torch.float16, device="cuda")
+    out = None if entry else torch.empty(rows, columns, dtype=torch.float16, device="cuda")
     factor = torch.full((1,), 1 / 30, device="cuda")
-    parts = torch.zeros(-(-rows // 32) * (1 + narrow + entry) * columns, device="cuda")
+    parts = torch.zeros(-(-rows // 32) * (1 + entry) * columns, device="cuda")
     largest = torch.empty(-(-rows // 32) * columns // 16, device="cuda")
 
-    def launch(config: Config) -> None:
-        grid = (-(-rows // config["ROWS"]), columns // config["COLUMNS"])
-        kernels.layer_backward[grid](
-            grad, weight, kept, x, first, first_bias, factor, out, parts, largest,
-            rows, depth, columns, width, 30.0,
-            KIND=kind, NARROW=narrow, ENTRY=entry, STORE=not entry, **config,
+    def launch(tile: Config) -> None:
+        kernels.layer_backward[launches.Grid.of(rows, columns, tile).programs](
+            launches.left_of(grad, tile), launches.right_of(weight, tile, False), launches.beside(kept, tile), x,
+            first, first_bias, factor, launches.beside(out, tile), parts, largest,
+            rows, columns, columns, width, 30.0, KIND=kind, ENTRY=entry, STORE=not entry, **tile,
         )  # fmt: skip
 
+    usual = kernels.backward_tile(columns, kind, bool(entry), _has_engine())
+    return Kernel(launch, _reader(out, parts, 1 + entry, columns), usual, _tiles(columns), _moved(grad, kept, out))
+
+
+def last_backward(width: int, rows: int, kind: int, out: int = 3) -> Kernel:
+    """The last sine layer's gradient."""
+    columns = launches.up(width, kernels.PAD)
+    grad, weight = torch.randn(rows, out, device="cuda"), torch.randn(out, width, device="cuda")
+    kept, factor = _kept(rows, columns, kind), torch.full((1,), 1 / 30, device="cuda")
+    dz = torch.empty(rows, columns, dtype=torch.float16, device="cuda")
+    parts = torch.zeros(-(-rows // 16) * (1 + out) * columns, device="cuda")
+    largest = torch.empty(-(-rows // 16) * columns // 16, device="cuda")
+
+    def launch(tile: Config) -> None:
+        kernels.last_backward[launches.Grid.of(rows, columns, tile).programs](
+            grad, weight, kept, grad, weight, weight, factor, dz, parts, largest, rows, columns, width, 30.0,
+            KIND=kind, OUT=out, ENTRY=0, STORE=True, **tile,
+        )  # fmt: skip
+
+    found = [
+        {"ROWS": high, "COLUMNS": wide, "BLOCKS": total // high, "AHEAD": ahead, "num_warps": warps}
+        for high, wide, warps, ahead, total in itertools.product(
+            (8, 16, 32), (64, 128), (2, 4, 8), (1, 3, 4), (128, 256, 512)
+        )
+        if columns % wide == 0 and 8 <= high * wide // (32 * warps) <= 16
+    ]
+    usual = kernels.last_tile(columns, kind)
+    return Kernel(launch, _reader(dz, parts, 1 + out, columns), usual, found, _moved(grad, kept, dz))
+
+
+def _has_engine() -> bool:
+    return launches.has_copy_engine(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _kept(rows: int, columns: int, kind: int) -> Tensor:
+    """Phases or z of any size."""
+    if kind == 0:
+        return torch.randint(-32768, 32767, (rows, columns), device="cuda", dtype=torch.int16)
+    return torch.randn(rows, columns, device="cuda")
+
+
+def _reader(out: Tensor | None, parts: Tensor, lines: int, columns: int) -> Callable[[], list[Tensor]]:
     def read() -> list[Tensor]:
-        found = [out.float(), parts.view(-1, 1 + narrow + entry, columns).sum(0)]
+        whole = parts[: len(parts) // (lines * columns) * lines * columns]
+        found = [*([] if out is None else [out.float()]), whole.view(-1, lines, columns).sum(0)]
         parts.zero_()
         return found
 
-    moved = grad.nbytes + kept.nbytes + out.nbytes
-    usual = kernels.backward_tile(columns, kind, bool(narrow), bool(entry))
-    return Kernel(launch, read, usual, _tiles(columns, not narrow), moved / 1e6)
+    return read
+
+
+def _moved(*tensors: Tensor | None) -> float:
+    return sum(t.nbytes for t in tensors if t is not None) / 1e6
 
 
 def outer(width: int, rows: int, *_: int) -> Kernel:
     """The weight gradient of a hidden layer, before its shares are added up."""
-    columns = triton_launches.up(width, kernels.PAD)
+    columns = launches.up(width, kernels.PAD)
     grad, x = _half(rows, columns), _half(rows, columns)
     partial = torch.zeros(64, columns, columns, device="cuda")
 
     def launch(config: Config) -> None:
-        share = triton_launches.up(-(-rows // config["SHARES"]), config["DEPTH"])
-        shares = -(-rows // share)
-        grid = (columns // config["BLOCK_N"], columns // config["BLOCK_K"], shares)
+        share = launches.up(-(-rows // config["SHARES"]), config["DEPTH"])
         tile = {name: value for name, value in config.items() if name != "SHARES"}
-        kernels.outer_product[grid](grad, x, partial, rows, columns, columns, share, shares, **tile)
+        high, wide, depth = tile["BLOCK_N"], tile["BLOCK_K"], tile["DEPTH"]
+        kernels.outer_product[columns // high, columns // wide, -(-rows // share)](
+            launches.tiles(grad, depth, high), launches.tiles(x, depth, wide), partial, rows, columns, columns, share,
+            **tile,
+        )  # fmt: skip
 
     others = [
         {"BLOCK_N": c["ROWS"], "BLOCK_K": c["COLUMNS"], "DEPTH": c["DEPTH"], "SHARES": shares,
@@ -154,13 +193,13 @@ def outer(width: int, rows: int, *_: int) -> Kernel:
         partial.zero_()
         return [found]
 
-    usual = kernels.outer_tile(columns, columns)
-    return Kernel(launch, read, usual, others, (grad.nbytes + x.nbytes) / 1e6)
+    usual = kernels.outer_tile(columns, columns, _has_engine())
+    return Kernel(launch, read, usual, others, _moved(grad, x))
 
 
 def affine(width: int, rows: int, *_: int) -> Kernel:
     """The last layer."""
-    columns = triton_launches.up(width, kernels.PAD)
+    columns = launches.up(width, kernels.PAD)
     x, high, low = _half(rows, columns), _half(64, columns), _half(64, columns) * 1e-3
     y, bias = torch.empty(rows, 3, device="cuda"), torch.randn(3, device="cuda")
 
@@ -173,48 +212,18 @@ def affine(width: int, rows: int, *_: int) -> Kernel:
         {"ROWS": high, "DEPTH": depth, "num_warps": warps, "num_stages": stages}
         for high, warps, (depth, stages) in itertools.product((64, 128, 256), (4, 8), PIPELINES)
     ]
-    return Kernel(launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, x.nbytes / 1e6)
-
-
-def step(width: int, rows: int, *_: int) -> Kernel:
-    """A SIREN of three such layers through all of them and back, block by block of rows."""
-    columns, layers, ends = triton_step.width_of([torch.empty(width, 2), torch.empty(3, width)]), 3, (2, 3)
-    x, target = 2 * torch.rand(rows, ends[0], device="cuda") - 1, torch.rand(rows, ends[1], device="cuda")
-    first, first_bias = torch.rand(width, ends[0], device="cuda") - 0.5, torch.rand(width, device="cuda")
-    hidden, biases = _half(layers - 1, columns, columns) * 0.1 * columns**-0.5, torch.rand(layers - 1, columns).cuda()
-    last, last_bias = torch.randn(ends[1], width, device="cuda") * 1e-2, torch.rand(ends[1], device="cuda")
-    omegas, factors = torch.full((layers,), 30.0, device="cuda"), torch.full((layers,), 1.0, device="cuda")
-    values = torch.empty(layers - 1, rows, columns, dtype=torch.float16, device="cuda")
-    gradients = torch.empty_like(values)
-    parts = torch.zeros(-(-rows // 32) * (layers + sum(ends) + 1) * columns, device="cuda")
-    squares = torch.zeros(-(-rows // 32), device="cuda")
-
-    def launch(config: Config) -> None:
-        step_kernels.step[(-(-rows // config["ROWS"]),)](
-            x, target, first, first_bias, hidden, biases, last, last_bias, omegas, factors, values, gradients, parts,
-            squares, rows, width, width, 1 / target.numel(),
-            LAYERS=layers, INPUTS=ends[0], OUT=ends[1], OUTS=4, WIDTH=columns, **config,
-        )  # fmt: skip
-
-    def read() -> list[Tensor]:
-        found = [values.float(), gradients.float(), parts.view(-1, layers + sum(ends) + 1, columns).sum(0)]
-        parts.zero_()
-        return found
-
-    usual = triton_step.tiles_for(columns)[0]
-    return Kernel(launch, read, usual, _tiles(columns), (values.nbytes + gradients.nbytes) / 1e6)
+    return Kernel(launch, lambda: [y.clone()], kernels.AFFINE_TILE, found, _moved(x))
 
 
 MAKERS: dict[str, Callable[[int, int, int], Kernel]] = {
     "forward-entry": lambda width, rows, kind: forward(width, rows, kind, 2),
     "forward": forward,
     "forward-last": lambda width, rows, kind: forward(width, rows, kind, 0, 3),
-    "backward-last": lambda width, rows, kind: backward(width, rows, kind, 3),
+    "backward-last": last_backward,
     "backward": backward,
-    "backward-entry": lambda width, rows, kind: backward(width, rows, kind, 0, 2),
+    "backward-entry": lambda width, rows, kind: backward(width, rows, kind, 2),
     "outer": outer,
     "affine": affine,
-    "step": step,
 }
 
 

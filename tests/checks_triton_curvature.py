@@ -9,7 +9,7 @@ import copy
 
 import torch
 from torch import Tensor
-from triton_oracle import ALLOWED, DEVICE, IS_EMULATED, compare, done, relative, twins
+from triton_oracle import ALLOWED, DEVICE, IS_SHORT, compare, done, relative, twins
 
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops.mean_curvature import reference
@@ -28,7 +28,7 @@ def well_bent(network: SineMLP, d: int, rows: int) -> Tensor:
 
 def outputs_and_gradients() -> None:
     """Of both outputs, of one alone, of small and of no gradients; the same bits again; without gradients too."""
-    for widths, d, rows in SHAPES[:2] if IS_EMULATED else SHAPES:
+    for widths, d, rows in SHAPES[:2] if IS_SHORT else SHAPES:
         torch.manual_seed(rows)
         network, exact = twins(widths, d)
         parameters, exact_parameters = list(network.parameters()), list(exact.parameters())

@@ -132,10 +132,9 @@ def test_the_emulated_device_is_like_one(device):
             90,
         ),
         (["test_triton_network.py"], "cuda_finds and siren or on_cuda", 2),
-        (["test_triton_step.py"], "timed or graph and 1", 2),
         (["test_triton_derivatives.py"], "cuda_finds and siren", 3),
     ],
-    ids=["graphs", "rays", "triton", "step", "derivatives"],
+    ids=["graphs", "rays", "triton", "derivatives"],
 )
 def test_what_is_skipped_without_a_device_passes_on_it(device, files, chosen, least):
     # Left at once: autograd's thread for the device may still be there when libraries are unloaded.

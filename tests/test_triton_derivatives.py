@@ -33,6 +33,11 @@ def test_the_interpreter_finds_the_references_outputs_and_gradients(op, activati
     _check(op, activation, "cpu", TRITON_INTERPRET="1")
 
 
+@pytest.mark.parametrize("op", ["gradient", "curvature"])
+def test_the_interpreter_finds_them_by_pointers(op):
+    _check(op, "siren", "cpu", "pointers", TRITON_INTERPRET="1")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("activation", ["siren", "finer"])

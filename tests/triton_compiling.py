@@ -13,6 +13,8 @@ import triton
 import triton.backends.nvidia as nvidia
 from triton.backends.compiler import GPUTarget
 
+from aire_nerfstudio.ops import triton_launches
+
 PTXAS = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
 # Bytes of shared memory that a block may have on consumers' GPUs.
 SMALL = 101_376
@@ -53,6 +55,7 @@ def compiled(call: Callable[[], object], architecture: int = 90, only: set[str] 
         return run
 
     triton.runtime.driver.set_active(_Driver(architecture))
+    triton_launches.COPY_ENGINE_WITHOUT_DEVICE = architecture >= 90
     triton.JITFunction.__getitem__ = launch
     try:
         call()

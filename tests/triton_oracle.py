@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.fields.sine_mlp import SineMLP
+from aire_nerfstudio.ops import triton_launches
 
 ACTIVATION, DEVICE = sys.argv[1], sys.argv[2]
-# The interpreter runs there, too, and has tried all shapes by itself.
-IS_EMULATED = "emulated_device" in sys.modules
+# Tiles by pointers, as before Hopper, instead of descriptors.
+triton_launches.COPY_ENGINE_WITHOUT_DEVICE = "pointers" not in sys.argv
+# There the interpreter has tried all shapes by itself.
+IS_SHORT = "emulated_device" in sys.modules or "pointers" in sys.argv
 # Of gradients: a few times what float16's rounding of each layer's values makes of the phases of the next.
 ALLOWED = 1e-2
 

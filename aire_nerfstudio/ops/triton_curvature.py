@@ -15,7 +15,7 @@ second (weights)   by reference    with ``create_graph``, in float32
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,16 @@ from torch import Tensor
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
 from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
-from aire_nerfstudio.ops.triton_launches import on_device, total_parts
+from aire_nerfstudio.ops.triton_launches import (
+    Grid,
+    Tile,
+    beside,
+    has_copy_engine,
+    left_of,
+    on_device,
+    right_of,
+    total_parts,
+)
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
@@ -117,14 +126,20 @@ class _Grads(NamedTuple):
     largest_others: Tensor
 
 
+def planes(streams: Any, how: Callable[[Tensor, Tile], Any], tile: Tile, count: int = 3) -> list[Any]:
+    """So many of ``streams [m, rows, n]``, each as a matrix that is taken by tiles; None for what is not there."""
+    found = [] if streams is None else [how(stream, tile) for stream in streams]
+    return [*found, *[None] * (count - len(found))]
+
+
 class _Curvature(Passes):
     """What is beside the passes of value and gradient."""
 
-    def _programs(self, layer: int) -> tuple[dict[str, int], tuple[int, int]]:
+    def _programs(self, layer: int) -> tuple[Tile, Grid]:
         from aire_nerfstudio.ops import triton_curvature_kernels as kernels
 
-        tile = kernels.tile(layer == 0)
-        return tile, (-(-len(self.rows) // tile["ROWS"]), self.columns[layer] // tile["COLUMNS"])
+        tile = kernels.tile(layer == 0, self.kind, has_copy_engine(self.rows.device))
+        return tile, Grid.of(len(self.rows), self.columns[layer], tile)
 
     # --- outputs ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +155,7 @@ class _Curvature(Passes):
         kernels.frame[(-(-count // kernels.POINTS),)](
             gradient, frame.directions, count, INPUTS=self.inputs, ROWS=kernels.POINTS
         )
-        tiles = [self._programs(layer)[1][1] for layer in range(layers)]
+        tiles = [self._programs(layer)[1].across for layer in range(layers)]
         shares = self.rows.new_empty(sum(tiles), count, 3)
         largest, scale = self.one, self.one
         for layer, own in enumerate(shares.split(tiles)):
@@ -153,23 +168,27 @@ class _Curvature(Passes):
         """The largest numbers among a layer's tangents."""
         from aire_nerfstudio.ops import triton_curvature_kernels as kernels
 
-        here, one, scale, streams = self.layers[layer], self.one, frame.scales[layer], 3 if keeps else 2
+        here, scale, streams = self.layers[layer], frame.scales[layer], 3 if keeps else 2
         tile, grid = self._programs(layer)
-        largest = self.rows.new_empty(grid[0] * grid[1])
-        out = one if layer == self.last else self.half(layer, streams)
+        largest = self.rows.new_empty(grid.programs)
+        out = None if layer == self.last else self.half(layer, streams)
         if layer == 0:
             del tile["DEPTH"]
-            kernels.tangents_entry[grid](
-                self.rows, frame.directions, self.weights[0], self.biases[0], here.adjoint, here.scale, scale, out,
-                shares, largest, len(self.rows), self.columns[0], self.widths[0], self.omegas[0],
+            kernels.tangents_entry[grid.programs](
+                self.rows, frame.directions, self.weights[0], self.biases[0], beside(here.adjoint, tile), here.scale,
+                scale, *planes(out, beside, tile), shares, largest, len(self.rows), self.columns[0], self.widths[0],
+                self.omegas[0],
                 KIND=self.kind, ENTRY=self.inputs, STREAMS=streams, **tile,
             )  # fmt: skip
         else:
             is_last = layer == self.last
-            sizes = frame.sizes[layer] = self.half(layer, 2) if keeps else one
-            kernels.tangents[grid](
-                frame.tangents[layer - 1], here.packed, here.phase, one if is_last else here.adjoint, here.scale,
-                self.weights[-1], factor, scale, sizes, out, shares, largest, len(self.rows), self.columns[layer - 1],
+            sizes = frame.sizes[layer] = self.half(layer, 2) if keeps else None
+            kernels.tangents[grid.programs](
+                *planes(frame.tangents[layer - 1], left_of, tile), right_of(here.packed, tile, True),
+                beside(here.phase, tile),
+                beside(None if is_last else here.adjoint, tile), here.scale, self.weights[-1], factor, scale,
+                *planes(sizes, beside, tile, 2), *planes(out, beside, tile), shares, largest, len(self.rows),
+                self.columns[layer - 1],
                 self.columns[layer], self.widths[layer], self.omegas[layer],
                 KIND=self.kind, LAST=is_last, STREAMS=streams, **tile,
             )  # fmt: skip
@@ -235,9 +254,10 @@ class _Curvature(Passes):
         scales = self._scales_of_source(0, largest, self.one, given, frame)
         tile, grid = self._programs(0)
         del tile["DEPTH"]
-        out, found = self.half(0), self.rows.new_empty(grid[0] * grid[1])
-        kernels.source_entry[grid](
-            self.rows, direction, frame.directions, self.weights[0], self.biases[0], given[0], scales, out, found,
+        out, found = self.half(0), self.rows.new_empty(grid.programs)
+        kernels.source_entry[grid.programs](
+            self.rows, direction, frame.directions, self.weights[0], self.biases[0], given[0], scales,
+            beside(out, tile), found,
             len(out), self.columns[0], self.widths[0], self.omegas[0], KIND=self.kind, ENTRY=self.inputs, **tile,
         )  # fmt: skip
         # What becomes part of dz is computed again.
@@ -248,10 +268,12 @@ class _Curvature(Passes):
 
         here, scales = self.layers[layer], self._scales_of_source(layer, before.largest, before.scale, given, frame)
         tile, grid = self._programs(layer)
-        out, mixed, found = self.half(layer), self.half(layer), self.rows.new_empty(grid[0] * grid[1])
-        kernels.source[grid](
-            before.out, before.scale, here.packed, here.phase, frame.sizes[layer], frame.scales[layer], here.adjoint,
-            here.scale, given[0], scales, mixed, out, found, len(out), self.columns[layer - 1], self.columns[layer],
+        out, mixed, found = self.half(layer), self.half(layer), self.rows.new_empty(grid.programs)
+        kernels.source[grid.programs](
+            left_of(before.out, tile), before.scale, right_of(here.packed, tile, True), beside(here.phase, tile),
+            *planes(frame.sizes[layer], beside, tile, 2), frame.scales[layer], beside(here.adjoint, tile), here.scale,
+            given[0], scales, beside(mixed, tile), beside(out, tile), found, len(out), self.columns[layer - 1],
+            self.columns[layer],
             self.omegas[layer], KIND=self.kind, **tile,
         )  # fmt: skip
         return _Source(out, scales[0], found, mixed, scales[1])
@@ -263,11 +285,12 @@ class _Curvature(Passes):
         last, here, columns = self.last, self.layers[self.last], self.columns[self.last]
         scales = self._scales_of_source(last, before.largest, before.scale, given, frame)
         tile, grid = self._programs(last)
-        grads = _Grads(self.half(last, 3), scales, *(self.rows.new_empty(grid[0] * grid[1]) for _ in range(2)))
-        parts = self.rows.new_empty(grid[0], 2, columns)
-        kernels.last_source[grid](
-            before.out, before.scale, here.packed, here.phase, frame.sizes[last], frame.scales[last], self.weights[-1],
-            given[0], scales, grads.out, parts, grads.largest, grads.largest_others, len(self.rows),
+        grads = _Grads(self.half(last, 3), scales, *(self.rows.new_empty(grid.programs) for _ in range(2)))
+        parts = self.rows.new_empty(grid.blocks, 2, columns)
+        kernels.last_source[grid.programs](
+            left_of(before.out, tile), before.scale, right_of(here.packed, tile, True), beside(here.phase, tile),
+            *planes(frame.sizes[last], beside, tile, 2), frame.scales[last], self.weights[-1], given[0], scales,
+            *planes(grads.out, beside, tile), parts, grads.largest, grads.largest_others, len(self.rows),
             self.columns[last - 1], columns, self.widths[last], self.omegas[last], KIND=self.kind, **tile,
         )  # fmt: skip
         return grads, total_parts(parts, (self.widths[last], columns, 1, 0), None, scales, 1.0)
@@ -289,12 +312,14 @@ class _Curvature(Passes):
             KIND=self.kind, BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
         tile, grid = self._programs(layer)
-        grads = _Grads(self.half(layer, 3), scales, *(self.rows.new_empty(grid[0] * grid[1]) for _ in range(2)))
-        parts = self.rows.new_empty(grid[0], 1, columns)
-        kernels.reverse[grid](
-            behind.out, behind.scales, self.layers[layer + 1].packed, here.phase, frame.sizes[layer],
-            frame.scales[layer], here.adjoint, here.scale, source.mixed, source.mixed_scale, given[0], scales,
-            grads.out, parts, grads.largest, grads.largest_others, len(self.rows), self.columns[layer + 1], columns,
+        grads = _Grads(self.half(layer, 3), scales, *(self.rows.new_empty(grid.programs) for _ in range(2)))
+        parts = self.rows.new_empty(grid.blocks, 1, columns)
+        kernels.reverse[grid.programs](
+            *planes(behind.out, left_of, tile), behind.scales, right_of(self.layers[layer + 1].packed, tile, False),
+            beside(here.phase, tile), *planes(frame.sizes[layer], beside, tile, 2), frame.scales[layer],
+            beside(here.adjoint, tile), here.scale, beside(source.mixed, tile), source.mixed_scale, given[0], scales,
+            *planes(grads.out, beside, tile), parts, grads.largest, grads.largest_others, len(self.rows),
+            self.columns[layer + 1], columns,
             self.omegas[layer], KIND=self.kind, **tile,
         )  # fmt: skip
         return grads, total_parts(parts, (self.widths[layer], columns, 0, 0), None, scales, 1.0)
@@ -305,10 +330,11 @@ class _Curvature(Passes):
 
         here, columns = self.layers[0], self.columns[0]
         tile, grid = self._programs(0)
-        parts = self.rows.new_empty(grid[0], 1 + self.inputs, columns)
-        kernels.reverse_entry[grid](
-            behind.out, behind.scales, self.layers[1].packed, self.rows, direction, frame.directions, self.weights[0],
-            self.biases[0], here.adjoint, here.scale, given[0], parts, len(self.rows), self.columns[1], columns,
+        parts = self.rows.new_empty(grid.blocks, 1 + self.inputs, columns)
+        kernels.reverse_entry[grid.programs](
+            *planes(behind.out, left_of, tile), behind.scales, right_of(self.layers[1].packed, tile, False),
+            self.rows, direction, frame.directions, self.weights[0], self.biases[0], beside(here.adjoint, tile),
+            here.scale, given[0], parts, len(self.rows), self.columns[1], columns,
             self.widths[0], self.omegas[0], KIND=self.kind, ENTRY=self.inputs, **tile,
         )  # fmt: skip
         return total_parts(parts, (self.widths[0], columns, 0, self.inputs), None, self.one, 1.0)

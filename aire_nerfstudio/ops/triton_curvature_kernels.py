@@ -25,22 +25,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aire_nerfstudio.ops.triton_activations import derivatives_of
-from aire_nerfstudio.ops.triton_gradient_kernels import entered, largest_of, loaded
+from aire_nerfstudio.ops.triton_activations import derivatives_of, loaded
+from aire_nerfstudio.ops.triton_gradient_kernels import largest_of
 from aire_nerfstudio.ops.triton_kernels import Tile
-from aire_nerfstudio.ops.triton_products import points_product, product, products, tile_of
+from aire_nerfstudio.ops.triton_products import (
+    entered,
+    load_tile,
+    points_product,
+    product,
+    products,
+    store_tile,
+    tile_of,
+)
 from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, slope_bound
 
 # Rows of a program that works through points.
 POINTS = 256
 
 
-def tile(is_entry: bool) -> Tile:
-    """How a layer is shared out where several streams go through it: as wide as registers allow.
+def tile(is_entry: bool, kind: int, has_copy_engine: bool = True) -> Tile:
+    """How a layer is shared out where several streams go through it.
 
-    Not measured on a device yet.
+    SIREN's is of a few the fastest on an H200 that spill no registers; the others were not measured.
     """
-    return {"ROWS": 64, "COLUMNS": 32 if is_entry else 64, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
+    warps = 4 if has_copy_engine and kind == 0 else 8
+    return {"ROWS": 64, "COLUMNS": 32 if is_entry else 64, "DEPTH": 64, "num_warps": warps, "num_stages": 3}
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -111,9 +120,9 @@ def through_normal(
 
 
 @triton.jit
-def _bent(first, second, third, weighted, shares, place, is_row, rows, STREAMS: tl.constexpr):
+def _bent(first, second, third, weighted, shares, tile, place, is_row, rows, STREAMS: tl.constexpr):
     """Sums over columns of weighted (s_1^2 + s_2^2), s_1 s_3 and s_2 s_3, into a share [rows, 3]."""
-    share = shares + (tl.program_id(1).to(tl.int64) * rows + place) * 3
+    share = shares + (tile.to(tl.int64) * rows + place) * 3
     tl.store(share, tl.sum(weighted * (first * first + second * second), 1), mask=is_row)
     if STREAMS == 3:
         tl.store(share + 1, tl.sum(weighted * first * third, 1), mask=is_row)
@@ -122,77 +131,77 @@ def _bent(first, second, third, weighted, shares, place, is_row, rows, STREAMS: 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def tangents_entry(
-    points, directions, weight, bias, adjoint, adjoint_scale, scale, out, shares, largest, rows, columns, width, omega,
+    points, directions, weight, bias, adjoint, adjoint_scale, scale, out, out_1, out_2, shares, largest,
+    rows, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, STREAMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Out [STREAMS, rows, columns] = scale s_i . act'(z) of the first layer, float16, with s_i = directions_i weight^T.
+    """Out_i [rows, columns] = scale s_i . act'(z) of the first layer, float16, with s_i = directions_i weight^T.
 
     points [rows, ENTRY], directions [3, rows, ENTRY], weight [width, ENTRY], adjoint [rows, columns] = a adjoint_scale.
     shares [column programs, rows, 3]: see the module. largest [programs].
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
+    _, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     _, slope, bend, _ = derivatives_of(keep, omega, KIND)
-    a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
+    a = load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(adjoint_scale))
     scaled = slope * tl.load(scale)
     first = points_product(directions, weight, place, is_row, c, width, ENTRY)
     t = first * scaled
-    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
+    store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
     size = tl.abs(t)
     second = points_product(directions + stride * ENTRY, weight, place, is_row, c, width, ENTRY)
     t = second * scaled
-    tl.store(out + stride * columns + at, t.to(tl.float16), mask=is_row[:, None])
+    store_tile(out_1, t.to(tl.float16), where, ROWS, COLUMNS)
     size = tl.maximum(size, tl.abs(t))
     third = first
     if STREAMS == 3:
         third = points_product(directions + 2 * stride * ENTRY, weight, place, is_row, c, width, ENTRY)
         t = third * scaled
-        tl.store(out + 2 * stride * columns + at, t.to(tl.float16), mask=is_row[:, None])
+        store_tile(out_2, t.to(tl.float16), where, ROWS, COLUMNS)
         size = tl.maximum(size, tl.abs(t))
-    _bent(first, second, third, a * bend, shares, place, is_row, rows, STREAMS)
-    tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(size))
+    _bent(first, second, third, a * bend, shares, tile, place, is_row, rows, STREAMS)
+    tl.store(largest + tl.program_id(0), largest_of(size))
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def tangents(
-    x, weight, kept, adjoint, adjoint_scale, last, factor, scale, s_out, out, shares, largest,
-    rows, depth, columns, width, omega,
+    x, x_1, x_2, weight, kept, adjoint, adjoint_scale, last, factor, scale, s_out, s_out_1, out, out_1, out_2, shares,
+    largest, rows, depth, columns, width, omega,
     KIND: tl.constexpr, LAST: tl.constexpr, STREAMS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Out [STREAMS, rows, columns] = s_i . act'(z) and, of three, s_out [2, rows, columns] = s_1, s_2, both float16.
+    """Out_i [rows, columns] = s_i . act'(z) and, of three, s_out_i [rows, columns] = s_1, s_2, both float16.
 
-    s_i = factor x_i weight^T is at ``scale``; x [STREAMS, rows, depth], weight [columns, depth]. shares [column
-    programs, rows, 3] and adjoint as in :func:`tangents_entry`; where LAST, a is last [width], and there is no out.
+    s_i = factor x_i weight^T is at ``scale``; x_i [rows, depth], weight [columns, depth]. shares [column tiles, rows,
+    3] and adjoint as in :func:`tangents_entry`; where LAST, a is last [width], and there is no out.
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    stride = rows.to(tl.int64) * columns
-    first, second, third = products(x, weight, place, is_row, c, rows, depth, depth, 1, STREAMS, ROWS, COLUMNS, DEPTH)
+    _, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    first, second, third = products(x, x_1, x_2, weight, where, depth, True, STREAMS, ROWS, COLUMNS, DEPTH)
     gain = tl.load(factor)
     first, second, third = first * gain, second * gain, third * gain
-    _, slope, bend, _ = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
+    _, slope, bend, _ = derivatives_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
     if STREAMS == 3:
-        tl.store(s_out + at, first.to(tl.float16), mask=is_row[:, None])
-        tl.store(s_out + stride + at, second.to(tl.float16), mask=is_row[:, None])
+        store_tile(s_out, first.to(tl.float16), where, ROWS, COLUMNS)
+        store_tile(s_out_1, second.to(tl.float16), where, ROWS, COLUMNS)
     if LAST:
         a = tl.load(last + c, mask=c < width, other=0.0)[None, :]
     else:
-        a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
+        a = load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(adjoint_scale))
         t = first * slope
-        tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
+        store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
         size = tl.abs(t)
         t = second * slope
-        tl.store(out + stride + at, t.to(tl.float16), mask=is_row[:, None])
+        store_tile(out_1, t.to(tl.float16), where, ROWS, COLUMNS)
         size = tl.maximum(size, tl.abs(t))
         if STREAMS == 3:
             t = third * slope
-            tl.store(out + 2 * stride + at, t.to(tl.float16), mask=is_row[:, None])
+            store_tile(out_2, t.to(tl.float16), where, ROWS, COLUMNS)
             size = tl.maximum(size, tl.abs(t))
-        tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(size))
+        tl.store(largest + tl.program_id(0), largest_of(size))
     inverse = 1 / tl.load(scale)
     first, second, third = first * inverse, second * inverse, third * inverse
-    _bent(first, second, third, a * bend, shares, place, is_row, rows, STREAMS)
+    _bent(first, second, third, a * bend, shares, tile, place, is_row, rows, STREAMS)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
@@ -201,7 +210,7 @@ def source_entry(
     KIND: tl.constexpr, ENTRY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = scales_0 T of the first layer, float16; all else as in :func:`tangents_entry`."""
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
+    _block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     _, slope, bend, _ = derivatives_of(keep, omega, KIND)
     first = points_product(directions, weight, place, is_row, c, width, ENTRY)
@@ -209,132 +218,128 @@ def source_entry(
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
     t = points_product(direction, weight, place, is_row, c, width, ENTRY) * slope
     t = (t + m * bend * (first * first + second * second)) * tl.load(scales)
-    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
-    tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
+    store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
+    tl.store(largest + tl.program_id(0), largest_of(t))
 
 
 @triton.jit
-def _across(s, s_scale, at, is_row, stride):
-    """S_1 and s_2 of s [2, rows, columns], at s_scale."""
+def _across(s, s_1, s_scale, where, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """S_1 and s_2 of s and s_1 [rows, columns], at s_scale."""
     inverse = 1 / tl.load(s_scale)
-    first = tl.load(s + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
-    return first, tl.load(s + stride + at, mask=is_row[:, None], other=0.0).to(tl.float32) * inverse
+    first = load_tile(s, where, ROWS, COLUMNS).to(tl.float32) * inverse
+    return first, load_tile(s_1, where, ROWS, COLUMNS).to(tl.float32) * inverse
 
 
 @triton.jit(do_not_specialize=["rows"])
 def source(
-    x, before, weight, kept, s, s_scale, adjoint, adjoint_scale, grad_motion, scales, mixed, out, largest,
+    x, before, weight, kept, s, s_1, s_scale, adjoint, adjoint_scale, grad_motion, scales, mixed, out, largest,
     rows, depth, columns, omega,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = scales_0 T, and mixed = scales_1 a . (tau . act''(z) + m act'''(z) . q), both float16.
 
-    x [rows, depth] is T of the layer before times before []; s [2, rows, columns] is at s_scale. largest [programs].
+    x [rows, depth] is T of the layer before times before []; s and s_1 [rows,
+    columns] are at s_scale. largest [programs].
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    tau = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
-    _, slope, bend, third = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
+    _block, _tile, where, _c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    tau = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
+    _, slope, bend, third = derivatives_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
-    first, second = _across(s, s_scale, at, is_row, rows.to(tl.int64) * columns)
+    first, second = _across(s, s_1, s_scale, where, ROWS, COLUMNS)
     curved = m * (first * first + second * second)
     t = (tau * slope + curved * bend) * tl.load(scales)
-    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
-    tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
-    a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
+    store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
+    tl.store(largest + tl.program_id(0), largest_of(t))
+    a = load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(adjoint_scale))
     both = a * (tau * bend + curved * third) * tl.load(scales + 1)
-    tl.store(mixed + at, both.to(tl.float16), mask=is_row[:, None])
+    store_tile(mixed, both.to(tl.float16), where, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def last_source(
-    x, before, weight, kept, s, s_scale, last, grad_motion, scales, out, parts, largest, largest_others,
-    rows, depth, columns, width, omega,
+    x, before, weight, kept, s, s_1, s_scale, last, grad_motion, scales, out, out_1, out_2, parts, largest,
+    largest_others, rows, depth, columns, width, omega,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """The last layer's source and reverse: out [3, rows, columns] = dz at scales_0, sigma_1 and sigma_2 at scales_1.
+    """The last layer's source and reverse: out_i [rows, columns] = dz at scales_0, sigma_1 and sigma_2 at scales_1.
 
     All else as in :func:`source`, with a the last weights [width]. parts [blocks, 2, columns]: sums over rows of the
     scaled dz, and of T, which is the last weights' gradient. largest and largest_others [programs]: of dz, of sigmas.
     """
-    block = tl.program_id(0)
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    stride = rows.to(tl.int64) * columns
-    program = block * tl.num_programs(1) + tl.program_id(1)
+    block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    program = tl.program_id(0)
     parts += block.to(tl.int64) * 2 * columns + c
-    tau = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
-    _, slope, bend, third = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
+    tau = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
+    _, slope, bend, third = derivatives_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
-    first, second = _across(s, s_scale, at, is_row, stride)
+    first, second = _across(s, s_1, s_scale, where, ROWS, COLUMNS)
     curved = m * (first * first + second * second)
     tl.store(parts + columns, tl.sum(tau * slope + curved * bend, 0))
     w = tl.load(last + c, mask=c < width, other=0.0)[None, :]
     dz = w * (tau * bend + curved * third) * tl.load(scales)
     tl.store(parts, tl.sum(dz, 0))
-    tl.store(out + at, dz.to(tl.float16), mask=is_row[:, None])
+    store_tile(out, dz.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest + program, largest_of(dz))
     gain = m * (w * 2 * tl.load(scales + 1)) * bend
     sigma = gain * first
-    tl.store(out + stride + at, sigma.to(tl.float16), mask=is_row[:, None])
+    store_tile(out_1, sigma.to(tl.float16), where, ROWS, COLUMNS)
     size = tl.abs(sigma)
     sigma = gain * second
-    tl.store(out + 2 * stride + at, sigma.to(tl.float16), mask=is_row[:, None])
+    store_tile(out_2, sigma.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest_others + program, largest_of(tl.maximum(size, tl.abs(sigma))))
 
 
 @triton.jit(do_not_specialize=["rows"])
 def reverse(
-    grads, before, weight, kept, s, s_scale, adjoint, adjoint_scale, mixed, mixed_scale, grad_motion, scales, out,
-    parts, largest, largest_others, rows, depth, columns, omega,
+    grads, grads_1, grads_2, before, weight, kept, s, s_1, s_scale, adjoint, adjoint_scale, mixed, mixed_scale,
+    grad_motion, scales, out, out_1, out_2, parts, largest, largest_others, rows, depth, columns, omega,
     KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Out [3, rows, columns] = dz at scales_0, sigma_1 and sigma_2 at scales_1, float16.
+    """Out_i [rows, columns] = dz at scales_0, sigma_1 and sigma_2 at scales_1, float16.
 
-    parts [blocks, columns]: sums over rows of the scaled dz. grads [3, rows, depth] are the next layer's at before_0
+    parts [blocks, columns]: sums over rows of the scaled dz. grads_i [rows, depth] are the next layer's at before_0
     and before_1, weight [depth, columns], mixed what :func:`source` left. largest and largest_others [programs]: of
     dz, of sigmas.
     """
-    block = tl.program_id(0)
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    stride = rows.to(tl.int64) * columns
-    program = block * tl.num_programs(1) + tl.program_id(1)
-    g, c1, c2 = products(grads, weight, place, is_row, c, rows, depth, 1, columns, 3, ROWS, COLUMNS, DEPTH)
+    block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    program = tl.program_id(0)
+    g, c1, c2 = products(grads, grads_1, grads_2, weight, where, depth, False, 3, ROWS, COLUMNS, DEPTH)
     other = 1 / tl.load(before + 1)
     c1 *= other
     c2 *= other
-    _, slope, bend, _ = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
-    first, second = _across(s, s_scale, at, is_row, stride)
-    both = tl.load(mixed + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(mixed_scale))
+    _, slope, bend, _ = derivatives_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
+    first, second = _across(s, s_1, s_scale, where, ROWS, COLUMNS)
+    both = load_tile(mixed, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(mixed_scale))
     dz = g * (1 / tl.load(before)) * slope + both + bend * (first * c1 + second * c2)
     dz *= tl.load(scales)
-    tl.store(out + at, dz.to(tl.float16), mask=is_row[:, None])
+    store_tile(out, dz.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest + program, largest_of(dz))
     tl.store(parts + block.to(tl.int64) * columns + c, tl.sum(dz, 0))
-    a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
+    a = load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(adjoint_scale))
     gain = (2 * tl.load(grad_motion + place, mask=is_row, other=0.0))[:, None] * a * bend
     scale = tl.load(scales + 1)
     sigma = (gain * first + slope * c1) * scale
-    tl.store(out + stride + at, sigma.to(tl.float16), mask=is_row[:, None])
+    store_tile(out_1, sigma.to(tl.float16), where, ROWS, COLUMNS)
     size = tl.abs(sigma)
     sigma = (gain * second + slope * c2) * scale
-    tl.store(out + 2 * stride + at, sigma.to(tl.float16), mask=is_row[:, None])
+    store_tile(out_2, sigma.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest_others + program, largest_of(tl.maximum(size, tl.abs(sigma))))
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def reverse_entry(
-    grads, before, weight, points, direction, directions, entry_weight, entry_bias, adjoint, adjoint_scale,
-    grad_motion, parts, rows, depth, columns, width, omega,
+    grads, grads_1, grads_2, before, weight, points, direction, directions, entry_weight, entry_bias, adjoint,
+    adjoint_scale, grad_motion, parts, rows, depth, columns, width, omega,
     KIND: tl.constexpr, ENTRY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Parts [blocks, 1 + ENTRY, columns]: sums over rows of the first layer's dz, and of its weights' gradient.
 
     That is dz x + a . act'(z) d + sigma_1 u + sigma_2 v, for points x, direction d and directions u, v.
     """
-    block = tl.program_id(0)
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
+    block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     stride = rows.to(tl.int64) * ENTRY
     parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
-    g, c1, c2 = products(grads, weight, place, is_row, c, rows, depth, 1, columns, 3, ROWS, COLUMNS, DEPTH)
+    g, c1, c2 = products(grads, grads_1, grads_2, weight, where, depth, False, 3, ROWS, COLUMNS, DEPTH)
     other = 1 / tl.load(before + 1)
     c1 *= other
     c2 *= other
@@ -344,7 +349,7 @@ def reverse_entry(
     second = points_product(directions + stride, entry_weight, place, is_row, c, width, ENTRY)
     tau = points_product(direction, entry_weight, place, is_row, c, width, ENTRY)
     m = tl.load(grad_motion + place, mask=is_row, other=0.0)[:, None]
-    a = tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32) * (1 / tl.load(adjoint_scale))
+    a = load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32) * (1 / tl.load(adjoint_scale))
     curved = m * (first * first + second * second)
     dz = g * (1 / tl.load(before)) * slope + a * (tau * bend + curved * third) + bend * (first * c1 + second * c2)
     tl.store(parts, tl.sum(dz, 0))

@@ -25,7 +25,7 @@ from torch import Tensor
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH, check_unchanged, shapes_of
 from aire_nerfstudio.ops.create_graph import network_gradients_by_reference
-from aire_nerfstudio.ops.triton_launches import measure, on_device, total_parts
+from aire_nerfstudio.ops.triton_launches import beside, left_of, measure, on_device, right_of, total_parts
 from aire_nerfstudio.ops.triton_passes import Kept, Passes
 
 
@@ -118,15 +118,16 @@ class _Backward(Passes):
         out, largest = self.half(layer), numbers()
         if layer == 0:
             del tile["DEPTH"]
-            kernels.tangent_entry[grid](
-                self.rows, direction, self.weights[0], self.biases[0], factor, out, largest, count,
+            kernels.tangent_entry[grid.programs](
+                self.rows, direction, self.weights[0], self.biases[0], factor, beside(out, tile), largest, count,
                 self.columns[0], self.widths[0], self.omegas[0], KIND=self.kind, ENTRY=self.inputs, **tile,
             )  # fmt: skip
             # s is computed again.
             return _Tangent(out, scale, here.adjoint, self.one), largest
         mixed, largest_mixed = self.half(layer), numbers()
-        kernels.tangent[grid](
-            before[-1].out, here.packed, here.phase, factor, here.adjoint, mixed, out, largest, largest_mixed,
+        kernels.tangent[grid.programs](
+            left_of(before[-1].out, tile), right_of(here.packed, tile, True), beside(here.phase, tile), factor,
+            beside(here.adjoint, tile), beside(mixed, tile), beside(out, tile), largest, largest_mixed,
             1 / self._mixed_room(layer), count, self.columns[layer - 1], self.columns[layer], self.omegas[layer],
             KIND=self.kind, **tile,
         )  # fmt: skip
@@ -149,9 +150,10 @@ class _Backward(Passes):
             last, (largest_grad, one, one), (largest, self.row_norms(last), 1.0, before.scale, one), self.kept.last_size
         )
         tile, grid, numbers = self.shared_out(last, True)
-        dz, largest, parts = self.half(last), numbers(), grad.new_empty(grid[0], 2, self.columns[last])
-        kernels.last_tangent[grid](
-            before.out, here.packed, here.phase, self.weights[-1], grad, scale, before.scale, dz, parts, largest,
+        dz, largest, parts = self.half(last), numbers(), grad.new_empty(grid.blocks, 2, self.columns[last])
+        kernels.last_tangent[grid.programs](
+            left_of(before.out, tile), right_of(here.packed, tile, True), beside(here.phase, tile), self.weights[-1],
+            grad, scale, before.scale, beside(dz, tile), parts, largest,
             len(grad), self.columns[last - 1], self.columns[last], self.widths[last], self.omegas[last],
             KIND=self.kind, **tile,
         )  # fmt: skip
@@ -160,7 +162,7 @@ class _Backward(Passes):
 
     def _reverse(
         self, layer: int, grad: Tensor, scale: Tensor, largest: Tensor, tangent: _Tangent, direction: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         """A layer's dz, its scale and largest numbers; gradients of its biases and, of the first, its weights."""
         from aire_nerfstudio.ops import triton_gradient_kernels as kernels
 
@@ -171,11 +173,12 @@ class _Backward(Passes):
         first, second = (largest, behind.norms, scale), (tangent.largest_mixed, one, gain, here.scale, other)
         scale, factors = self._scale_of_sum(layer, first, second, one)
         tile, grid, numbers = self.shared_out(layer, layer == 0)
-        dz, largest = one if entry else self.half(layer), numbers()
-        parts = self.rows.new_empty(grid[0], 1 + entry, self.columns[layer])
-        kernels.reverse[grid](
-            grad, behind.packed, one if entry else here.phase, tangent.mixed, self.rows, direction, self.weights[0],
-            self.biases[0], factors, dz, parts, largest, len(grad), self.columns[layer + 1], self.columns[layer],
+        dz, largest = None if entry else self.half(layer), numbers()
+        parts = self.rows.new_empty(grid.blocks, 1 + entry, self.columns[layer])
+        kernels.reverse[grid.programs](
+            left_of(grad, tile), right_of(behind.packed, tile, False), beside(None if entry else here.phase, tile),
+            beside(tangent.mixed, tile), self.rows, direction, self.weights[0], self.biases[0], factors,
+            beside(dz, tile), parts, largest, len(grad), self.columns[layer + 1], self.columns[layer],
             self.widths[layer], self.omegas[layer], KIND=self.kind, ENTRY=entry, **tile,
         )  # fmt: skip
         found = total_parts(parts, (self.widths[layer], self.columns[layer], 0, entry), None, scale, 1.0)

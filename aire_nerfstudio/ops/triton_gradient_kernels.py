@@ -19,40 +19,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aire_nerfstudio.ops.triton_activations import ROUND, derivatives_of, slope_of, turns, value_and_kept
+from aire_nerfstudio.ops.triton_activations import derivatives_of, kept_of, loaded, slope_of, stored, value_of
 from aire_nerfstudio.ops.triton_kernels import Tile
-from aire_nerfstudio.ops.triton_products import entry, points_product, product, tile_of
+from aire_nerfstudio.ops.triton_products import entered, load_tile, points_product, product, store_tile, tile_of
 from aire_nerfstudio.ops.triton_sums import LARGEST
 
 
-def tile(columns: int, kind: int, is_heavy: bool) -> Tile:
+def tile(columns: int, kind: int, is_heavy: bool, has_copy_engine: bool = True) -> Tile:
     """How a layer is shared out, for columns that are a multiple of 64; heavy: of kernels with much beside a product.
 
-    Not measured on a device yet: those of the plain network's kernels that have as much to keep, and that leave room
-    for two blocks' registers.
+    SIREN's are of a few the fastest on an H200 that spill no registers; the others were not measured.
     """
+    if has_copy_engine and kind == 0:
+        return {"ROWS": 64 if is_heavy else 128, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
     if is_heavy:
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 8, "num_stages": 3}
     wide = 128 if columns % 128 == 0 and kind == 0 else 64
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
-
-
-@triton.jit
-def loaded(kept, at, is_row, KIND: tl.constexpr):
-    """What was kept of z: the phase in turns (SIREN) or z itself."""
-    keep = tl.load(kept + at, mask=is_row[:, None], other=0)
-    if KIND == 0:
-        keep = keep.to(tl.float32) * (1.0 / 65536.0)
-    return keep
-
-
-@triton.jit
-def entered(points, weight, bias, place, is_row, c, width, omega, KIND: tl.constexpr, ENTRY: tl.constexpr):
-    """The same of the first layer, computed again."""
-    keep = entry(points, weight, bias, place, is_row, c, width, ENTRY)
-    if KIND == 0:
-        keep = turns(omega * keep)
-    return keep
 
 
 @triton.jit
@@ -72,24 +55,21 @@ def last_forward(
     programs, rows]: this program's share of the output; largest [programs]: its largest |back|. Where KEEP, kept gets
     what backward needs of z, and for others than SIREN sizes [programs] the largest |z|.
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    z = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH)
-    z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
-    v, keep = value_and_kept(z, omega, KIND)
+    _block, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    program = tl.program_id(0)
+    z = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH)
+    keep = kept_of(z, tl.load(bias + c, mask=c < width, other=0.0)[None, :], omega, KIND)
+    v = value_of(keep, omega, KIND)
     if KEEP:
-        if KIND == 0:
-            turn = (keep * 65536.0 + ROUND).to(tl.int32, bitcast=True).to(tl.int16)
-            tl.store(kept + at, turn, mask=is_row[:, None])
-        else:
-            tl.store(kept + at, keep, mask=is_row[:, None])
-            tl.store(sizes + program, largest_of(tl.where(is_row[:, None], z, 0.0)))
+        store_tile(kept, stored(keep, KIND), where, ROWS, COLUMNS)
+        if KIND != 0:
+            tl.store(sizes + program, largest_of(tl.where(is_row[:, None], keep, 0.0)))
     w = tl.load(last + c, mask=c < width, other=0.0)[None, :]
-    tl.store(y + tl.program_id(1).to(tl.int64) * rows + place, tl.sum(v * w, 1), mask=is_row)
+    tl.store(y + tile.to(tl.int64) * rows + place, tl.sum(v * w, 1), mask=is_row)
     e = tl.where(is_row[:, None], slope_of(keep, omega, KIND) * (w * tl.load(scale)), 0.0)
     # What is not a number stays so.
     e = tl.where(tl.abs(e) > LARGEST, tl.where(e > 0, LARGEST, -LARGEST), e)
-    tl.store(back + at, e.to(tl.float16), mask=is_row[:, None])
+    store_tile(back, e.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest + program, largest_of(e))
 
 
@@ -106,22 +86,22 @@ def adjoint(
     |back|. Where ENTRY, the first layer's of points [rows, ENTRY]: instead of back gradient [column programs, rows,
     ENTRY], this program's share of back times entry_weight [width, ENTRY] over scale [].
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    a = product(behind, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH) * tl.load(factor)
+    _block, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    a = product(behind, weight, where, depth, False, ROWS, COLUMNS, DEPTH) * tl.load(factor)
     if KEEP:
-        tl.store(out + at, a.to(tl.float16), mask=is_row[:, None])
+        store_tile(out, a.to(tl.float16), where, ROWS, COLUMNS)
     if ENTRY:
         keep = entered(points, entry_weight, entry_bias, place, is_row, c, width, omega, KIND, ENTRY)
         e = a * slope_of(keep, omega, KIND) * (1 / tl.load(scale))
         for k in tl.static_range(ENTRY):
             w = tl.load(entry_weight + c * ENTRY + k, mask=c < width, other=0.0)[None, :]
-            share = gradient + (tl.program_id(1).to(tl.int64) * rows + place) * ENTRY + k
+            share = gradient + (tile.to(tl.int64) * rows + place) * ENTRY + k
             tl.store(share, tl.sum(e * w, 1), mask=is_row)
     else:
-        e = a * slope_of(loaded(kept, at, is_row, KIND), omega, KIND)
-        tl.store(back + at, e.to(tl.float16), mask=is_row[:, None])
+        e = a * slope_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
+        store_tile(back, e.to(tl.float16), where, ROWS, COLUMNS)
         # Rows past the end have a back of 0.
-        tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(e))
+        tl.store(largest + tl.program_id(0), largest_of(e))
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
@@ -133,12 +113,12 @@ def tangent_entry(
 
     points and direction are [rows, ENTRY], weight [width, ENTRY]. largest [programs]: the largest |out|.
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
+    _block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     keep = entered(points, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     s = points_product(direction, weight, place, is_row, c, width, ENTRY)
     t = s * (slope_of(keep, omega, KIND) * tl.load(factor))
-    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
-    tl.store(largest + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest_of(t))
+    store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
+    tl.store(largest + tl.program_id(0), largest_of(t))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -150,14 +130,14 @@ def tangent(
 
     x is [rows, depth], weight [columns, depth], adjoint a. largest and largest_mixed [programs]: of out and mixed.
     """
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    s = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * tl.load(factor)
-    t = s * slope_of(loaded(kept, at, is_row, KIND), omega, KIND)
-    tl.store(out + at, t.to(tl.float16), mask=is_row[:, None])
+    _block, _tile, where, _c, _is_row, _place = tile_of(rows, columns, ROWS, COLUMNS)
+    program = tl.program_id(0)
+    s = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH) * tl.load(factor)
+    t = s * slope_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
+    store_tile(out, t.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest + program, largest_of(t))
-    both = s * gain * tl.load(adjoint + at, mask=is_row[:, None], other=0.0).to(tl.float32)
-    tl.store(mixed + at, both.to(tl.float16), mask=is_row[:, None])
+    both = s * gain * load_tile(adjoint, where, ROWS, COLUMNS).to(tl.float32)
+    store_tile(mixed, both.to(tl.float16), where, ROWS, COLUMNS)
     tl.store(largest_mixed + program, largest_of(both))
 
 
@@ -171,10 +151,9 @@ def last_tangent(
     dz is last . (grad act'(z) + s . act''(z)), with last [width] and grad [rows] of the value, float32. parts [blocks,
     2, columns]: sums over rows of out, and of grad act(z) + s . act'(z), which is the last weights' gradient.
     """
-    block = tl.program_id(0)
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
-    s = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
-    keep = loaded(kept, at, is_row, KIND)
+    block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    s = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH) * (1 / tl.load(before))
+    keep = loaded(load_tile(kept, where, ROWS, COLUMNS), KIND)
     g = tl.load(grad + place, mask=is_row, other=0.0)[:, None]
     value, slope, bend, _ = derivatives_of(keep, omega, KIND)
     parts += block.to(tl.int64) * 2 * columns + c
@@ -183,8 +162,8 @@ def last_tangent(
     w = tl.load(last + c, mask=c < width, other=0.0)[None, :] * tl.load(scale)
     dz = w * (g * slope + s * bend)
     tl.store(parts, tl.sum(dz, 0))
-    tl.store(out + at, dz.to(tl.float16), mask=is_row[:, None])
-    tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), largest_of(dz))
+    store_tile(out, dz.to(tl.float16), where, ROWS, COLUMNS)
+    tl.store(largest + tl.program_id(0), largest_of(dz))
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
@@ -200,11 +179,10 @@ def reverse(
     computed again and mixed is a, nothing is stored, and parts get the sums of out x + scales_1 (a . act'(z)) direction
     as well, the first weights' gradient.
     """
-    block = tl.program_id(0)
-    c, is_row, place, at = tile_of(rows, columns, ROWS, COLUMNS)
+    block, _tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
-    g = product(grad, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH) * tl.load(scales)
-    m = tl.load(mixed + at, mask=is_row[:, None], other=0.0).to(tl.float32) * tl.load(scales + 1)
+    g = product(grad, weight, where, depth, False, ROWS, COLUMNS, DEPTH) * tl.load(scales)
+    m = load_tile(mixed, where, ROWS, COLUMNS).to(tl.float32) * tl.load(scales + 1)
     if ENTRY:
         keep = entered(points, entry_weight, entry_bias, place, is_row, c, width, omega, KIND, ENTRY)
         _, slope, bend, _ = derivatives_of(keep, omega, KIND)
@@ -216,10 +194,10 @@ def reverse(
             v = tl.load(direction + place * ENTRY + k, mask=is_row, other=0.0)[:, None]
             tl.store(parts + (1 + k) * columns, tl.sum(dz * x + e * v, 0))
     else:
-        _, slope, bend, _ = derivatives_of(loaded(kept, at, is_row, KIND), omega, KIND)
+        _, slope, bend, _ = derivatives_of(loaded(load_tile(kept, where, ROWS, COLUMNS), KIND), omega, KIND)
         dz = g * slope + m * bend
-        tl.store(out + at, dz.to(tl.float16), mask=is_row[:, None])
-        tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), largest_of(dz))
+        store_tile(out, dz.to(tl.float16), where, ROWS, COLUMNS)
+        tl.store(largest + tl.program_id(0), largest_of(dz))
     tl.store(parts, tl.sum(dz, 0))
 
 

@@ -17,56 +17,51 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from aire_nerfstudio.ops.triton_activations import ROUND, slope_of, turns, value_and_kept, value_of
-from aire_nerfstudio.ops.triton_products import entry, product
+from aire_nerfstudio.ops.triton_activations import kept_of, loaded, slope_times, stored, value_of
+from aire_nerfstudio.ops.triton_products import entered, load_tile, product, store_tile, tile_of
 
 PAD = 64
 Tile = dict[str, int]
 AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
 
 
-# Bytes of shared memory that a block may have where tiles of 256 columns are used: Hopper's, and an A100's.
-WIDE_TILES_FROM = 160_000
-
-
-def forward_tile(columns: int, kind: int, is_entry: bool, is_end: bool, shared_memory: int = WIDE_TILES_FROM) -> Tile:
-    """How a layer's forward is shared out, for columns that are a multiple of :data:`PAD`: measured on an H100.
-
-    scripts/tune_triton.py measures them; docs/results.md has the figures. shared_memory: bytes that a block may have.
-    """
-    if kind != 0:
-        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
-    if is_entry:
-        wide = 128 if columns % 128 == 0 else 64
-        return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
-    has_wide = columns % 256 == 0 and shared_memory >= WIDE_TILES_FROM
-    if has_wide and columns == 256 and is_end:
-        return {"ROWS": 64, "COLUMNS": 256, "DEPTH": 64, "num_warps": 4, "num_stages": 2}
-    if has_wide:
-        return {"ROWS": 128, "COLUMNS": 256, "DEPTH": 64, "num_warps": 8, "num_stages": 3 if columns == 256 else 4}
-    wide = 128 if columns % 128 == 0 else 64
+def forward_tile(columns: int, kind: int, has_copy_engine: bool = True) -> Tile:
+    """How a layer's forward is shared out, for columns that are a multiple of :data:`PAD`."""
+    wide = 128 if columns % 128 == 0 and kind == 0 else 64
+    if has_copy_engine:
+        return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
 
 
-def backward_tile(columns: int, kind: int, is_narrow: bool, is_entry: bool) -> Tile:
+def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool = True) -> Tile:
     """How a layer's backward is shared out."""
-    if is_narrow:
-        wide, warps = (64, 4) if kind == 0 and not is_entry else (32, 8)
-        return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": warps, "num_stages": 3}
-    if kind != 0:
-        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
-    if is_entry and columns <= 256:
-        return {"ROWS": 128, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
-    wide = 128 if columns % 128 == 0 else 64
+    wide = 128 if columns % 128 == 0 and kind == 0 else 64
+    if has_copy_engine:
+        wide, stages = (64, 3) if is_entry else (wide, 2)
+        # SPDER's slopes take more registers than four warps have.
+        warps = 8 if is_entry and kind == 3 else 4
+        return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": warps, "num_stages": stages}
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_entry else 4, "num_stages": 3}
 
 
-def outer_tile(n: int, k: int) -> Tile:
+def entry_tile(columns: int, kind: int) -> Tile:
+    """How the first layer's forward of few coordinates is shared out."""
+    return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
+
+
+def last_tile(columns: int, kind: int) -> Tile:
+    """How the last sine layer's backward of few outputs is shared out; BLOCKS of rows each, AHEAD of them loaded."""
+    return {"ROWS": 16, "COLUMNS": 64, "BLOCKS": 32, "AHEAD": 3, "num_warps": 4}
+
+
+def outer_tile(n: int, k: int, has_copy_engine: bool = True) -> Tile:
     """How dW ``[n, k]`` is shared out; SHARES: of the rows."""
     high, wide = (128 if side % 128 == 0 else 64 for side in (n, k))
     is_small = n * k <= 256 * 256
     shares, stages = (32, 4) if is_small else (16, 3)
-    return {"BLOCK_N": high, "BLOCK_K": wide, "DEPTH": 64, "SHARES": shares, "num_warps": 4, "num_stages": stages}
+    # Older tensor cores hold more of the operands in registers.
+    warps = 4 if has_copy_engine else 8
+    return {"BLOCK_N": high, "BLOCK_K": wide, "DEPTH": 64, "SHARES": shares, "num_warps": warps, "num_stages": stages}
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
@@ -77,97 +72,189 @@ def layer_forward(
 ):  # fmt: skip
     """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
 
-    x is [rows, depth] and weight [columns, depth], float16; where ENTRY, points [rows, ENTRY] and [width, ENTRY],
-    float32, and nothing is kept. bias [width]: of the columns that are not padding. Where OUT, y [column programs,
-    rows, OUT] gets this program's share of the product with the last weights [OUT, width], and the value is not stored;
-    norms [column programs] gets the largest sum down their columns. Of KEEP besides, for others than SIREN: sizes
-    [programs], each one's largest |z|.
+    x [rows, depth], weight [columns, depth], float16, value and kept are descriptors; where ENTRY, x and weight are
+    pointers to points [rows, ENTRY] and [width, ENTRY], float32, and nothing is kept. bias [width]: of the columns that
+    are not padding. Where OUT, y [column tiles, rows, OUT] gets this program's share of the product with the last
+    weights [OUT, width], and the value is not stored; norms [column tiles] gets the largest sum down their columns. Of
+    KEEP besides, for others than SIREN: sizes [programs], each one's largest |z|.
     """
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
+    _, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     if ENTRY:
-        z = entry(x, weight, bias, place, is_row, c, width, ENTRY)
+        keep = entered(x, weight, bias, place, is_row, c, width, omega, KIND, ENTRY)
     else:
-        z = product(x, weight, place, is_row, c, depth, depth, 1, ROWS, COLUMNS, DEPTH)
-        z += tl.load(bias + c, mask=c < width, other=0.0)[None, :]
-    v, keep = value_and_kept(z, omega, KIND)
-    at = place[:, None] * columns + c[None, :]
+        z = product(x, weight, where, depth, True, ROWS, COLUMNS, DEPTH)
+        keep = kept_of(z, tl.load(bias + c, mask=c < width, other=0.0)[None, :], omega, KIND)
+    v = value_of(keep, omega, KIND)
     if KEEP and not ENTRY:
-        if KIND == 0:
-            # A full turn is 2^16, and half of one the same as minus half.
-            turn = (keep * 65536.0 + ROUND).to(tl.int32, bitcast=True).to(tl.int16)
-            tl.store(kept + at, turn, mask=is_row[:, None])
-        else:
-            tl.store(kept + at, keep, mask=is_row[:, None])
+        store_tile(kept, stored(keep, KIND), where, ROWS, COLUMNS)
     if KEEP and KIND != 0:
-        size = tl.max(tl.where(is_row[:, None], tl.abs(z), 0.0))
-        tl.store(sizes + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), size)
+        tl.store(sizes + tl.program_id(0), tl.max(tl.where(is_row[:, None], tl.abs(keep), 0.0)))
     if OUT:
         norm = tl.zeros((COLUMNS,), tl.float32)
         for o in tl.static_range(OUT):
             w = tl.load(last + o * width + c, mask=c < width, other=0.0)
             norm += tl.abs(w)
-            share = y + (tl.program_id(1).to(tl.int64) * rows + place) * OUT + o
+            share = y + (tile.to(tl.int64) * rows + place) * OUT + o
             tl.store(share, tl.sum(v * w[None, :], 1), mask=is_row)
         if KEEP:
-            tl.store(norms + tl.program_id(1), tl.max(norm, 0))
+            tl.store(norms + tile, tl.max(norm, 0))
     else:
-        tl.store(value + at, v.to(tl.float16), mask=is_row[:, None])
+        store_tile(value, v.to(tl.float16), where, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def layer_backward(
-    grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest,
-    rows, depth, columns, width, omega,
-    KIND: tl.constexpr, NARROW: tl.constexpr, ENTRY: tl.constexpr, STORE: tl.constexpr,
+    grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest, rows, depth, columns, width, omega,
+    KIND: tl.constexpr, ENTRY: tl.constexpr, STORE: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
-    grad is [rows, depth], what the next layer's z gets, and weight [depth, columns], float16; where NARROW, a depth of
-    so few, float32, and weight [NARROW, width]. z is what was kept; where ENTRY, the first layer's of points
-    x [rows, ENTRY], computed again. Besides, of each block of ROWS rows, parts [blocks, 1 + NARROW + ENTRY, columns]:
-    sums of out; grad^T times this layer's values; x^T out. largest [programs]: the largest |out|. Out itself where
-    STORE.
+    grad [rows, depth], what the next layer's z gets, weight [depth, columns], kept and out are descriptors. z is what
+    was kept; where ENTRY, the first layer's of points x [rows, ENTRY], computed again. Besides, of each block of ROWS
+    rows, parts [blocks, 1 + ENTRY, columns]: sums of out; x^T out. Out itself and largest [programs], the largest
+    |out|, where STORE.
     """
-    block = tl.program_id(0)
-    r = block * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row = r < rows
-    place = r.to(tl.int64)
-    at = place[:, None] * columns + c[None, :]
-    parts += block.to(tl.int64) * (1 + NARROW + ENTRY) * columns + c
-    if NARROW:
-        g = tl.zeros((ROWS, COLUMNS), tl.float32)
-    else:
-        g = product(grad, weight, place, is_row, c, depth, 1, columns, ROWS, COLUMNS, DEPTH)
+    block, _, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
+    parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
+    g = product(grad, weight, where, depth, False, ROWS, COLUMNS, DEPTH)
     if ENTRY:
-        keep = entry(x, entry_weight, entry_bias, place, is_row, c, width, ENTRY)
-        if KIND == 0:
-            keep = turns(omega * keep)
+        keep = entered(x, entry_weight, entry_bias, place, is_row, c, width, omega, KIND, ENTRY)
     else:
-        keep = tl.load(kept + at, mask=is_row[:, None], other=0)
-        if KIND == 0:
-            keep = keep.to(tl.float32) * (1.0 / 65536.0)
-    if NARROW:
-        h = value_of(keep, omega, KIND)
-        for k in tl.static_range(NARROW):
-            a = tl.load(grad + place * NARROW + k, mask=is_row, other=0.0)
-            g += a[:, None] * tl.load(weight + k * width + c, mask=c < width, other=0.0)[None, :]
-            tl.store(parts + (1 + k) * columns, tl.sum(a[:, None] * h, 0))
+        keep = loaded(load_tile(kept, where, ROWS, COLUMNS), KIND)
     # Rows past the end have a gradient of 0.
-    g = g * (slope_of(keep, omega, KIND) * tl.load(factor))
-    tl.store(parts, tl.sum(g, 0))
-    if ENTRY:
-        for k in tl.static_range(ENTRY):
-            a = tl.load(x + place * ENTRY + k, mask=is_row, other=0.0)
-            tl.store(parts + (1 + NARROW + k) * columns, tl.sum(a[:, None] * g, 0))
+    g = g * slope_times(keep, omega, tl.load(factor), KIND)
     if STORE:
-        tl.store(out + at, g.to(tl.float16), mask=is_row[:, None])
-        size = tl.max(tl.abs(g))
-        tl.store(largest + block * tl.num_programs(1) + tl.program_id(1), size)
+        store_tile(out, g.to(tl.float16), where, ROWS, COLUMNS)
+        tl.store(largest + tl.program_id(0), tl.max(tl.abs(g)))
+    sums_by_product(g, x, place, is_row, parts, columns, ENTRY, ROWS)
+
+
+@triton.jit
+def sums_by_product(g, x, place, is_row, parts, columns, ENTRY: tl.constexpr, ROWS: tl.constexpr):
+    """Into lines of parts the sums of g over rows, and x^T g for points x [rows, ENTRY], by a float16 product.
+
+    Points are the sum of two numbers of float16, over the largest coordinate.
+    """
+    o = tl.arange(0, 16)
+    high = tl.zeros((ROWS, 16), tl.float32) + tl.where(o == 0, 1.0, 0.0)[None, :]
+    left = g.to(tl.float16).T
+    if ENTRY:
+        low = tl.zeros((ROWS, 16), tl.float32)
+        size = 1e-30
+        for k in tl.static_range(ENTRY):
+            size = tl.maximum(size, tl.max(tl.abs(tl.load(x + place * ENTRY + k, mask=is_row, other=0.0)), 0))
+        for k in tl.static_range(ENTRY):
+            a = tl.load(x + place * ENTRY + k, mask=is_row, other=0.0) / size
+            rounded = a.to(tl.float16).to(tl.float32)
+            is_here = (o == 1 + k)[None, :]
+            high = tl.where(is_here, rounded[:, None], high)
+            low = tl.where(is_here, (a - rounded)[:, None], low)
+        found = tl.dot(left, high.to(tl.float16), tl.dot(left, low.to(tl.float16)))
+        found *= tl.where(o == 0, 1.0, size)[None, :]
+    else:
+        found = tl.dot(left, high.to(tl.float16))
+    tl.store(parts[:, None] + o[None, :] * columns, found, mask=(o < 1 + ENTRY)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "width"])
+def last_backward(
+    grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest, rows, columns, width, omega,
+    KIND: tl.constexpr, OUT: tl.constexpr, ENTRY: tl.constexpr, STORE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """:func:`layer_backward` of the last sine layer of few outputs: grad [rows, OUT] and weight [OUT, width], float32.
+
+    A program takes BLOCKS blocks of ROWS rows, AHEAD of which it loads before they are wanted, and of all of them parts
+    are [programs, 1 + OUT + ENTRY, columns]: sums of out; grad^T times this layer's values; x^T out. All are pointers.
+    """
+    across = columns // COLUMNS
+    block = tl.program_id(0) // across
+    c = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)
+    is_column = c < width
+    gain = tl.load(factor)
+    # Within a program numbers are small: places of 64 bits would take twice the registers.
+    before = block.to(tl.int64) * BLOCKS * ROWS
+    left = rows - block * BLOCKS * ROWS
+    if ENTRY:
+        x += before * ENTRY
+    else:
+        kept += before * columns
+    if STORE:
+        out += before * columns
+    grad += before * OUT
+    nothing = tl.zeros((ROWS, COLUMNS), tl.float32)
+    size, sums = nothing, nothing
+    # Of up to four outputs and coordinates each: what there is not is not computed.
+    last_0, last_1, last_2, last_3 = nothing, nothing, nothing, nothing
+    points_0, points_1, points_2, points_3 = nothing, nothing, nothing, nothing
+    weight_0 = tl.load(weight + c, mask=is_column, other=0.0)[None, :]
+    weight_1, weight_2, weight_3 = weight_0, weight_0, weight_0
+    if OUT > 1:
+        weight_1 = tl.load(weight + width + c, mask=is_column, other=0.0)[None, :]
+    if OUT > 2:
+        weight_2 = tl.load(weight + 2 * width + c, mask=is_column, other=0.0)[None, :]
+    if OUT > 3:
+        weight_3 = tl.load(weight + 3 * width + c, mask=is_column, other=0.0)[None, :]
+    for step in tl.range(0, BLOCKS, num_stages=AHEAD):
+        r = step * ROWS + tl.arange(0, ROWS)
+        is_row = r < left
+        at = r[:, None] * columns + c[None, :]
+        if ENTRY:
+            keep = entered(x, entry_weight, entry_bias, r, is_row, c, width, omega, KIND, ENTRY)
+        else:
+            keep = loaded(tl.load(kept + at, mask=is_row[:, None], other=0), KIND)
+        h = value_of(keep, omega, KIND)
+        a = tl.load(grad + r * OUT, mask=is_row, other=0.0)[:, None]
+        g = a * weight_0
+        last_0 += a * h
+        if OUT > 1:
+            a = tl.load(grad + r * OUT + 1, mask=is_row, other=0.0)[:, None]
+            g += a * weight_1
+            last_1 += a * h
+        if OUT > 2:
+            a = tl.load(grad + r * OUT + 2, mask=is_row, other=0.0)[:, None]
+            g += a * weight_2
+            last_2 += a * h
+        if OUT > 3:
+            a = tl.load(grad + r * OUT + 3, mask=is_row, other=0.0)[:, None]
+            g += a * weight_3
+            last_3 += a * h
+        # Rows past the end have a gradient of 0.
+        g = g * slope_times(keep, omega, gain, KIND)
+        sums += g
+        for k in tl.static_range(ENTRY):
+            a = tl.load(x + r * ENTRY + k, mask=is_row, other=0.0)[:, None]
+            if k == 0:
+                points_0 += a * g
+            elif k == 1:
+                points_1 += a * g
+            elif k == 2:
+                points_2 += a * g
+            else:
+                points_3 += a * g
+        if STORE:
+            tl.store(out + at, g.to(tl.float16), mask=is_row[:, None])
+            size = tl.maximum(size, tl.abs(g))
+    if STORE:
+        tl.store(largest + tl.program_id(0), tl.max(size))
+    parts += block.to(tl.int64) * (1 + OUT + ENTRY) * columns + c
+    tl.store(parts, tl.sum(sums, 0))
+    _store_sums(parts + columns, columns, last_0, last_1, last_2, last_3, OUT)
+    _store_sums(parts + (1 + OUT) * columns, columns, points_0, points_1, points_2, points_3, ENTRY)
+
+
+@triton.jit
+def _store_sums(parts, columns, first, second, third, fourth, COUNT: tl.constexpr):
+    """Sums over rows of the first COUNT tiles, a line of parts each."""
+    if COUNT > 0:
+        tl.store(parts, tl.sum(first, 0))
+    if COUNT > 1:
+        tl.store(parts + columns, tl.sum(second, 0))
+    if COUNT > 2:
+        tl.store(parts + 2 * columns, tl.sum(third, 0))
+    if COUNT > 3:
+        tl.store(parts + 3 * columns, tl.sum(fourth, 0))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -200,30 +287,32 @@ def affine(
     tl.store(y + place[:, None] * outputs + o[None, :], total, mask=is_row & is_output[None, :])
 
 
-@triton.jit(do_not_specialize=["rows", "share", "shares"])
+@triton.jit(do_not_specialize=["rows", "share"])
 def outer_product(
-    grad, x, partial, rows, n, k, share, shares, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr
+    grad, x, partial, rows, n, k, share, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, DEPTH: tl.constexpr
 ):
-    """Partial [m, shares, n, k]: of m pairs, for each share of the rows, the sum of grad[r, n] x[r, k], both float16.
+    """Partial [shares, n, k]: for each share of the rows the sum of grad[r, n] x[r, k].
 
-    grad is [m, rows, n], x [m, rows, k].
+    grad [rows, n] and x [rows, k], float16, are descriptors or pointers. ``share`` rows are a multiple of DEPTH.
     """
-    i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    pair = tl.program_id(2) // shares
-    part = tl.program_id(2) % shares
-    before = pair.to(tl.int64) * rows
-    grad += before * n
-    x += before * k
-    partial += pair.to(tl.int64) * shares * n * k
+    i = tl.program_id(0) * BLOCK_N
+    j = tl.program_id(1) * BLOCK_K
+    part = tl.program_id(2)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for begin in range(0, share, DEPTH):
-        r = part * share + begin + tl.arange(0, DEPTH)
-        place = r.to(tl.int64)
-        left = tl.load(grad + place[None, :] * n + i[:, None], mask=r[None, :] < rows, other=0.0)
-        right = tl.load(x + place[:, None] * k + j[None, :], mask=r[:, None] < rows, other=0.0)
-        total = tl.dot(left, right, total)
-    tl.store(partial + (part * n + i[:, None]).to(tl.int64) * k + j[None, :], total)
+    if isinstance(x, tl.tensor_descriptor):
+        for begin in range(part * share, (part + 1) * share, DEPTH):
+            total = tl.dot(grad.load([begin, i]).T, x.load([begin, j]), total)
+    else:
+        along = i + tl.arange(0, BLOCK_N)
+        across = j + tl.arange(0, BLOCK_K)
+        for begin in range(part * share, (part + 1) * share, DEPTH):
+            r = begin + tl.arange(0, DEPTH)
+            place = r.to(tl.int64)
+            left = tl.load(grad + place[None, :] * n + along[:, None], mask=r[None, :] < rows, other=0.0)
+            right = tl.load(x + place[:, None] * k + across[None, :], mask=r[:, None] < rows, other=0.0)
+            total = tl.dot(left, right, total)
+    line = (part * n + i + tl.arange(0, BLOCK_N)).to(tl.int64) * k
+    tl.store(partial + line[:, None] + (j + tl.arange(0, BLOCK_K))[None, :], total)
 
 
 # Columns of a program of affine: for outputs of up to so many, and for more.
@@ -250,16 +339,18 @@ def fused_forward(
     place = r.to(tl.int64)
     n = tl.arange(0, WIDTH)
     o = tl.arange(0, OUT)
-    z = tl.zeros((ROWS, WIDTH), tl.float32) + tl.load(bias + n)[None, :]
+    z = tl.zeros((ROWS, WIDTH), tl.float32)
     for k in range(inputs):
         a = tl.load(x + place * inputs + k, mask=r < rows, other=0.0)
         z += a[:, None] * tl.load(first + n * inputs + k)[None, :]
-    value, _ = value_and_kept(z, tl.load(omega), KIND)
+    rate = tl.load(omega)
+    value = value_of(kept_of(z, tl.load(bias + n)[None, :], rate, KIND), rate, KIND)
     h = value.to(tl.float16)
     for layer in tl.static_range(LAYERS - 1):
         weight = tl.load(hidden + layer * WIDTH * WIDTH + n[None, :] * WIDTH + n[:, None])
-        z = tl.dot(h, weight) + tl.load(bias + (layer + 1) * WIDTH + n)[None, :]
-        value, _ = value_and_kept(z, tl.load(omega + layer + 1), KIND)
+        rate = tl.load(omega + layer + 1)
+        keep = kept_of(tl.dot(h, weight), tl.load(bias + (layer + 1) * WIDTH + n)[None, :], rate, KIND)
+        value = value_of(keep, rate, KIND)
         h = value.to(tl.float16)
     high = tl.load(last + o[None, :] * WIDTH + n[:, None])
     low = tl.load(last + OUT * WIDTH + o[None, :] * WIDTH + n[:, None])

@@ -11,6 +11,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Tile = dict[str, int]
+
+
+class Grid(NamedTuple):
+    """How a matrix is shared out: blocks of rows, and tiles across its columns."""
+
+    blocks: int
+    across: int
+
+    @classmethod
+    def of(cls, rows: int, columns: int, tile: Tile) -> Grid:
+        """For tiles of ``ROWS`` and ``COLUMNS``, of which a program takes ``BLOCKS`` where there is such a number."""
+        return cls(-(-rows // (tile["ROWS"] * tile.get("BLOCKS", 1))), columns // tile["COLUMNS"])
+
+    @property
+    def programs(self) -> tuple[int]:
+        """What Triton takes: one after the other across the columns first."""
+        return (self.blocks * self.across,)
+
 
 class Measured(NamedTuple):
     """The gradient with respect to few outputs ``[rows, out]``, and of each program's rows its sums and its largest."""
@@ -67,14 +86,6 @@ def omegas_on(omegas: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(omegas, device=device)
 
 
-@functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have; without a device, in Triton's interpreter, there is no limit."""
-    if device.type != "cuda":
-        return 1 << 30
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0))
-
-
 def finish(shares: Tensor, bias: Tensor) -> Tensor:
     """Outputs ``[rows, out]`` of their shares ``[m, rows, out]`` and the bias."""
     from aire_nerfstudio.ops import triton_sums as sums
@@ -125,21 +136,71 @@ def total_parts(
     return found
 
 
-def partial_products(grad: Tensor, x: Tensor) -> Tensor:
-    """Of m pairs ``grad [m, rows, n]`` and ``x [m, rows, k]``, both float16 and padded, ``grad^T x``, unsummed.
+# As what the kernels are launched without a device, in Triton's interpreter and for its compiler alone.
+COPY_ENGINE_WITHOUT_DEVICE = True
 
-    Float32 ``[m, shares, n, k]`` over a fixed split of the rows.
+
+def has_copy_engine(device: torch.device) -> bool:
+    """Whether tiles are loaded and stored by descriptors: Hopper and later."""
+    return _is_hopper(device) if device.type == "cuda" else COPY_ENGINE_WITHOUT_DEVICE
+
+
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def tiles(t: Tensor | None, rows: int, columns: int) -> Any:
+    """A contiguous matrix for kernels that load or store ``[rows, columns]`` of it at a time; None as it is."""
+    if t is None or not has_copy_engine(t.device):
+        return t
+    # What the constructor checks holds for all that comes here, and takes the host longer than the launch.
+    made = object.__new__(_descriptor_type())
+    made.base, made.shape, made.strides = t, t.shape, t.stride()
+    made.block_shape, made.padding = [rows, columns], "zero"
+    return made
+
+
+@functools.cache
+def _descriptor_type() -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor
+
+
+def left_of(x: Tensor, tile: Tile) -> Any:
+    """Rows ``x [rows, depth]`` of a product."""
+    return tiles(x, tile["ROWS"], tile["DEPTH"])
+
+
+def right_of(weight: Tensor, tile: Tile, is_forward: bool) -> Any:
+    """A product's weight: ``[columns, depth]`` forward, ``[depth, columns]`` backward."""
+    shape = (tile["COLUMNS"], tile["DEPTH"])
+    return tiles(weight, *(shape if is_forward else shape[::-1]))
+
+
+def beside(t: Tensor | None, tile: Tile) -> Any:
+    """What has a number for each of a product's, ``[rows, columns]``."""
+    return tiles(t, tile["ROWS"], tile["COLUMNS"])
+
+
+def partial_products(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad^T x`` of ``grad [rows, n]`` and ``x [rows, k]``, both float16 and padded, unsummed.
+
+    Float32 ``[shares, n, k]`` over a fixed split of the rows.
     """
     from aire_nerfstudio.ops import triton_kernels as kernels
 
-    pairs, rows, n = grad.shape
-    k = x.shape[2]
-    tile = kernels.outer_tile(n, k)
+    rows, n = grad.shape
+    k = x.shape[1]
+    tile = kernels.outer_tile(n, k, has_copy_engine(grad.device))
     share = up(-(-rows // tile.pop("SHARES")), tile["DEPTH"])
     shares = -(-rows // share)
-    partial = grad.new_empty(pairs, shares, n, k, dtype=torch.float32)
-    grid = (n // tile["BLOCK_N"], k // tile["BLOCK_K"], pairs * shares)
-    kernels.outer_product[grid](grad, x, partial, rows, n, k, share, shares, **tile)
+    partial = grad.new_empty(shares, n, k, dtype=torch.float32)
+    high, wide, depth = tile["BLOCK_N"], tile["BLOCK_K"], tile["DEPTH"]
+    kernels.outer_product[n // high, k // wide, shares](
+        tiles(grad, depth, high), tiles(x, depth, wide), partial, rows, n, k, share, **tile
+    )
     return partial
 
 

@@ -29,10 +29,15 @@ from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import check_unchanged, fit_together, is_transformed, shapes_of
+from aire_nerfstudio.ops.aside import Aside
 from aire_nerfstudio.ops.processors import matmul_precision
 from aire_nerfstudio.ops.triton_launches import (
+    Grid,
     Measured,
+    beside,
     finish,
+    has_copy_engine,
+    left_of,
     measure,
     omegas_on,
     on_device,
@@ -40,7 +45,7 @@ from aire_nerfstudio.ops.triton_launches import (
     padded,
     partial_products,
     plain,
-    shared_memory,
+    right_of,
     total,
     total_parts,
     up,
@@ -228,28 +233,40 @@ def forward_layers(
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
     h = rows if is_entry else padded(rows, count, up(inputs, kernels.PAD), dtype=torch.float16)
-    kept, memory = Kept.empty(h, layers), shared_memory(rows.device)
-    y = rows
+    kept, aside, y = Kept.empty(h, layers), Aside(rows.device), rows
+    sides = [h.shape[1], *(up(weight.shape[0], kernels.PAD) for weight in weights[:-1])]
+    # Of narrow points the first weights stay as they are.
+    found = {
+        index: aside.run(functools.partial(packed, weights[index], sides[index + 1], sides[index], False, keeps))
+        for index in range(1 if is_entry else 0, layers)
+    }
     for index in range(layers):
         entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
-        width, weight = weights[index].shape[0], weights[index]
-        columns, depth = up(width, kernels.PAD), h.shape[1]
+        width, weight, columns, depth = weights[index].shape[0], weights[index], sides[index + 1], h.shape[1]
         if not entry:
-            weight, _, norms = packed(weight, columns, depth, False, keeps)
+            if index == min(found):
+                aside.join()
+            weight, _, norms = found[index]
             if index > 0:
                 kept.packed[index - 1], kept.norms[index - 1] = weight, norms
-        tile = kernels.forward_tile(columns, kind, bool(entry), ends, memory)
-        grid = (-(-count // tile["ROWS"]), columns // tile["COLUMNS"])
+        tile = (
+            kernels.entry_tile(columns, kind)
+            if entry
+            else kernels.forward_tile(columns, kind, has_copy_engine(rows.device))
+        )
+        grid = Grid.of(count, columns, tile)
         value = rows.new_empty(0 if ends else count, columns, dtype=torch.float16)
         phase_type = torch.int16 if kind == 0 else torch.float32
         phase = rows.new_empty(count if keeps and not entry else 0, columns, dtype=phase_type)
-        sizes = rows.new_empty(grid[0] * grid[1] if keeps and kind != 0 else 0)
-        norms = rows.new_empty(grid[1] if ends and keeps else 0)
+        sizes = rows.new_empty(grid.programs if keeps and kind != 0 else 0)
+        norms = rows.new_empty(grid.across if ends and keeps else 0)
         if ends:
-            y = rows.new_empty(grid[1], count, out)
+            y = rows.new_empty(grid.across, count, out)
         if count:
-            kernels.layer_forward[grid](
-                h, weight, biases[index], weights[-1], value, phase, sizes, y, norms, count, depth, columns, width,
+            operands = (h, weight) if entry else (left_of(h, tile), right_of(weight, tile, True))
+            kernels.layer_forward[grid.programs](
+                *operands, biases[index], weights[-1], beside(None if ends else value, tile),
+                beside(phase if len(phase) else None, tile), sizes, y, norms, count, depth, columns, width,
                 float(omegas[index]), KIND=kind, ENTRY=entry, OUT=out if ends else 0, KEEP=keeps, **tile,
             )  # fmt: skip
         kept.phases[index], kept.sizes[index] = None if entry else phase, sizes
@@ -286,12 +303,13 @@ def backward_layers(
         shapes = [*(w.shape for w in weights), *(w.shape[:1] for w in weights)]
         return gy.new_zeros(0, inputs) if needs_dx else None, [gy.new_zeros(shape) for shape in shapes]
     is_narrow, is_entry = out <= NARROW, inputs <= NARROW
-    scale = gy.new_ones(1)
+    scale, aside = gy.new_ones(1), Aside(gy.device)
     if is_narrow:
         # Kernels go through memory row by row.
         measured = given if isinstance(given, Measured) else measure(gy.contiguous()[None], None, None)[0]
         grad, largest = measured.grad, measured.largest
-        d_weights, d_biases = [], [total_parts(measured.sums, (out, out, 0, 0), numerator, scale, gain)]
+        sums_of = functools.partial(total_parts, measured.sums, (out, out, 0, 0), numerator, scale, gain)
+        d_weights, d_biases = [], [aside.run(sums_of, measured.sums, scale)]
     else:
         # The largest becomes 1, before it is float16; a gradient of zero has none.
         numerator = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -311,20 +329,32 @@ def backward_layers(
         scale = following
         entry = inputs if index == 0 and is_entry else 0
         stores = index > 0 or needs_dx or not is_entry
-        tile = kernels.backward_tile(columns, kind, is_narrow, bool(entry))
-        blocks = -(-count // tile["ROWS"])
-        grid = (blocks, columns // tile["COLUMNS"])
+        tile = (
+            kernels.last_tile(columns, kind)
+            if is_narrow
+            else kernels.backward_tile(columns, kind, bool(entry), has_copy_engine(gy.device))
+        )
+        grid = Grid.of(count, columns, tile)
         narrow = out if is_narrow else 0
         dz = gy.new_empty(count if stores else 0, columns, dtype=torch.float16)
-        parts = gy.new_empty(blocks, 1 + narrow + entry, columns)
-        largest = gy.new_empty(grid[0] * grid[1])
-        phases = kept.phases[index] if not entry else dz
-        kernels.layer_backward[grid](
-            grad, weights[-1] if is_narrow else kept.packed[index], phases, kept.entry, weights[0], biases[0], factor,
-            dz, parts, largest, count, depth, columns, width, float(omegas[index]),
-            KIND=kind, NARROW=narrow, ENTRY=entry, STORE=stores, **tile,
-        )  # fmt: skip
-        found = total_parts(parts, (width, columns, narrow, entry), numerator, scale, gain)
+        parts = gy.new_empty(grid.blocks, 1 + narrow + entry, columns)
+        largest = gy.new_empty(grid.programs)
+        entered = (kept.entry, weights[0], biases[0], factor)
+        if is_narrow:
+            kernels.last_backward[grid.programs](
+                grad, weights[-1], None if entry else kept.phases[index], *entered, dz if stores else None, parts,
+                largest, count, columns, width, float(omegas[index]),
+                KIND=kind, OUT=narrow, ENTRY=entry, STORE=stores, **tile,
+            )  # fmt: skip
+        else:
+            kernels.layer_backward[grid.programs](
+                left_of(grad, tile), right_of(kept.packed[index], tile, False),
+                beside(None if entry else kept.phases[index], tile), *entered, beside(dz if stores else None, tile),
+                parts, largest, count, depth, columns, width, float(omegas[index]),
+                KIND=kind, ENTRY=entry, STORE=stores, **tile,
+            )  # fmt: skip
+        sums_of = functools.partial(total_parts, parts, (width, columns, narrow, entry), numerator, scale, gain)
+        found = aside.run(sums_of, parts, scale)
         ends = (width, (1 + narrow) * width)
         d_biases.append(found[: ends[0]])
         if is_narrow:
@@ -333,8 +363,10 @@ def backward_layers(
             d_weights.append(found[ends[1] :].view(width, inputs))
         else:
             behind = kept.values[index - 1] if index > 0 else kept.entry
-            d_weights.append(_outer(dz, behind, weights[index].shape, numerator, scale, gain))
+            product = functools.partial(_outer, dz, behind, weights[index].shape, numerator, scale, gain)
+            d_weights.append(aside.run(product, dz, behind, scale))
         grad, is_narrow = dz, False
+    aside.join()
     dx = None
     if needs_dx:
         dx = _points_gradient(grad, weights[0]) * (gain / scale)
@@ -365,5 +397,4 @@ def _outer(
 
     Both are padded.
     """
-    (partial,) = partial_products(grad[None], x[None])
-    return total(partial, shape, numerator, denominator, gain)
+    return total(partial_products(grad, x), shape, numerator, denominator, gain)

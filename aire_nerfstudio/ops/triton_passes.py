@@ -16,7 +16,19 @@ from torch import Tensor
 from aire_nerfstudio.ops import triton_network
 from aire_nerfstudio.ops.activations import Activation
 from aire_nerfstudio.ops.arguments import SMOOTH
-from aire_nerfstudio.ops.triton_launches import finish, packed, plain, total, up
+from aire_nerfstudio.ops.triton_launches import (
+    Grid,
+    Tile,
+    beside,
+    finish,
+    has_copy_engine,
+    left_of,
+    packed,
+    plain,
+    right_of,
+    total,
+    up,
+)
 
 # Of sizes of the last layer's gradients over its slopes, in float16; FINER's slopes reach its end at |z| of 2,000,
 # where float32 has no phase left.
@@ -108,15 +120,13 @@ class Passes:
         self.kept = Kept([Layer() for _ in omegas], rows.new_empty(1)) if kept is None else kept
         self.layers = self.kept.layers
 
-    def shared_out(
-        self, layer: int, is_heavy: bool = False
-    ) -> tuple[dict[str, int], tuple[int, int], Callable[[], Tensor]]:
+    def shared_out(self, layer: int, is_heavy: bool = False) -> tuple[Tile, Grid, Callable[[], Tensor]]:
         """How a layer is shared out, its programs, and what makes a number for each of them."""
         from aire_nerfstudio.ops import triton_gradient_kernels as kernels
 
-        tile = kernels.tile(self.columns[layer], self.kind, is_heavy)
-        grid = (-(-len(self.rows) // tile["ROWS"]), self.columns[layer] // tile["COLUMNS"])
-        return tile, grid, lambda: self.rows.new_empty(grid[0] * grid[1])
+        tile = kernels.tile(self.columns[layer], self.kind, is_heavy, has_copy_engine(self.rows.device))
+        grid = Grid.of(len(self.rows), self.columns[layer], tile)
+        return tile, grid, lambda: self.rows.new_empty(grid.programs)
 
     def half(self, layer: int, *streams: int) -> Tensor:
         """Float16 ``[*streams, rows, n]``."""
@@ -182,14 +192,20 @@ class Passes:
 
         here, behind, entry = self.layers[layer], self.layers[layer + 1], self.inputs if layer == 0 else 0
         x, weight = (self.rows, self.weights[0]) if entry else (self.layers[layer - 1].value, here.packed)
-        tile = kernels.forward_tile(self.columns[layer], self.kind, bool(entry), True, 0)
-        grid = (-(-len(x) // tile["ROWS"]), self.columns[layer] // tile["COLUMNS"])
+        columns = self.columns[layer]
+        tile = (
+            kernels.entry_tile(columns, self.kind)
+            if entry
+            else kernels.forward_tile(columns, self.kind, has_copy_engine(x.device))
+        )
+        grid = Grid.of(len(x), columns, tile)
         here.value, here.phase = self.half(layer), None if entry else self.phases(layer)
-        here.sizes = self.rows.new_empty(grid[0] * grid[1]) if self.kind else None
+        here.sizes = self.rows.new_empty(grid.programs) if self.kind else None
         sizes = self.sizes(layer)
-        kernels.layer_forward[grid](
-            x, weight, self.biases[layer], weight, here.value, self.one if entry else here.phase, sizes, sizes, sizes,
-            len(x), x.shape[1], self.columns[layer], self.widths[layer], self.omegas[layer],
+        operands = (x, weight) if entry else (left_of(x, tile), right_of(weight, tile, True))
+        kernels.layer_forward[grid.programs](
+            *operands, self.biases[layer], self.weights[-1], beside(here.value, tile), beside(here.phase, tile), sizes,
+            sizes, sizes, len(x), x.shape[1], self.columns[layer], self.widths[layer], self.omegas[layer],
             KIND=self.kind, ENTRY=entry, OUT=0, KEEP=True, **tile,
         )  # fmt: skip
         weight = self.weights[layer + 1]
@@ -203,10 +219,11 @@ class Passes:
         tile, grid, numbers = self.shared_out(last)
         here.back, here.phase = self.half(last), self.phases(last) if keeps else None
         here.sizes = numbers() if self.kind else None
-        largest, shares = numbers(), self.rows.new_empty(grid[1], len(self.rows), 1)
-        kernels.last_forward[grid](
-            self.layers[last - 1].value, here.packed, self.biases[last], self.weights[-1], here.scale, here.back,
-            here.phase if keeps else self.one, self.sizes(last), shares, largest, len(self.rows),
+        largest, shares = numbers(), self.rows.new_empty(grid.across, len(self.rows), 1)
+        kernels.last_forward[grid.programs](
+            left_of(self.layers[last - 1].value, tile), right_of(here.packed, tile, True), self.biases[last],
+            self.weights[-1], here.scale, beside(here.back, tile), beside(here.phase, tile), self.sizes(last), shares,
+            largest, len(self.rows),
             self.columns[last - 1], self.columns[last], self.widths[last], self.omegas[last],
             KIND=self.kind, KEEP=keeps, **tile,
         )  # fmt: skip
@@ -220,11 +237,14 @@ class Passes:
         tile, grid, numbers = self.shared_out(layer)
         here.adjoint = self.half(layer) if keeps else None
         here.back = None if entry else self.half(layer)
-        gradient, largest = self.rows.new_empty(grid[1], len(self.rows), entry), numbers()
-        kernels.adjoint[grid](
-            behind.back, behind.packed, self.one if entry else here.phase, self.rows, self.weights[0], self.biases[0],
-            factor, here.scale, here.adjoint if keeps else self.one, self.one if entry else here.back, gradient,
-            largest, len(self.rows), self.columns[layer + 1], self.columns[layer], self.widths[layer],
+        gradient, largest = self.rows.new_empty(grid.across, len(self.rows), entry), numbers()
+        kernels.adjoint[grid.programs](
+            left_of(behind.back, tile), right_of(behind.packed, tile, False),
+            beside(None if entry else here.phase, tile),
+            self.rows, self.weights[0], self.biases[0], factor, here.scale,
+            beside(here.adjoint if keeps else None, tile),
+            beside(here.back, tile), gradient, largest, len(self.rows), self.columns[layer + 1], self.columns[layer],
+            self.widths[layer],
             self.omegas[layer], KIND=self.kind, ENTRY=entry, KEEP=keeps, **tile,
         )  # fmt: skip
         return gradient, largest
@@ -241,7 +261,7 @@ class Passes:
         from aire_nerfstudio.ops.triton_kernels import outer_tile
 
         here, n, k, pairs = self.layers[layer], self.columns[layer], self.columns[layer - 1], len(left) + 1
-        tile = outer_tile(n, k)
+        tile = outer_tile(n, k, has_copy_engine(along.device))
         share = up(-(-len(along) // tile.pop("SHARES")), tile["DEPTH"])
         shares = -(-len(along) // share)
         partial = self.rows.new_empty(pairs * shares, n, k)
