@@ -56,7 +56,8 @@ first)
         "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
     export SUITE_LIMIT=120
     TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py
-    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/first"
+    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/first" \
+        --ways "eager, high" "torch.compile, graph, high" "ours, graph, medium" "ours, medium"
     run "Steps of ns-train" python "$source_folder"/scripts/time_steps.py --precisions highest medium --blocks 5
     TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/first-rays"
     unset SUITE_LIMIT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -49,6 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        help="only these, as tables name them, and each case's baseline: 'ours, graph, medium'",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it warms up for minutes")
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--out", type=Path, default=Path("bench"), help="folder for bench.json, .md and .png")
@@ -136,11 +142,25 @@ def _measured(plain: Case, given: Any) -> Result:
     """A case's times and memory; what it held on the device, graphs among it, is given back."""
     is_rays = plain.name in ("marching", "compositing")
     case = plain if is_rays else with_precisions(plain, given.precisions, given.device)
+    if given.ways is not None:
+        case = only(case, given.ways)
     torch._dynamo.reset()
     times, failures = time_in_turn(case.ways, given.repeats, given.device)
     # A graph's memory is its own from its capture on, and nothing is asked for in a replay.
     megabytes = {name: None if "graph" in name else peak_megabytes(case.ways[name], given.device) for name in times}
     return Result(replace(case, ways=dict.fromkeys(case.ways, _gone)), times, megabytes, failures)
+
+
+def only(case: Case, names: Sequence[str]) -> Case:
+    """The case with its baseline and the ways that are named.
+
+    Raises:
+        InputError: none of them is one of its ways.
+    """
+    chosen = {name: way for i, (name, way) in enumerate(case.ways.items()) if i == 0 or name in names}
+    if not set(names) & set(case.ways):
+        raise InputError(f"--ways is {', '.join(names)}; of {case.name} there are: {'; '.join(case.ways)}")
+    return replace(case, ways=chosen)
 
 
 def _say_failures(result: Result, console: Console) -> None:
