@@ -13,16 +13,23 @@ from emulated_device import alias, launch
 
 def of_triton(interpreter: Any) -> None:
     """Let Triton's interpreter work on the device's memory itself."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     given = interpreter.GridExecutor.__call__
 
+    def there(argument: Any) -> Any:
+        if isinstance(argument, TensorDescriptor):
+            rest = (argument.shape, argument.strides, argument.block_shape, argument.padding)
+            return TensorDescriptor(alias(argument.base), *rest)
+        return alias(argument) if isinstance(argument, torch.Tensor) else argument
+
     def call(self: Any, *arguments: Any, **named: Any) -> None:
-        tensors = [*arguments, *named.values()]
+        tensors = [a.base if isinstance(a, TensorDescriptor) else a for a in (*arguments, *named.values())]
         for t in tensors:
             if isinstance(t, torch.Tensor) and t.device.type != "cuda":
                 raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-        there = [alias(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-        named_there = {k: alias(a) if isinstance(a, torch.Tensor) else a for k, a in named.items()}
-        launch(lambda: given(self, *there, **named_there), tensors)
+        arguments_there, named_there = [there(a) for a in arguments], {k: there(a) for k, a in named.items()}
+        launch(lambda: given(self, *arguments_there, **named_there), tensors)
 
     interpreter.GridExecutor.__call__ = call
 
