@@ -2,8 +2,8 @@
 # What only a GPU can show, most telling first, into one report: whether the CUDA ops are right, how fast they are, and the
 # paper's protocols. Usage:
 #   bash scripts/gpu_suite.sh OUTPUT_FOLDER [first] [second] [ops] [bench] [images] [surfaces] [nerf] [compare]     (default: the last six)
-# first and second are the most telling, some ten minutes each, at most twenty, each part with a limit: ops and speed at 256 and 512; a fit,
-# derivatives, and a minute of Lego at two precisions.
+# first and second are the most telling, some ten minutes each, each part with a limit: whether ops are right, a NeRF's steps and a minute
+# of Lego beside other methods; speed of steps and derivatives, steps of ns-train, fits.
 # from a clone, with ns-train and python (with pytest and hypothesis) on the PATH. Sections that lack their data are left out
 # and say so: PICTURES=folder (DIV2K; NAMES="03 11": only these) for images, MESHES=folder (.ply) for surfaces,
 # SCENE=folder (Lego, Blender format) for nerf and compare; STEPS (37500) are those of the NeRF runs. Finished fits and runs are kept.
@@ -49,41 +49,40 @@ first)
     # Each test as it ends, several at a time: what a limit cuts off has then still been seen.
     many=""
     python -c 'import xdist' 2> /dev/null && many="-n 8"
-    export SUITE_LIMIT=240
+    export SUITE_LIMIT=180
     # shellcheck disable=SC2086
-    TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_triton_network.py \
-        "$source_folder"/tests/test_triton_adam.py "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_ray_ops.py \
-        "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_on_cuda.py -k "not sources and not compile and not interpreter and not cpu"
-    export SUITE_LIMIT=120
-    TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py
-    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/first" \
-        --ways "eager, high" "torch.compile, graph, high" "ours, graph, medium" "ours, medium"
-    run "Steps of ns-train" python "$source_folder"/scripts/time_steps.py --precisions highest medium --blocks 5
-    TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/first-rays"
+    TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_graphed.py \
+        "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_padded_samples.py \
+        "$source_folder"/tests/test_rays_manager.py -k "not sources and not compile and not interpreter and not cpu"
+    if [ -n "${SCENE:-}" ]; then
+        export SUITE_LIMIT=120
+        run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 --data "$SCENE" \
+            --block 100 --blocks 3
+        export SUITE_LIMIT=400
+        TAIL=30 run "Lego, a minute each" aire-compare --data "$SCENE" --minutes 1 --views 20 --quiet --output-dir "$out/first-lego" \
+            --methods "graph=aire-siren --matmul-precision medium --pipeline.model.cuda-graph True --steps-per-iteration 10" nerfacto instant-ngp
+    else left_out "NeRF: SCENE names no folder"; fi
     unset SUITE_LIMIT
     ;;
 second)
-    export SUITE_LIMIT=400 first_name="${NAMES:-png}"
-    if [ -n "${PICTURES:-}" ]; then
-        run "One fit of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
-            --image "$(ls "$PICTURES" | grep -m 1 "${first_name%% *}")" --precisions medium high highest
-    else left_out "a fit: PICTURES names no folder"; fi
-    export SUITE_LIMIT=120
-    run "Derivatives are right" python -m pytest -v --tb=short -p no:cacheprovider "$source_folder"/tests/test_triton_derivatives.py -k cuda_finds
+    export SUITE_LIMIT=120 first_name="${NAMES:-png}"
+    TAIL=60 run "Kernels of a step" python "$source_folder"/scripts/profile_cuda.py --precisions medium
+    TAIL=120 run "Speed" aire-bench --widths 256 512 --batches 65536 --cases image --repeats 5 --out "$out/second" \
+        --ways "eager, high" "torch.compile, graph, high" "ours, graph, medium" "ours, medium"
     TAIL=80 run "Speed of derivatives" aire-bench --widths 256 --batches 16384 65536 --cases surface flow --repeats 5 --no-compile \
         --precisions high medium --out "$out/second-derivatives"
     for loss in surface flow; do
         TAIL=40 run "Kernels of a step, $loss" python "$source_folder"/scripts/profile_cuda.py --widths 256 --precisions medium --loss "$loss"
     done
-    export SUITE_LIMIT=200
-    if [ -n "${SCENE:-}" ]; then
-        run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 --data "$SCENE" \
-            --block 100 --blocks 3
-        for precision in high medium; do
-            run "Lego, $precision" aire-compare --data "$SCENE" --minutes 1 --views 20 --output-dir "$out/first-lego-$precision" \
-                --methods "aire-siren, $precision=aire-siren --matmul-precision $precision --pipeline.model.cuda-graph True --steps-per-iteration 10"
-        done
-    else left_out "a minute of Lego: SCENE names no folder"; fi
+    for task in image surface flow; do
+        run "Steps of ns-train, $task" python "$source_folder"/scripts/time_steps.py --task "$task" --precisions high medium --blocks 3
+    done
+    TAIL=80 run "Speed of rays" aire-bench --cases rays --batches 4096 65536 --repeats 5 --out "$out/second-rays"
+    export SUITE_LIMIT=400
+    if [ -n "${PICTURES:-}" ]; then
+        run "Fits of table 3" python "$source_folder"/scripts/time_fit.py --data "$PICTURES" \
+            --image "$(ls "$PICTURES" | grep -m 1 "${first_name%% *}")" --precisions medium high --seeds 1 2
+    else left_out "a fit: PICTURES names no folder"; fi
     unset SUITE_LIMIT
     ;;
 ops)

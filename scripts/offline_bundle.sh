@@ -38,8 +38,8 @@ if [ $# -ge 1 ]; then
     python="$(cd "$1/bin" && pwd)/python"
 fi
 "$python" -c 'import torch, torchvision' || { echo "error: this Python has no torch and torchvision; they do not travel" >&2; exit 1; }
-"$python" -m pip install --quiet --no-index --no-deps "$here"/wheels/*.whl
-"$python" -m pip install --quiet --no-index --no-deps --force-reinstall "$here"/wheels/aire_nerfstudio-*.whl  # a newer build of the same version
+# Again even where they are: a newer build may have the same version. Bytecode comes with the first import.
+"$python" -m pip install --quiet --no-index --no-deps --no-compile --force-reinstall "$here"/wheels/*.whl
 cd "$here"  # away from a clone, whose folders are no installed package
 "$python" - <<'CHECK'
 import importlib, sys, warnings

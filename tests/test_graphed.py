@@ -21,6 +21,7 @@ from aire_nerfstudio.method_configs.image import aire_image_siren
 from aire_nerfstudio.models import sample_counts
 from aire_nerfstudio.models.adaptive import AdaptiveModel
 from aire_nerfstudio.models.trainer import AdaptiveTrainer
+from aire_nerfstudio.models.trainer_checks import advise
 from aire_nerfstudio.ops import graphed, triton_network
 from aire_nerfstudio.ops.graphed import GraphedStep
 
@@ -456,3 +457,14 @@ def test_variants_by_graphs_are_the_variants_without(variant, monkeypatch, tmp_p
     assert errors[:60] == pytest.approx(errors[60:], rel=1e-3)
     for a, b in zip(ends[0][1], ends[1][1], strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "is_graph", "is_told"), [("medium", False, True), ("medium", True, False), ("high", False, False)]
+)
+def test_medium_without_graphs_is_advised_against(precision, is_graph, is_told, monkeypatch, tmp_path, recwarn):
+    config = tiny_config("image", tmp_path, {"cuda_graph": is_graph}, matmul_precision=precision)
+    config.machine.device_type = "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    advise(config)
+    assert any("add --pipeline.model.cuda-graph True" in str(w.message) for w in recwarn) is is_told

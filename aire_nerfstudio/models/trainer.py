@@ -45,7 +45,7 @@ from aire_nerfstudio.models.launch import launch
 from aire_nerfstudio.models.optimizers import AskingOptimizers
 from aire_nerfstudio.models.rng import rng_state, set_rng_state
 from aire_nerfstudio.models.schedulers import ExponentialDecayConfig
-from aire_nerfstudio.models.trainer_checks import check_trainer
+from aire_nerfstudio.models.trainer_checks import advise, check_trainer
 from aire_nerfstudio.models.training_state import lower_learning_rates, restore_training, training_state
 from aire_nerfstudio.notices import warn
 from aire_nerfstudio.ops.host_memory import keep_freed_memory
@@ -166,6 +166,8 @@ class AdaptiveTrainer(Trainer):
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         check_trainer(config)
+        if local_rank == 0:
+            advise(config)
         # Set-up resolves settings in it, and the caller may have another use for it.
         config = copy.deepcopy(config)
         torch.set_float32_matmul_precision(config.matmul_precision)

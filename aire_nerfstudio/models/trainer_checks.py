@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,18 @@ def check_without_rays(manager: VanillaDataManagerConfig) -> None:
                 f"--pipeline.datamanager.{name.replace('_', '-')} is {getattr(manager, name)}; no rays through "
                 "pictures are drawn for this task: leave it out"
             )
+
+
+def advise(config: AdaptiveTrainerConfig) -> None:
+    """Warn of what trains as it should, but slowly for no gain."""
+    model = config.pipeline.model
+    is_on_cuda = config.machine.device_type == "cuda" and torch.cuda.is_available()
+    if is_on_cuda and config.matmul_precision == "medium" and not getattr(model, "cuda_graph", True):
+        warnings.warn(
+            "--matmul-precision is medium and steps are not graphs: the host launches its kernels more slowly than "
+            "a GPU runs high's; add --pipeline.model.cuda-graph True, or leave medium out",
+            stacklevel=2,
+        )
 
 
 def check_trainer(config: AdaptiveTrainerConfig) -> None:
