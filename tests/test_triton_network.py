@@ -170,6 +170,14 @@ EXTREMES = """
     assert all(torch.isfinite(g).all() for g in gradients(network, x * 1e6, target)[1])
     assert all(torch.isfinite(g).all() for g in gradients(network, x * 0, target)[1])
     check(network, x * 1e-7, target)
+    # Of one point, however often, the first weights' gradient is the bias's times its coordinates: more digits than
+    # float16 has, and than what comes from behind has.
+    for factor in (1.0, 1e5):
+        place = factor * torch.tensor([1.0, 0.1], device=DEVICE)
+        found = gradients(small, place.expand(70, 2), target)[1]
+        assert torch.allclose(found[0], found[1][:, None] * place, rtol=3e-6, atol=0), relative(
+            found[0], found[1][:, None] * place
+        )
     # Near the target, as after a long training, with one point far from it.
     with torch.no_grad():
         near = reference(x, *network.for_ops()) + 1e-2 * torch.randn_like(target)
