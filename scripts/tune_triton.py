@@ -88,7 +88,7 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         return found
 
     moved = sum(t.nbytes for t in (x, value, kept) if t is not None)
-    usual = kernels.entry_tile(columns, kind) if entry else kernels.forward_tile(columns, kind, _has_engine())
+    usual = kernels.entry_tile() if entry else kernels.forward_tile(columns, kind, _has_engine())
     return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 
@@ -137,7 +137,7 @@ def last_backward(width: int, rows: int, kind: int, out: int = 3) -> Kernel:
         )
         if columns % wide == 0 and 8 <= high * wide // (32 * warps) <= 16
     ]
-    usual = kernels.last_tile(columns, kind)
+    usual = kernels.last_tile()
     return Kernel(launch, _reader(dz, parts, 1 + out, columns), usual, found, _moved(grad, kept, dz))
 
 

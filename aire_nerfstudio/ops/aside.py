@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+# So many calls may be under way: what they read is not given back before they are joined.
+MOST = 8
 
 
 class Aside:
     """While a graph is captured, what is run here becomes a branch of its own; elsewhere it is launched in line.
 
-    Without a graph the host is what a step waits for, and a second stream is more for it to do.
+    Without a graph the host is what a step waits for, and a second stream is more for it to do. To be left as a
+    context: a capture cannot end, and torch's allocator not go on, while a branch is open.
 
     Args:
         device: of the tensors.
@@ -23,13 +27,27 @@ class Aside:
 
     def __init__(self, device: torch.device) -> None:
         is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        self._stream = _stream(device) if is_captured else None
+        self._stream = _beside_current(device) if is_captured else None
+        self._calls = 0
         self._used: list[Any] = []
+
+    def __enter__(self) -> Aside:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Join, whatever happened."""
+        self.join()
 
     def run(self, call: Callable[[], Result], *used: Tensor) -> Result:
         """What ``call`` gives, for use after :meth:`join`; it reads ``used``, which are kept until then."""
         if self._stream is None:
             return call()
+        if self._calls == MOST:
+            self.join()
+        self._calls += 1
         self._used += used
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
@@ -37,11 +55,18 @@ class Aside:
 
     def join(self) -> None:
         """What comes now comes after all of it."""
-        if self._stream is not None:
+        if self._stream is not None and self._calls:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self._calls = 0
         self._used.clear()
 
 
+def _beside_current(device: torch.device) -> Any:
+    """A stream that is not the current one: torch gives out 32 in turn, to captures as well."""
+    current = torch.cuda.current_stream(device)
+    return next(stream for stream in _streams(device) if stream != current)
+
+
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+def _streams(device: torch.device) -> tuple[Any, Any]:
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)

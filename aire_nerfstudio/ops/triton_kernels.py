@@ -8,8 +8,7 @@ masks; what is in the padding is zero, or is multiplied by zero. Memory is what 
 - What backward can compute of a layer while its tile is there it computes there: gradients of its biases, of the first
   and the last weights where these are narrow, and the largest gradient.
 
-Sines are the GPU's special function of the phase in turns, the phase is what backward wants, in 16 bits. Rounding is by
-adding and subtracting a large number: instructions for it have a fraction of an addition's rate.
+Sines are the GPU's special function of an angle within a turn, which is what backward wants, in 16 bits.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_entry else 4, "num_stages": 3}
 
 
-def entry_tile(columns: int, kind: int) -> Tile:
+def entry_tile() -> Tile:
     """How the first layer's forward of few coordinates is shared out."""
     return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
 
 
-def last_tile(columns: int, kind: int) -> Tile:
+def last_tile() -> Tile:
     """How the last sine layer's backward of few outputs is shared out; BLOCKS of rows each, AHEAD of them loaded."""
     return {"ROWS": 16, "COLUMNS": 64, "BLOCKS": 32, "AHEAD": 3, "num_warps": 4}
 
@@ -72,11 +71,11 @@ def layer_forward(
 ):  # fmt: skip
     """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
 
-    x [rows, depth], weight [columns, depth], float16, value and kept are descriptors; where ENTRY, x and weight are
-    pointers to points [rows, ENTRY] and [width, ENTRY], float32, and nothing is kept. bias [width]: of the columns that
-    are not padding. Where OUT, y [column tiles, rows, OUT] gets this program's share of the product with the last
-    weights [OUT, width], and the value is not stored; norms [column tiles] gets the largest sum down their columns. Of
-    KEEP besides, for others than SIREN: sizes [programs], each one's largest |z|.
+    x [rows, depth], weight [columns, depth], float16, value and kept are descriptors or pointers; where ENTRY, x and
+    weight are pointers to points [rows, ENTRY] and [width, ENTRY], float32, and nothing is kept. bias [width]: of the
+    columns that are not padding. Where OUT, y [column tiles, rows, OUT] gets this program's share of the product with
+    the last weights [OUT, width], and the value is not stored; norms [column tiles] gets the largest sum down their
+    columns. Of KEEP besides, for others than SIREN: sizes [programs], each one's largest |z|.
     """
     _, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     if ENTRY:
@@ -110,10 +109,10 @@ def layer_backward(
 ):  # fmt: skip
     """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
-    grad [rows, depth], what the next layer's z gets, weight [depth, columns], kept and out are descriptors. z is what
-    was kept; where ENTRY, the first layer's of points x [rows, ENTRY], computed again. Besides, of each block of ROWS
-    rows, parts [blocks, 1 + ENTRY, columns]: sums of out; x^T out. Out itself and largest [programs], the largest
-    |out|, where STORE.
+    grad [rows, depth], what the next layer's z gets, weight [depth, columns], kept and out are descriptors or pointers.
+    z is what was kept; where ENTRY, the first layer's of points x [rows, ENTRY], computed again. Besides, of each block
+    of ROWS rows, parts [blocks, 1 + ENTRY, columns]: sums of out; x^T out. Out itself and largest [programs], the
+    largest |out|, where STORE.
     """
     block, _, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
@@ -127,34 +126,17 @@ def layer_backward(
     if STORE:
         store_tile(out, g.to(tl.float16), where, ROWS, COLUMNS)
         tl.store(largest + tl.program_id(0), tl.max(tl.abs(g)))
-    sums_by_product(g, x, place, is_row, parts, columns, ENTRY, ROWS)
-
-
-@triton.jit
-def sums_by_product(g, x, place, is_row, parts, columns, ENTRY: tl.constexpr, ROWS: tl.constexpr):
-    """Into lines of parts the sums of g over rows, and x^T g for points x [rows, ENTRY], by a float16 product.
-
-    Points are the sum of two numbers of float16, over the largest coordinate.
-    """
-    o = tl.arange(0, 16)
-    high = tl.zeros((ROWS, 16), tl.float32) + tl.where(o == 0, 1.0, 0.0)[None, :]
-    left = g.to(tl.float16).T
     if ENTRY:
-        low = tl.zeros((ROWS, 16), tl.float32)
-        size = 1e-30
+        # In float32: coordinates may be of any size, and one far point's may not cost the others' their digits.
+        tl.store(parts, tl.sum(g, 0))
         for k in tl.static_range(ENTRY):
-            size = tl.maximum(size, tl.max(tl.abs(tl.load(x + place * ENTRY + k, mask=is_row, other=0.0)), 0))
-        for k in tl.static_range(ENTRY):
-            a = tl.load(x + place * ENTRY + k, mask=is_row, other=0.0) / size
-            rounded = a.to(tl.float16).to(tl.float32)
-            is_here = (o == 1 + k)[None, :]
-            high = tl.where(is_here, rounded[:, None], high)
-            low = tl.where(is_here, (a - rounded)[:, None], low)
-        found = tl.dot(left, high.to(tl.float16), tl.dot(left, low.to(tl.float16)))
-        found *= tl.where(o == 0, 1.0, size)[None, :]
+            a = tl.load(x + place * ENTRY + k, mask=is_row, other=0.0)
+            tl.store(parts + (1 + k) * columns, tl.sum(a[:, None] * g, 0))
     else:
-        found = tl.dot(left, high.to(tl.float16))
-    tl.store(parts[:, None] + o[None, :] * columns, found, mask=(o < 1 + ENTRY)[None, :])
+        # A product of what is stored with ones takes less than as many shuffles.
+        o = tl.arange(0, 16)
+        sums = tl.dot(g.to(tl.float16).T, tl.full((ROWS, 16), 1.0, tl.float16))
+        tl.store(parts[:, None] + o[None, :], sums, mask=(o == 0)[None, :])
 
 
 @triton.jit(do_not_specialize=["rows", "width"])

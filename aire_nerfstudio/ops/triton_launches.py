@@ -120,7 +120,7 @@ def measure(shares: Tensor, bias: Tensor | None, target: Tensor | None) -> tuple
 def total_parts(
     parts: Tensor, sizes: tuple[int, int, int, int], numerator: Tensor | None, scale: Tensor, gain: float
 ) -> Tensor:
-    """Gradients that ``layer_backward`` left in parts ``[blocks, 1 + narrow + entry, columns]``, one behind the other.
+    """Gradients that a layer's backward left in parts ``[blocks, 1 + narrow + entry, columns]``, one behind the other.
 
     ``sizes`` are width, columns, narrow and entry.
     """

@@ -1,4 +1,4 @@
-"""A sine network on CUDA through Triton: float16 products, float32 sums, first layer, weights and phases.
+"""A sine network on CUDA through Triton: float16 products, float32 sums, first layer and weights, 16-bit phases.
 
 Used where ``torch.set_float32_matmul_precision`` is ``medium``; the others take PyTorch's float32 and TF32.
 Gradients are scaled by their largest before they become float16, and back after: none underflows for the loss's size.
@@ -15,6 +15,7 @@ second (all)       by reference    with ``create_graph``, in float32
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -78,6 +79,8 @@ def missing() -> str | None:
     reason = None
     if importlib.util.find_spec("triton") is None:
         reason = "triton is not installed; pip install triton"
+    elif importlib.util.find_spec("triton.tools.tensor_descriptor") is None:
+        reason = f"triton {importlib.metadata.version('triton')} has no tensor descriptors; a newer torch brings one"
     elif torch.version.hip is not None:
         reason = "they are for NVIDIA's GPUs"
     elif not os.environ.get("CC") and not any(shutil.which(name) for name in ("gcc", "clang", "cc")):
@@ -228,12 +231,20 @@ def forward_layers(
     rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool
 ) -> tuple[Tensor, Kept]:
     """The network's outputs ``[rows, out]``, or few ones' shares without the bias, ``[m, rows, out]``."""
+    with Aside(rows.device) as aside:
+        return _forward_layers(rows, weights, biases, omegas, kind, keeps, aside)
+
+
+def _forward_layers(
+    rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool,
+    aside: Aside,
+) -> tuple[Tensor, Kept]:  # fmt: skip
     from aire_nerfstudio.ops import triton_kernels as kernels
 
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
     h = rows if is_entry else padded(rows, count, up(inputs, kernels.PAD), dtype=torch.float16)
-    kept, aside, y = Kept.empty(h, layers), Aside(rows.device), rows
+    kept, y = Kept.empty(h, layers), rows
     sides = [h.shape[1], *(up(weight.shape[0], kernels.PAD) for weight in weights[:-1])]
     # Of narrow points the first weights stay as they are.
     found = {
@@ -249,11 +260,7 @@ def forward_layers(
             weight, _, norms = found[index]
             if index > 0:
                 kept.packed[index - 1], kept.norms[index - 1] = weight, norms
-        tile = (
-            kernels.entry_tile(columns, kind)
-            if entry
-            else kernels.forward_tile(columns, kind, has_copy_engine(rows.device))
-        )
+        tile = kernels.entry_tile() if entry else kernels.forward_tile(columns, kind, has_copy_engine(rows.device))
         grid = Grid.of(count, columns, tile)
         value = rows.new_empty(0 if ends else count, columns, dtype=torch.float16)
         phase_type = torch.int16 if kind == 0 else torch.float32
@@ -292,18 +299,26 @@ def backward_layers(
     needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0,
 ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
     """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``."""
+    gy = given if isinstance(given, Tensor) else given.grad
+    with Aside(gy.device) as aside:
+        return _backward_layers(given, gy, weights, biases, kept, settings, needs_dx, numerator, gain, aside)
+
+
+def _backward_layers(
+    given: Tensor | Measured, gy: Tensor, weights: list[Tensor], biases: list[Tensor], kept: Kept, settings: tuple,
+    needs_dx: bool, numerator: Tensor | None, gain: float, aside: Aside,
+) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
     from aire_nerfstudio.ops import triton_kernels as kernels
     from aire_nerfstudio.ops import triton_sums as sums
 
     omegas, kind = settings[1], settings[3]
-    gy = given if isinstance(given, Tensor) else given.grad
     count, out = gy.shape
     inputs = weights[0].shape[1]
     if count == 0:
         shapes = [*(w.shape for w in weights), *(w.shape[:1] for w in weights)]
         return gy.new_zeros(0, inputs) if needs_dx else None, [gy.new_zeros(shape) for shape in shapes]
     is_narrow, is_entry = out <= NARROW, inputs <= NARROW
-    scale, aside = gy.new_ones(1), Aside(gy.device)
+    scale = gy.new_ones(1)
     if is_narrow:
         # Kernels go through memory row by row.
         measured = given if isinstance(given, Measured) else measure(gy.contiguous()[None], None, None)[0]
@@ -330,7 +345,7 @@ def backward_layers(
         entry = inputs if index == 0 and is_entry else 0
         stores = index > 0 or needs_dx or not is_entry
         tile = (
-            kernels.last_tile(columns, kind)
+            kernels.last_tile()
             if is_narrow
             else kernels.backward_tile(columns, kind, bool(entry), has_copy_engine(gy.device))
         )
@@ -366,7 +381,6 @@ def backward_layers(
             product = functools.partial(_outer, dz, behind, weights[index].shape, numerator, scale, gain)
             d_weights.append(aside.run(product, dz, behind, scale))
         grad, is_narrow = dz, False
-    aside.join()
     dx = None
     if needs_dx:
         dx = _points_gradient(grad, weights[0]) * (gain / scale)

@@ -74,7 +74,7 @@ def total_parts(
     parts, numerator, scale, out, blocks, width, columns, gain,
     NUMERATOR: tl.constexpr, NARROW: tl.constexpr, ENTRY: tl.constexpr, BLOCK: tl.constexpr, SHARES: tl.constexpr,
 ):  # fmt: skip
-    """Sums over blocks of what layer_backward leaves: parts [blocks, 1 + NARROW + ENTRY, columns]; by gain numerator.
+    """Sums over blocks of what backward leaves: parts [blocks, 1 + NARROW + ENTRY, columns]; by gain numerator.
 
     Out is the bias's gradient [width], the following weights' [NARROW, width], before this layer's scale, and the first
     weights' [width, ENTRY], one behind the other.
