@@ -19,7 +19,7 @@ from aire_nerfstudio.ops.triton_curvature import gradient_and_motion
 from aire_nerfstudio.ops.triton_gradient import value_and_gradient
 
 # Hidden layers of both tiles.
-NETWORKS = ((128, 64, 256, 128), "siren"), ((64, 64, 64), "finer")
+NETWORKS = ((64, 128, 64), "siren"), ((64, 64), "finer")
 
 def steps(networks):
     for widths, activation in networks:
@@ -96,12 +96,12 @@ for arguments in CASES:
         is_product |= name == "layer_forward" and "tensordesc" in str(kernel.src.signature["x"])
         assert not is_product or "wgmma" in kernel.asm["ptx"], (name, arguments)
         names.add(name)
-# Consumers' GPUs, by pointers and by descriptors.
+# Consumers' GPUs.
 for architecture, cases in ((86, CASES[:3]), (120, CASES[:1])):
     for arguments in cases:
         for (name, _), kernel in compiled(lambda: steps(*arguments), architecture).items():
             assert kernel.metadata.shared <= SMALL, (architecture, name, kernel.metadata.shared)
-            assert architecture > 90 or spills(kernel, f"sm_{architecture}")[0] == 0, (architecture, name)
+            assert spills(kernel)[0] == 0, (architecture, name)
 for arguments in CASES[1:3]:
     compiled(lambda: steps(*arguments), 100)
 # Of neurons there may be any number: kernels are the same.

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 
 from aire_nerfstudio.ops import triton_launches
 
-PTXAS = os.path.join(os.path.dirname(nvidia.__file__), "bin", "ptxas")
+CUOBJDUMP = os.path.join(os.path.dirname(nvidia.__file__), "bin", "cuobjdump")
 # Bytes of shared memory that a block may have on consumers' GPUs.
 SMALL = 101_376
 
@@ -55,7 +55,7 @@ def compiled(call: Callable[[], object], architecture: int = 90, only: set[str] 
         return run
 
     triton.runtime.driver.set_active(_Driver(architecture))
-    triton_launches.COPY_ENGINE_WITHOUT_DEVICE = architecture >= 90
+    triton_launches.COPY_ENGINE_WITHOUT_DEVICE = 90 <= architecture < 120
     triton.JITFunction.__getitem__ = launch
     try:
         call()
@@ -64,13 +64,11 @@ def compiled(call: Callable[[], object], architecture: int = 90, only: set[str] 
     return found
 
 
-def spills(kernel: object, architecture: str = "sm_90a") -> tuple[int, int]:
+def spills(kernel: object) -> tuple[int, int]:
     """Bytes that the assembler puts into memory for want of registers, and registers of a thread."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(kernel.asm["ptx"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
         file.flush()
-        command = [PTXAS, "-v", f"-arch={architecture}", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(map(int, re.findall(r"(\d+) bytes spill", said))), max(
-        map(int, re.findall(r"Used (\d+) registers", said))
-    )
+        said = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    (registers, stack, local) = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", said).groups()
+    return int(stack) + int(local), int(registers)

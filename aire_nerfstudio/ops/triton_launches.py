@@ -141,13 +141,16 @@ COPY_ENGINE_WITHOUT_DEVICE = True
 
 
 def has_copy_engine(device: torch.device) -> bool:
-    """Whether tiles are loaded and stored by descriptors: Hopper and later."""
+    """Whether tiles are loaded and stored by descriptors: Hopper, and the Blackwell of data centres.
+
+    Consumers' Blackwell could as well, but its tensor cores take operands from registers: the tiles would not fit.
+    """
     return _is_hopper(device) if device.type == "cuda" else COPY_ENGINE_WITHOUT_DEVICE
 
 
 @functools.cache
 def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    return 9 <= torch.cuda.get_device_capability(device)[0] < 12
 
 
 def tiles(t: Tensor | None, rows: int, columns: int) -> Any:
