@@ -88,7 +88,7 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         return found
 
     moved = sum(t.nbytes for t in (x, value, kept) if t is not None)
-    usual = kernels.entry_tile() if entry else kernels.forward_tile(columns, kind, _has_engine())
+    usual = kernels.forward_tile(columns, kind, bool(entry), _has_engine())
     return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
 
 

@@ -24,8 +24,10 @@ Tile = dict[str, int]
 AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
 
 
-def forward_tile(columns: int, kind: int, has_copy_engine: bool = True) -> Tile:
-    """How a layer's forward is shared out, for columns that are a multiple of :data:`PAD`."""
+def forward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool = True) -> Tile:
+    """How a layer's forward is shared out, columns being a multiple of :data:`PAD`; entry: of few coordinates."""
+    if is_entry:
+        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
     wide = 128 if columns % 128 == 0 and kind == 0 else 64
     if has_copy_engine:
         return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
@@ -41,11 +43,6 @@ def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool
         warps = 8 if is_entry and kind == 3 else 4
         return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": warps, "num_stages": stages}
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_entry else 4, "num_stages": 3}
-
-
-def entry_tile() -> Tile:
-    """How the first layer's forward of few coordinates is shared out."""
-    return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
 
 
 def last_tile() -> Tile:

@@ -260,7 +260,7 @@ def _forward_layers(
             weight, _, norms = found[index]
             if index > 0:
                 kept.packed[index - 1], kept.norms[index - 1] = weight, norms
-        tile = kernels.entry_tile() if entry else kernels.forward_tile(columns, kind, has_copy_engine(rows.device))
+        tile = kernels.forward_tile(columns, kind, bool(entry), has_copy_engine(rows.device))
         grid = Grid.of(count, columns, tile)
         value = rows.new_empty(0 if ends else count, columns, dtype=torch.float16)
         phase_type = torch.int16 if kind == 0 else torch.float32

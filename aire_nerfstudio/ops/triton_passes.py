@@ -193,7 +193,7 @@ class Passes:
         here, behind, entry = self.layers[layer], self.layers[layer + 1], self.inputs if layer == 0 else 0
         x, weight = (self.rows, self.weights[0]) if entry else (self.layers[layer - 1].value, here.packed)
         columns = self.columns[layer]
-        tile = kernels.entry_tile() if entry else kernels.forward_tile(columns, self.kind, has_copy_engine(x.device))
+        tile = kernels.forward_tile(columns, self.kind, bool(entry), has_copy_engine(x.device))
         grid = Grid.of(len(x), columns, tile)
         here.value, here.phase = self.half(layer), None if entry else self.phases(layer)
         here.sizes = self.rows.new_empty(grid.programs) if self.kind else None
