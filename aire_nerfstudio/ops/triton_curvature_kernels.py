@@ -27,7 +27,7 @@ import triton.language as tl
 
 from aire_nerfstudio.ops.triton_activations import derivatives_of, loaded
 from aire_nerfstudio.ops.triton_gradient_kernels import largest_of
-from aire_nerfstudio.ops.triton_kernels import Tile
+from aire_nerfstudio.ops.triton_launches import Tile
 from aire_nerfstudio.ops.triton_products import (
     entered,
     load_tile,

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from aire_nerfstudio.ops.triton_activations import derivatives_of, kept_of, loaded, slope_of, stored, value_of
-from aire_nerfstudio.ops.triton_kernels import Tile
+from aire_nerfstudio.ops.triton_launches import Tile
 from aire_nerfstudio.ops.triton_products import entered, load_tile, points_product, product, store_tile, tile_of
 from aire_nerfstudio.ops.triton_sums import LARGEST
 

@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 
 from aire_nerfstudio.ops.triton_activations import kept_of, loaded, slope_times, stored, value_of
+from aire_nerfstudio.ops.triton_launches import Tile
 from aire_nerfstudio.ops.triton_products import entered, load_tile, product, store_tile, tile_of
 
 PAD = 64
-Tile = dict[str, int]
 AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
 
 
