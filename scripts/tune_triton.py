@@ -87,9 +87,8 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         y.zero_()
         return found
 
-    moved = sum(t.nbytes for t in (x, value, kept) if t is not None)
     usual = kernels.forward_tile(columns, kind, bool(entry), _has_engine())
-    return Kernel(launch, read, usual, _tiles(columns, not entry), moved / 1e6)
+    return Kernel(launch, read, usual, _tiles(columns, not entry), _moved(x, value, kept))
 
 
 def backward(width: int, rows: int, kind: int, entry: int = 0) -> Kernel:

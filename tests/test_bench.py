@@ -110,6 +110,20 @@ def test_the_report_holds_what_was_timed(tmp_path, capsys):
     assert (tmp_path / "bench.png").stat().st_size > 5_000
 
 
+def test_only_the_ways_that_are_named_are_timed_beside_the_baseline(tmp_path):
+    small = ["--widths", "16", "--batches", "256", "--cases", "image", "--repeats", "1", "--no-compile", "--quiet"]
+    given = [*small, "--device", "cpu", "--precisions", "medium", "--ways"]
+    main([*given, "ours, one pass, medium", "--out", str(tmp_path / "one")])
+    found = json.loads((tmp_path / "one" / "bench.json").read_text())["results"]
+    # What has none of them is left out.
+    assert [(entry["case"], list(entry["ms"])) for entry in found] == [
+        ("training step", ["eager", "ours, one pass, medium"])
+    ]
+    with pytest.raises(SystemExit, match=r"--ways is mine; of these cases there are: eager; .*ours, one pass, medium"):
+        main([*given, "mine", "--out", str(tmp_path / "none")])
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [(["--widths", "0"], "--widths is"), (["--repeats", "0"], "--repeats is 0")]
 )

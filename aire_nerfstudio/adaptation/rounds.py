@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,7 +50,7 @@ class RoundsState(AireState):
         self.round_removal = saved["round_removal"]
 
 
-class RoundsStrategy(AireStrategy):
+class RoundsStrategy(AireStrategy, ABC):
     """Densifies as AIRe does; between ``decay_start`` and ``prune_at`` neurons go from all layers, in rounds.
 
     Half of a round is decay, at whose end the neurons chosen at its beginning go; the other half is recovery. Beside
@@ -207,20 +208,21 @@ class RoundsStrategy(AireStrategy):
     def _new_state(self, schedule: Schedule) -> RoundsState:
         return RoundsState(schedule)
 
+    @abstractmethod
     def _round_length(self, schedule: Schedule) -> int:
         """Steps of a round."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _next_size(self, state: RoundsState, step: int, size: int) -> int | None:
         """Parameters to come down to in the round that begins before ``step``, from ``size``; None: no removal."""
-        raise NotImplementedError
 
     def _is_granted(self, state: RoundsState, freed: float) -> bool:
         """Whether the round may free this share of the parameters, once the neurons are chosen."""
         return True
 
+    @abstractmethod
     def _aim_in_words(self, schedule: Schedule) -> str:
-        raise NotImplementedError
+        """Down to where, for the plan's line."""
 
     # -----------------------------------------------------------------------------------------------------------------
 

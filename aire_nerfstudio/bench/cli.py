@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -106,6 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         for batch in given.batches
     ]
     results: list[Result] = []
+    known: dict[str, None] = {}
     about = {
         **machine(given.device), "threads": torch.get_num_threads(), "ops": ", ".join(ops),
         "activation": given.activation, "GFLOP/s": round(peak(given.device)),
@@ -129,38 +129,41 @@ def main(arguments: list[str] | None = None) -> None:
                 results.append(Result(Case(kind, width, batch, {}), {}, {}, {"all": reason(error)}))
                 _say_failures(results[-1], console)
             while cases:
-                results.append(_measured(cases.pop(0), given))
-                _say_failures(results[-1], console)
+                case = _whole(cases.pop(0), given)
+                known |= dict.fromkeys(case.ways)
+                if given.ways is None or any(name in case.ways for name in given.ways):
+                    results.append(_measured(only(case, given.ways), given))
+                    _say_failures(results[-1], console)
             # What there is so far: whoever has to stop here keeps it.
-            made = write(results, about, given.out)
+            if results:
+                made = write(results, about, given.out)
             progress.advance(bar)
+    if not results:
+        raise InputError(f"--ways is {'; '.join(given.ways)}; of these cases there are: {'; '.join(known)}")
     console.print(Markdown(table(results, about)))
     console.print("wrote " + ", ".join(str(path) for path in made), markup=False, soft_wrap=True)
 
 
-def _measured(plain: Case, given: Any) -> Result:
-    """A case's times and memory; what it held on the device, graphs among it, is given back."""
+def _whole(plain: Case, given: Any) -> Case:
+    """The case at all precisions."""
     is_rays = plain.name in ("marching", "compositing")
-    case = plain if is_rays else with_precisions(plain, given.precisions, given.device)
-    if given.ways is not None:
-        case = only(case, given.ways)
+    return plain if is_rays else with_precisions(plain, given.precisions, given.device)
+
+
+def only(case: Case, names: list[str] | None) -> Case:
+    """The case with its baseline and the ways that are named; None: with all."""
+    if names is None:
+        return case
+    return replace(case, ways={name: way for i, (name, way) in enumerate(case.ways.items()) if i == 0 or name in names})
+
+
+def _measured(case: Case, given: Any) -> Result:
+    """A case's times and memory; what it held on the device, graphs among it, is given back."""
     torch._dynamo.reset()
     times, failures = time_in_turn(case.ways, given.repeats, given.device)
     # A graph's memory is its own from its capture on, and nothing is asked for in a replay.
     megabytes = {name: None if "graph" in name else peak_megabytes(case.ways[name], given.device) for name in times}
     return Result(replace(case, ways=dict.fromkeys(case.ways, _gone)), times, megabytes, failures)
-
-
-def only(case: Case, names: Sequence[str]) -> Case:
-    """The case with its baseline and the ways that are named.
-
-    Raises:
-        InputError: none of them is one of its ways.
-    """
-    chosen = {name: way for i, (name, way) in enumerate(case.ways.items()) if i == 0 or name in names}
-    if not set(names) & set(case.ways):
-        raise InputError(f"--ways is {', '.join(names)}; of {case.name} there are: {'; '.join(case.ways)}")
-    return replace(case, ways=chosen)
 
 
 def _say_failures(result: Result, console: Console) -> None:

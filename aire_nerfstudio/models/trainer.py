@@ -166,8 +166,7 @@ class AdaptiveTrainer(Trainer):
     @exit_on_bad_input
     def __init__(self, config: AdaptiveTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         check_trainer(config)
-        if local_rank == 0:
-            advise(config)
+        advise(config)
         # Set-up resolves settings in it, and the caller may have another use for it.
         config = copy.deepcopy(config)
         torch.set_float32_matmul_precision(config.matmul_precision)

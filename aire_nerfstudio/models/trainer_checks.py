@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from aire_nerfstudio.data.surface_manager import SurfaceDataManagerConfig
 from aire_nerfstudio.errors import InputError
 from aire_nerfstudio.models.adaptive_config import AdaptiveModelConfig
 from aire_nerfstudio.models.optimizers import FieldAdamConfig
+from aire_nerfstudio.notices import warn
 from aire_nerfstudio.report.facts import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ def advise(config: AdaptiveTrainerConfig) -> None:
     model = config.pipeline.model
     is_on_cuda = config.machine.device_type == "cuda" and torch.cuda.is_available()
     if is_on_cuda and config.matmul_precision == "medium" and not getattr(model, "cuda_graph", True):
-        warnings.warn(
+        warn(
             "--matmul-precision is medium and steps are not graphs: the host launches its kernels more slowly than "
-            "a GPU runs high's; add --pipeline.model.cuda-graph True, or leave medium out",
-            stacklevel=2,
+            "a GPU runs high's; add --pipeline.model.cuda-graph True, or leave medium out"
         )
 
 

@@ -43,7 +43,7 @@ from aire_nerfstudio.ops.triton_sums import LARGEST, largest_in, slope_bound
 POINTS = 256
 
 
-def tile(is_entry: bool, kind: int, has_copy_engine: bool = True) -> Tile:
+def tile(is_entry: bool, kind: int, has_copy_engine: bool) -> Tile:
     """How a layer is shared out where several streams go through it.
 
     SIREN's is of a few the fastest on an H200 that spill no registers; the others were not measured.

@@ -25,7 +25,7 @@ from aire_nerfstudio.ops.triton_products import entered, load_tile, points_produ
 from aire_nerfstudio.ops.triton_sums import LARGEST
 
 
-def tile(columns: int, kind: int, is_heavy: bool, has_copy_engine: bool = True) -> Tile:
+def tile(columns: int, kind: int, is_heavy: bool, has_copy_engine: bool) -> Tile:
     """How a layer is shared out, for columns that are a multiple of 64; heavy: of kernels with much beside a product.
 
     SIREN's are of a few the fastest on an H200 that spill no registers; the others were not measured.

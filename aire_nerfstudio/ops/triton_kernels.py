@@ -24,7 +24,7 @@ PAD = 64
 AFFINE_TILE: Tile = {"ROWS": 128, "DEPTH": 64, "num_warps": 8, "num_stages": 2}
 
 
-def forward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool = True) -> Tile:
+def forward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool) -> Tile:
     """How a layer's forward is shared out, columns being a multiple of :data:`PAD`; entry: of few coordinates."""
     if is_entry:
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 64, "num_warps": 4, "num_stages": 3}
@@ -34,7 +34,7 @@ def forward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool 
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
 
 
-def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool = True) -> Tile:
+def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool) -> Tile:
     """How a layer's backward is shared out."""
     wide = 128 if columns % 128 == 0 and kind == 0 else 64
     if has_copy_engine:
@@ -50,7 +50,7 @@ def last_tile() -> Tile:
     return {"ROWS": 16, "COLUMNS": 64, "BLOCKS": 32, "AHEAD": 3, "num_warps": 4}
 
 
-def outer_tile(n: int, k: int, has_copy_engine: bool = True) -> Tile:
+def outer_tile(n: int, k: int, has_copy_engine: bool) -> Tile:
     """How dW ``[n, k]`` is shared out; SHARES: of the rows."""
     high, wide = (128 if side % 128 == 0 else 64 for side in (n, k))
     is_small = n * k <= 256 * 256
