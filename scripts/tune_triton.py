@@ -79,7 +79,7 @@ def forward(width: int, rows: int, kind: int, entry: int = 0, out: int = 0) -> K
         operands = (x, weight) if entry else (launches.left_of(x, tile), launches.right_of(weight, tile, True))
         kernels.layer_forward[launches.Grid.of(rows, columns, tile).programs](
             *operands, bias, last, launches.beside(value, tile), launches.beside(kept, tile), sizes, y, norms,
-            rows, depth, columns, width, 30.0, KIND=kind, ENTRY=entry, OUT=out, KEEP=True, **tile,
+            rows, depth, columns, width, 30.0, KIND=kind, ENTRY=entry, OUT=out, STORE=not out, KEEP=True, **tile,
         )  # fmt: skip
 
     def read() -> list[Tensor]:
@@ -106,8 +106,8 @@ def backward(width: int, rows: int, kind: int, entry: int = 0) -> Kernel:
     def launch(tile: Config) -> None:
         kernels.layer_backward[launches.Grid.of(rows, columns, tile).programs](
             launches.left_of(grad, tile), launches.right_of(weight, tile, False), launches.beside(kept, tile), x,
-            first, first_bias, factor, launches.beside(out, tile), parts, largest,
-            rows, columns, columns, width, 30.0, KIND=kind, ENTRY=entry, STORE=not entry, **tile,
+            first, first_bias, factor, first, factor, factor, launches.beside(out, tile), parts, largest,
+            rows, columns, columns, width, 30.0, KIND=kind, ENTRY=entry, BRANCH=0, STORE=not entry, **tile,
         )  # fmt: skip
 
     usual = kernels.backward_tile(columns, kind, bool(entry), _has_engine())

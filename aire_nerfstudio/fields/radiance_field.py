@@ -13,6 +13,7 @@ from torch import Tensor
 from aire_nerfstudio.fields.sine_layers import Activation
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops.contraction import contract, pull_back, radial_scale
+from aire_nerfstudio.ops.radiance import Network, radiance_network
 from aire_nerfstudio.ops.value_gradient import value_and_gradient
 from aire_nerfstudio.shapes import AnyPoints3, Channels, PerRow, Points3
 
@@ -103,9 +104,24 @@ class SineRadianceField(Field):
     def features(self, x: Points3) -> tuple[PerRow, Channels]:
         """Density ``[...]`` per normalised unit and features ``[..., n_features]`` at normalised ``x [..., 3]``."""
         h = self.density_net(self.inputs(x))
-        # Split rather than indexed: going back, that is one pass through memory instead of five.
         logarithm, features = h.split([1, h.shape[-1] - 1], -1)
         return self._spread(truncated_exp(logarithm.squeeze(-1).float()), x), features
+
+    def density_and_colour(self, x: Points3, directions: Points3) -> tuple[PerRow, Points3]:
+        """:meth:`features`'s density ``[N]`` and :meth:`colour` ``[N, 3]`` in one, for training.
+
+        Args:
+            x: normalised positions ``[N, 3]``.
+            directions: unit vectors ``[N, 3]``.
+        """
+        networks = self.density_net, self.colour_net
+        if any(network.has_hooks() for network in networks):
+            sigma, features = self.features(x)
+            return sigma, self.colour(directions, features)
+        density, colour = (Network.of(network.for_ops()) for network in networks)
+        *_, activation, _, detach = self.density_net.for_ops()
+        logarithm, rgb = radiance_network(self.inputs(x), directions, density, colour, activation, detach)
+        return self._spread(truncated_exp(logarithm.float()), x), torch.sigmoid(rgb.float())
 
     def density(self, x: Points3) -> PerRow:
         """Density ``[...]`` per normalised unit at normalised positions ``[..., 3]``, without the features."""

@@ -327,8 +327,8 @@ class NerfModel(AdaptiveModel):
         self, field: SineRadianceField, samples: Samples, origins: Tensor, directions: Tensor, far: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Colour, depth and accumulation of the rays to which ``far [N]`` belongs, and the samples' densities."""
-        sigma, features = field.features(samples.positions(origins, directions))
-        rgb = field.colour(directions[samples.ray_indices], features)
+        positions = samples.positions(origins, directions)
+        sigma, rgb = field.density_and_colour(positions, directions[samples.ray_indices])
         _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, len(far))
         depth = expected_depth(accumulation, depth, far) * field.half_side
         return {"rgb": colour, "depth": depth, "accumulation": accumulation}, sigma.detach()

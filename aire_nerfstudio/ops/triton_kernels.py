@@ -63,16 +63,16 @@ def outer_tile(n: int, k: int, has_copy_engine: bool) -> Tile:
 @triton.jit(do_not_specialize=["rows", "width"])
 def layer_forward(
     x, weight, bias, last, value, kept, sizes, y, norms, rows, depth, columns, width, omega,
-    KIND: tl.constexpr, ENTRY: tl.constexpr, OUT: tl.constexpr, KEEP: tl.constexpr,
+    KIND: tl.constexpr, ENTRY: tl.constexpr, OUT: tl.constexpr, STORE: tl.constexpr, KEEP: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Value [rows, columns] = act(x weight^T + bias) in float16; kept: int16 phase (SIREN) or float32 z.
 
     x [rows, depth], weight [columns, depth], float16, value and kept are descriptors or pointers; where ENTRY, x and
     weight are pointers to points [rows, ENTRY] and [width, ENTRY], float32, and nothing is kept. bias [width]: of the
-    columns that are not padding. Where OUT, y [column tiles, rows, OUT] gets this program's share of the product with
-    the last weights [OUT, width], and the value is not stored; norms [column tiles] gets the largest sum down their
-    columns. Of KEEP besides, for others than SIREN: sizes [programs], each one's largest |z|.
+    columns that are not padding. The value is stored where STORE. Where OUT, y [column tiles, rows, OUT] gets this
+    program's share of the product with the last weights [OUT, width]; norms [column tiles] gets the largest sum down
+    their columns. Of KEEP besides, for others than SIREN: sizes [programs], each one's largest |z|.
     """
     _, tile, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     if ENTRY:
@@ -94,30 +94,37 @@ def layer_forward(
             tl.store(share, tl.sum(v * w[None, :], 1), mask=is_row)
         if KEEP:
             tl.store(norms + tile, tl.max(norm, 0))
-    else:
+    if STORE:
         store_tile(value, v.to(tl.float16), where, ROWS, COLUMNS)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
 def layer_backward(
-    grad, weight, kept, x, entry_weight, entry_bias, factor, out, parts, largest, rows, depth, columns, width, omega,
-    KIND: tl.constexpr, ENTRY: tl.constexpr, STORE: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    grad, weight, kept, x, entry_weight, entry_bias, branch_grad, branch_weight, scale, factor, out, parts, largest,
+    rows, depth, columns, width, omega, KIND: tl.constexpr, ENTRY: tl.constexpr, BRANCH: tl.constexpr,
+    STORE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Out [rows, columns] = factor (grad weight) act'(z) in float16: the gradient with respect to the layer's z.
 
     grad [rows, depth], what the next layer's z gets, weight [depth, columns], kept and out are descriptors or pointers.
     z is what was kept; where ENTRY, the first layer's of points x [rows, ENTRY], computed again. Besides, of each block
-    of ROWS rows, parts [blocks, 1 + ENTRY, columns]: sums of out; x^T out. Out itself and largest [programs], the
-    largest |out|, where STORE.
+    of ROWS rows, parts [blocks, 1 + BRANCH + ENTRY, columns]: sums of out; branch_grad^T times this layer's values;
+    x^T out. Out itself and largest [programs], the largest |out|, where STORE. Where BRANCH, the layer has an output
+    of its own besides: its gradient branch_grad [rows] times branch_weight [width] times scale [] is added to
+    grad weight.
     """
     block, _, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
-    parts += block.to(tl.int64) * (1 + ENTRY) * columns + c
+    parts += block.to(tl.int64) * (1 + BRANCH + ENTRY) * columns + c
     g = product(grad, weight, where, depth, False, ROWS, COLUMNS, DEPTH)
     if ENTRY:
         keep = entered(x, entry_weight, entry_bias, place, is_row, c, width, omega, KIND, ENTRY)
     else:
         keep = loaded(load_tile(kept, where, ROWS, COLUMNS), KIND)
+    if BRANCH:
+        a = tl.load(branch_grad + place, mask=is_row, other=0.0)[:, None]
+        w = tl.load(branch_weight + c, mask=c < width, other=0.0) * tl.load(scale)
+        g += a * w[None, :]
+        tl.store(parts + columns, tl.sum(a * value_of(keep, omega, KIND), 0))
     # Rows past the end have a gradient of 0.
     g = g * slope_times(keep, omega, tl.load(factor), KIND)
     if STORE:

@@ -33,7 +33,7 @@ class _MeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, settings: tuple, *parameters: Tensor) -> Tensor:
         rows, weights, biases = plain(x, parameters)
-        shares, kept = forward_layers(rows, weights, biases, settings[1], settings[3], True)
+        shares, kept, _ = forward_layers(rows, weights, biases, settings[1], settings[3], True)
         measured, squares = measure(shares, biases[-1], target.detach().contiguous())
         ctx.settings, ctx.count = settings, len(weights)
         ctx.save_for_backward(x, target, *parameters, *measured, *kept.flat())

@@ -130,6 +130,7 @@ class Kept(NamedTuple):
         packed: weights behind each sine layer in float16, ``[n', n]``, but few last ones.
         norms: largest sums down their columns, ``[m]`` each.
         sizes: largest |z| of each layer, ``[m]`` each, for others than SIREN.
+        branch_norms: largest weights of a branch, ``[m]``.
     """
 
     entry: Tensor
@@ -138,6 +139,7 @@ class Kept(NamedTuple):
     packed: list[Any]
     norms: list[Any]
     sizes: list[Any]
+    branch_norms: Any = None
 
     @classmethod
     def empty(cls, entry: Tensor, layers: int) -> Kept:
@@ -146,14 +148,37 @@ class Kept(NamedTuple):
 
     def flat(self) -> list[Any]:
         """All tensors in a row."""
-        return [self.entry, *self.values, *self.phases, *self.packed, *self.norms, *self.sizes]
+        return [self.entry, *self.values, *self.phases, *self.packed, *self.norms, *self.sizes, self.branch_norms]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> Kept:
         """What :meth:`flat` gave."""
-        layers = (len(tensors) - 1) // 5
-        parts = [list(tensors[1 + layers * part : 1 + layers * (part + 1)]) for part in range(5)]
-        return cls(tensors[0], *parts)
+        layers = (len(tensors) - 2) // 5
+        entry, *lists, branch_norms = tensors
+        parts = [list(lists[layers * part : layers * (part + 1)]) for part in range(5)]
+        return cls(entry, *parts)._replace(branch_norms=branch_norms)
+
+
+class Branch(NamedTuple):
+    """A second output, one number a row, that a sine layer before the last has, and what the layer behind it takes too.
+
+    Attributes:
+        layer: which sine layer, not the first.
+        weight: ``[1, n]``, of the layer's values.
+        beside: the following layer's inputs behind those values, ``[rows, k]``.
+    """
+
+    layer: int
+    weight: Tensor
+    beside: Tensor
+
+    @staticmethod
+    def columns(branch: Branch | None, index: int, width: int) -> int:
+        """Of a sine layer's values and what is put beside them, padded."""
+        from aire_nerfstudio.ops import triton_kernels as kernels
+
+        extra = branch.beside.shape[1] if branch is not None and branch.layer == index else 0
+        return up(width + extra, kernels.PAD)
 
 
 class _TritonNetwork(torch.autograd.Function):
@@ -167,7 +192,7 @@ class _TritonNetwork(torch.autograd.Function):
         if not keeps and can_fuse(weights):
             y = _fused(rows, weights, biases, omegas, kind)
             return y.view(*x.shape[:-1], y.shape[-1])
-        shares, kept = forward_layers(rows, weights, biases, omegas, kind, keeps)
+        shares, kept, _ = forward_layers(rows, weights, biases, omegas, kind, keeps)
         y = shares if shares.dim() == 2 else finish(shares, biases[-1])
         if keeps:
             ctx.settings, ctx.count, ctx.shapes = settings, len(weights), shapes_of(parameters)
@@ -228,24 +253,29 @@ def _fused(rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Se
 
 
 def forward_layers(
-    rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool
-) -> tuple[Tensor, Kept]:
-    """The network's outputs ``[rows, out]``, or few ones' shares without the bias, ``[m, rows, out]``."""
+    rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool,
+    branch: Branch | None = None,
+) -> tuple[Tensor, Kept, Tensor]:  # fmt: skip
+    """The network's outputs ``[rows, out]``, or few ones' shares without the bias, ``[m, rows, out]``.
+
+    Besides, what backward needs, and a branch's shares ``[m, rows, 1]`` without its bias.
+    """
     with Aside(rows.device) as aside:
-        return _forward_layers(rows, weights, biases, omegas, kind, keeps, aside)
+        return _forward_layers(rows, weights, biases, omegas, kind, keeps, branch, aside)
 
 
 def _forward_layers(
     rows: Tensor, weights: list[Tensor], biases: list[Tensor], omegas: Sequence[float], kind: int, keeps: bool,
-    aside: Aside,
-) -> tuple[Tensor, Kept]:  # fmt: skip
+    branch: Branch | None, aside: Aside,
+) -> tuple[Tensor, Kept, Tensor]:  # fmt: skip
     from aire_nerfstudio.ops import triton_kernels as kernels
 
     count, inputs, out, layers = len(rows), rows.shape[1], weights[-1].shape[0], len(omegas)
     is_entry, is_end = inputs <= NARROW, out <= NARROW
     h = rows if is_entry else padded(rows, count, up(inputs, kernels.PAD), dtype=torch.float16)
-    kept, y = Kept.empty(h, layers), rows
-    sides = [h.shape[1], *(up(weight.shape[0], kernels.PAD) for weight in weights[:-1])]
+    kept, y, branched = Kept.empty(h, layers), rows, rows
+    widths = [weight.shape[0] for weight in weights[:-1]]
+    sides = [h.shape[1], *(Branch.columns(branch, index, width) for index, width in enumerate(widths))]
     # Of narrow points the first weights stay as they are.
     found = {
         index: aside.run(functools.partial(packed, weights[index], sides[index + 1], sides[index], False, keeps))
@@ -253,7 +283,8 @@ def _forward_layers(
     }
     for index in range(layers):
         entry, ends = inputs if is_entry and index == 0 else 0, is_end and index == layers - 1
-        width, weight, columns, depth = weights[index].shape[0], weights[index], sides[index + 1], h.shape[1]
+        is_branch = branch is not None and branch.layer == index
+        width, weight, columns, depth = widths[index], weights[index], sides[index + 1], h.shape[1]
         if not entry:
             if index == min(found):
                 aside.join()
@@ -266,21 +297,26 @@ def _forward_layers(
         phase_type = torch.int16 if kind == 0 else torch.float32
         phase = rows.new_empty(count if keeps and not entry else 0, columns, dtype=phase_type)
         sizes = rows.new_empty(grid.programs if keeps and kind != 0 else 0)
-        norms = rows.new_empty(grid.across if ends and keeps else 0)
-        if ends:
-            y = rows.new_empty(grid.across, count, out)
+        norms = rows.new_empty(grid.across if (ends or is_branch) and keeps else 0)
+        outputs = out if ends else int(is_branch)
+        shares = rows.new_empty(grid.across if outputs else 0, count, outputs)
         if count:
             operands = (h, weight) if entry else (left_of(h, tile), right_of(weight, tile, True))
             kernels.layer_forward[grid.programs](
-                *operands, biases[index], weights[-1], beside(None if ends else value, tile),
-                beside(phase if len(phase) else None, tile), sizes, y, norms, count, depth, columns, width,
-                float(omegas[index]), KIND=kind, ENTRY=entry, OUT=out if ends else 0, KEEP=keeps, **tile,
+                *operands, biases[index], branch.weight if branch is not None and is_branch else weights[-1],
+                beside(None if ends else value, tile), beside(phase if len(phase) else None, tile), sizes, shares,
+                norms, count, depth, columns, width, float(omegas[index]),
+                KIND=kind, ENTRY=entry, OUT=outputs, STORE=not ends, KEEP=keeps, **tile,
             )  # fmt: skip
         kept.phases[index], kept.sizes[index] = None if entry else phase, sizes
         if ends:
-            kept.norms[index] = norms
+            kept.norms[index], y = norms, shares
         else:
             kept.values[index] = h = value
+        if branch is not None and is_branch:
+            branched, kept = shares, kept._replace(branch_norms=norms)
+            # Where the layer's columns are padding.
+            value[:, width : width + branch.beside.shape[1]] = branch.beside
     if not is_end:
         few = kernels.FEW_OUT if out <= kernels.FEW_OUT else kernels.MANY_OUT
         high, low, norms = packed(weights[-1], up(out, kernels.PAD), h.shape[1], True, keeps)
@@ -291,22 +327,29 @@ def _forward_layers(
                 h, high, low, biases[-1], y, count, h.shape[1], out, h.shape[1], 1,
                 BIAS=True, LOW=True, OUT=few, **kernels.AFFINE_TILE,
             )  # fmt: skip
-    return y, kept
+    return y, kept, branched
 
 
 def backward_layers(
     given: Tensor | Measured, weights: list[Tensor], biases: list[Tensor], kept: Kept, settings: tuple,
-    needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0,
+    needs_dx: bool, numerator: Tensor | None = None, gain: float = 1.0, branch: Branch | None = None,
+    branched: Measured | None = None,
 ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
-    """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``."""
+    """Gradients with respect to the points and to all weights, then all biases, times ``gain`` and ``numerator []``.
+
+    Of a network with a branch, whose gradient ``branched`` is, those of its weight and bias come last; such a network
+    has few outputs and takes few coordinates.
+    """
     gy = given if isinstance(given, Tensor) else given.grad
     with Aside(gy.device) as aside:
-        return _backward_layers(given, gy, weights, biases, kept, settings, needs_dx, numerator, gain, aside)
+        arguments = given, gy, weights, biases, kept, settings, needs_dx, numerator, gain, branch, branched
+        return _backward_layers(*arguments, aside)
 
 
 def _backward_layers(
     given: Tensor | Measured, gy: Tensor, weights: list[Tensor], biases: list[Tensor], kept: Kept, settings: tuple,
-    needs_dx: bool, numerator: Tensor | None, gain: float, aside: Aside,
+    needs_dx: bool, numerator: Tensor | None, gain: float, branch: Branch | None, branched: Measured | None,
+    aside: Aside,
 ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
     from aire_nerfstudio.ops import triton_kernels as kernels
     from aire_nerfstudio.ops import triton_sums as sums
@@ -316,6 +359,7 @@ def _backward_layers(
     inputs = weights[0].shape[1]
     if count == 0:
         shapes = [*(w.shape for w in weights), *(w.shape[:1] for w in weights)]
+        shapes += [] if branch is None else [branch.weight.shape, branch.weight.shape[:1]]
         return gy.new_zeros(0, inputs) if needs_dx else None, [gy.new_zeros(shape) for shape in shapes]
     is_narrow, is_entry = out <= NARROW, inputs <= NARROW
     scale = gy.new_ones(1)
@@ -332,16 +376,19 @@ def _backward_layers(
         d_biases, largest = [gy.sum(0) * numerator], gy.new_ones(1)
         grad = padded(gy, count, up(out, kernels.PAD), dtype=torch.float16)
         d_weights = [_outer(grad, kept.values[-1], weights[-1].shape, numerator, scale, gain)]
+    d_branch: list[Tensor] = []
     for index in reversed(range(len(omegas))):
         width = weights[index].shape[0]
-        columns, depth = up(width, kernels.PAD), grad.shape[1]
+        columns, depth = Branch.columns(branch, index, width), grad.shape[1]
         norms, sizes = kept.norms[index], kept.sizes[index]
-        factor, following = gy.new_empty(1), gy.new_empty(1)
+        factor, before, scale = gy.new_empty(1), scale, gy.new_empty(1)
+        beside_it = branched if branch is not None and branch.layer == index else None
+        branches = (norms, norms) if beside_it is None else (beside_it.largest, kept.branch_norms)
         sums.next_scale[(1,)](
-            largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), float(omegas[index]), scale, factor,
-            following, KIND=kind, BLOCK=sums.SCALE_BLOCK, num_warps=8,
+            largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(),
+            branches[0], branches[0].numel(), branches[1], branches[1].numel(), float(omegas[index]), before, factor,
+            scale, KIND=kind, BRANCH=beside_it is not None, BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
-        scale = following
         entry = inputs if index == 0 and is_entry else 0
         stores = index > 0 or needs_dx or not is_entry
         tile = (
@@ -350,7 +397,7 @@ def _backward_layers(
             else kernels.backward_tile(columns, kind, bool(entry), has_copy_engine(gy.device))
         )
         grid = Grid.of(count, columns, tile)
-        narrow = out if is_narrow else 0
+        narrow = out if is_narrow else int(beside_it is not None)
         dz = gy.new_empty(count if stores else 0, columns, dtype=torch.float16)
         parts = gy.new_empty(grid.blocks, 1 + narrow + entry, columns)
         largest = gy.new_empty(grid.programs)
@@ -364,9 +411,10 @@ def _backward_layers(
         else:
             kernels.layer_backward[grid.programs](
                 left_of(grad, tile), right_of(kept.packed[index], tile, False),
-                beside(None if entry else kept.phases[index], tile), *entered, beside(dz if stores else None, tile),
-                parts, largest, count, depth, columns, width, float(omegas[index]),
-                KIND=kind, ENTRY=entry, STORE=stores, **tile,
+                beside(None if entry else kept.phases[index], tile), *entered[:3],
+                before if beside_it is None else beside_it.grad, weights[0] if branch is None else branch.weight,
+                before, factor, beside(dz if stores else None, tile), parts, largest, count, depth, columns, width,
+                float(omegas[index]), KIND=kind, ENTRY=entry, BRANCH=narrow, STORE=stores, **tile,
             )  # fmt: skip
         sums_of = functools.partial(total_parts, parts, (width, columns, narrow, entry), numerator, scale, gain)
         found = aside.run(sums_of, parts, scale)
@@ -374,6 +422,9 @@ def _backward_layers(
         d_biases.append(found[: ends[0]])
         if is_narrow:
             d_weights.append(found[ends[0] : ends[1]].view(out, width))
+        elif beside_it is not None:
+            sums_of = functools.partial(total_parts, beside_it.sums, (1, 1, 0, 0), numerator, gy.new_ones(1), gain)
+            d_branch = [found[ends[0] : ends[1]].view(1, width), aside.run(sums_of, beside_it.sums)]
         if entry:
             d_weights.append(found[ends[1] :].view(width, inputs))
         else:
@@ -385,7 +436,7 @@ def _backward_layers(
     if needs_dx:
         dx = _points_gradient(grad, weights[0]) * (gain / scale)
         dx = dx if numerator is None else dx * numerator
-    return dx, [*d_weights[::-1], *d_biases[::-1]]
+    return dx, [*d_weights[::-1], *d_biases[::-1], *d_branch]
 
 
 def _points_gradient(dz: Tensor, weight: Tensor) -> Tensor:

@@ -150,8 +150,8 @@ class Passes:
         # What comes before the slope is float16 as well.
         omega = max(1.0, self.omegas[layer])
         sums.next_scale[(1,)](
-            largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), omega, scale, factor, following,
-            KIND=self.kind, BLOCK=sums.SCALE_BLOCK, num_warps=8,
+            largest, largest.numel(), norms, norms.numel(), sizes, sizes.numel(), norms, 0, norms, 0, omega, scale,
+            factor, following, KIND=self.kind, BRANCH=False, BLOCK=sums.SCALE_BLOCK, num_warps=8,
         )  # fmt: skip
         return [factor, following]
 
@@ -202,7 +202,7 @@ class Passes:
         kernels.layer_forward[grid.programs](
             *operands, self.biases[layer], self.weights[-1], beside(here.value, tile), beside(here.phase, tile), sizes,
             sizes, sizes, len(x), x.shape[1], self.columns[layer], self.widths[layer], self.omegas[layer],
-            KIND=self.kind, ENTRY=entry, OUT=0, KEEP=True, **tile,
+            KIND=self.kind, ENTRY=entry, OUT=0, STORE=True, KEEP=True, **tile,
         )  # fmt: skip
         weight = self.weights[layer + 1]
         behind.packed, _, behind.norms = packed(weight, self.columns[layer + 1], self.columns[layer], False, True)

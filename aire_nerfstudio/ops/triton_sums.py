@@ -126,21 +126,28 @@ def finish(
         tl.store(largest + tl.program_id(0), tl.max(size, 0))
 
 
-@triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes"])
+@triton.jit(do_not_specialize=["n_grads", "n_norms", "n_sizes", "n_branch_grads", "n_branch_norms"])
 def next_scale(
-    grads, n_grads, norms, n_norms, sizes, n_sizes, omega, scale, factor, following,
-    KIND: tl.constexpr, BLOCK: tl.constexpr,
+    grads, n_grads, norms, n_norms, sizes, n_sizes, branch_grads, n_branch_grads, branch_norms, n_branch_norms,
+    omega, scale, factor, following, KIND: tl.constexpr, BRANCH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Factor []: what takes a layer's gradient close to float16's end; following [] = scale [] times it.
 
     grads: largest gradients of the layer behind, or of the loss; norms: largest column sums of its weights; sizes:
-    largest |z| of this layer, which bound the slope of FINER and SPDER.
+    largest |z| of this layer, which bound the slope of FINER and SPDER. Where BRANCH, scale times the largest of
+    branch_grads times that of branch_norms is added to what comes from behind.
     """
     grad = largest_in(grads, n_grads, BLOCK)
     slope = slope_bound(sizes, n_sizes, omega, KIND, BLOCK)
     # One after the other: their product might be beyond float32.
     before = tl.load(scale)
     room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(largest_in(norms, n_norms, BLOCK), 1e-37) / slope
+    if BRANCH:
+        branch = tl.maximum(largest_in(branch_grads, n_branch_grads, BLOCK), 1e-37)
+        branch_room = LARGEST / branch / tl.maximum(largest_in(branch_norms, n_branch_norms, BLOCK), 1e-37)
+        # The least that both leave together, of what each would leave alone.
+        branch_room = branch_room / before / slope
+        room = 1 / (1 / tl.maximum(room, 1e-37) + 1 / tl.maximum(branch_room, 1e-37))
     found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
     tl.store(factor, found)
     tl.store(following, before * found)
