@@ -18,6 +18,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from aire_nerfstudio.machine import machine
 from aire_nerfstudio.method_configs.flow import aire_flow_siren
@@ -48,12 +51,16 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["high", "medium"])
     parser.add_argument("--block", type=int, default=200, help="steps timed at once, a multiple of 50")
     parser.add_argument("--blocks", type=int, default=7)
+    parser.add_argument("--each", type=int, nargs="+", default=[1, 50], help="steps an iteration, divisors of 50")
+    parser.add_argument("--kernels", type=int, default=0, help="lines of a table of kernels, for each way with graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
     if given.block < 50 or given.block % 50 or given.blocks < 1:
         parser.error(
             f"--block is {given.block} and --blocks {given.blocks}; they must be a multiple of 50, and 1 or more"
         )
+    if any(each < 1 or 50 % each for each in given.each):
+        parser.error(f"--each is {given.each}; each must divide 50")
     print(" | ".join(f"{name} {value}" for name, value in machine(given.device).items()))
     print(f"{given.task}, [{given.width}]^3, {given.batch:,} points a step")
     CONSOLE.quiet = True
@@ -64,7 +71,7 @@ def main() -> None:
 def _compare(given: argparse.Namespace, folder: Path) -> None:
     graphs = (False, True) if given.device == "cuda" else (False,)
     ways = {}
-    for precision, graph, each in itertools.product(given.precisions, graphs, (1, 50)):
+    for precision, graph, each in itertools.product(given.precisions, graphs, given.each):
         name = f"{precision}{', graph' if graph else ''}, {each} steps an iteration"
         ways[name] = _trainer(given, folder, precision, graph, each)
     begun = {}
@@ -84,6 +91,26 @@ def _compare(given: argparse.Namespace, folder: Path) -> None:
             f"{BEGIN.get(given.task, 50)} steps took {begun[name]:.2f} s",
             flush=True,
         )
+    if given.device == "cuda" and given.kernels:
+        for name in (name for name in ways if ", graph, " in name):
+            trainer, precision = ways[name]
+            torch.set_float32_matmul_precision(precision)
+            _print_kernels(name, trainer, given.kernels)
+
+
+def _print_kernels(name: str, trainer: Any, lines: int) -> None:
+    """What a step's time goes to, the heaviest kernels first."""
+    count = 50
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        _steps(trainer, count)
+    times, counts = defaultdict(float), defaultdict(int)
+    for event in found.events():
+        if event.device_type == DeviceType.CUDA:
+            times[event.name] += event.device_time / count
+            counts[event.name] += 1
+    print(f"\n{name}: {sum(times.values()):.0f} us in {sum(counts.values()) / count:.1f} kernels a step")
+    for kernel in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
+        print(f"{times[kernel]:8.1f} us {counts[kernel] / count:6.2f} x  {kernel[:100]}", flush=True)
 
 
 def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: bool, each: int) -> tuple[Any, str]:
