@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from test_ray_ops import DEVICES, _open_scene, _scene, by_torch, device  # noqa: F401
+from test_ray_ops import DEVICES, _open_scene, _scene, by_torch, device, warps  # noqa: F401
 
 from aire_nerfstudio.ops import compositing
 from aire_nerfstudio.ops.compositing import composite_rays_train, early_stop

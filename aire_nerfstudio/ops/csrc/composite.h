@@ -1,15 +1,8 @@
-// Volume rendering along one ray. Three channels have their sums in registers; and as nothing that is written is read again
-// through another pointer, the next samples are loaded before this one is done: on CUDA a ray waits for memory once for
-// several of them.
+// Volume rendering along one ray. Three channels have their sums in registers, and nothing that is written is read again
+// through another pointer.
 #pragma once
 
 #include "ray.h"
-
-#ifdef __CUDACC__
-#define AIRE_UNROLL _Pragma("unroll 4")
-#else
-#define AIRE_UNROLL
-#endif
 
 // Samples begin to end of a ray. before: optical depth in front of them; CHANNELS: 3, or 0 for any number.
 template <int CHANNELS>
@@ -20,7 +13,6 @@ AIRE_BOTH void composite_ray(int64_t begin, int64_t end, int64_t channels, const
     constexpr int KEPT = CHANNELS > 0 ? CHANNELS : 1;
     float sums[KEPT];
     for (int c = 0; c < CHANNELS; c++) sums[c] = colour[c];
-    AIRE_UNROLL
     for (int64_t i = begin; i < end; i++) {
         float start = starts[i], stop = ends[i];
         float here = sigmas[i] * (stop - start);
@@ -47,13 +39,11 @@ AIRE_BOTH void composite_ray_backward(int64_t begin, int64_t end, int64_t channe
                                       float* __restrict__ d_rgbs) {
     const int64_t count = CHANNELS > 0 ? CHANNELS : channels;
     float depth = 0;
-    AIRE_UNROLL
     for (int64_t i = begin; i < end; i++) {
         depth += sigmas[i] * (ends[i] - starts[i]);
         d_sigmas[i] = expf(-depth);  // what passes the sample; kept here until the way back
     }
     float behind = 0;  // sum of gradient times weight over the samples behind
-    AIRE_UNROLL
     for (int64_t i = end - 1; i >= begin; i--) {
         float start = starts[i], stop = ends[i], weight = weights[i];
         float g = g_accumulation + g_distance * (0.5f * (start + stop));

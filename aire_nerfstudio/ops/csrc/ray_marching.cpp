@@ -13,3 +13,4 @@ static int for_each(int64_t threads, int64_t count, What what) {
 }
 
 #include "ray_marching.h"
+#include "rays_alone.h"
