@@ -37,6 +37,8 @@ from aire_nerfstudio.method_configs.sdf import aire_sdf_siren
 
 PRECISIONS = ("highest", "high", "medium")
 METHODS = {"image": aire_image_siren, "surface": aire_sdf_siren, "flow": aire_flow_siren, "nerf": aire_siren}
+# Between two kernels, in microseconds: what is longer is a wait.
+LONG_GAP = 15.0
 # Steps before any is timed.
 BEGIN = {"nerf": 300}
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=200, help="steps timed at once, a multiple of 50")
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--each", type=int, nargs="+", default=[1, 50], help="steps an iteration, divisors of 50")
+    parser.add_argument("--graphs-only", action="store_true", help="no steps without graphs")
     parser.add_argument("--kernels", type=int, default=0, help="lines of a table of kernels, for each way with graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
@@ -69,7 +72,7 @@ def main() -> None:
 
 
 def _compare(given: argparse.Namespace, folder: Path) -> None:
-    graphs = (False, True) if given.device == "cuda" else (False,)
+    graphs = (False,) if given.device != "cuda" else (True,) if given.graphs_only else (False, True)
     ways = {}
     for precision, graph, each in itertools.product(given.precisions, graphs, given.each):
         name = f"{precision}{', graph' if graph else ''}, {each} steps an iteration"
@@ -104,11 +107,25 @@ def _print_kernels(name: str, trainer: Any, lines: int) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         _steps(trainer, count)
     times, counts = defaultdict(float), defaultdict(int)
+    spans = []
     for event in found.events():
         if event.device_type == DeviceType.CUDA:
             times[event.name] += event.device_time / count
             counts[event.name] += 1
-    print(f"\n{name}: {sum(times.values()):.0f} us in {sum(counts.values()) / count:.1f} kernels a step")
+            spans.append((event.time_range.start, event.time_range.end))
+    # Of branches several run at once. What is shorter than a launch lies between a graph's kernels, what is longer is
+    # the host's.
+    idle, until = [], None
+    for begin, end in sorted(spans):
+        if until is not None and begin > until:
+            idle.append(begin - until)
+        until = end if until is None else max(until, end)
+    waits = [gap / count for gap in idle if gap > LONG_GAP]
+    print(
+        f"\n{name}: {sum(times.values()):.0f} us in {sum(counts.values()) / count:.1f} kernels a step, between which "
+        f"{sum(idle) / count - sum(waits):.0f} us; waits for the host of {sum(waits):.0f} us, {len(waits)} in {count} "
+        "steps"
+    )
     for kernel in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
         print(f"{times[kernel]:8.1f} us {counts[kernel] / count:6.2f} x  {kernel[:100]}", flush=True)
 

@@ -17,6 +17,7 @@ from aire_nerfstudio.ops.build import SOURCES, BuildError, compiler
 from aire_nerfstudio.ops.compositing import Rendered, composite_rays, composite_rays_train, visibility
 from aire_nerfstudio.ops.occupancy import Occupancy, morton3D, morton3D_invert, packbits, update_density_grid
 from aire_nerfstudio.ops.ray_marching import ENDED, Samples, march_rays, march_rays_train, near_far_from_aabb
+from aire_nerfstudio.ops.sample_places import places
 
 CUBE = torch.tensor([-1.0, -1, -1, 1, 1, 1])
 DEVICES = [
@@ -180,6 +181,30 @@ def test_rays_that_graze_a_face_lose_no_sample(request, device, by_torch, contra
     assert torch.equal(got.starts, expected.starts)
 
 
+def test_places_are_the_middles_of_samples_to_the_bit(device, by_torch):
+    origins, directions = _rays(40, 5, device)
+    g = torch.Generator().manual_seed(2)
+    rays = torch.randint(41, (777,), generator=g).sort().values  # of ray 40 as well, which does not exist
+    starts = torch.rand(777, generator=g)
+    samples = Samples(starts.to(device), (starts + 0.01).to(device), rays.to(device))
+    points, ways = places(samples, origins, directions)
+    for a, b in zip((points, ways), by_torch(places, samples, origins, directions), strict=True):
+        assert torch.equal(a, b)
+    there = samples.ray_indices < 40
+    n = samples.ray_indices[there]
+    middles = 0.5 * (samples.starts + samples.ends)[there, None]
+    assert torch.equal(points[there], origins[n] + middles * directions[n])
+    assert torch.equal(ways[there], directions[n])
+    assert 0 < int(there.sum()) < 777
+    assert not points[~there].any()
+    assert not ways[~there].any()
+    assert places(samples.select(n[:0]), origins, directions)[0].shape == (0, 3)
+    # Who moves rays gets a gradient.
+    moved = origins.clone().requires_grad_()
+    places(samples, moved, directions)[0].sum().backward()
+    assert float(moved.grad.sum()) == 3 * int(there.sum())
+
+
 @pytest.mark.parametrize("distance", [0.5, 1.5, 4.0, 30.0])
 def test_jitter_moves_samples_by_up_to_their_length_wherever_the_camera_stands(device, distance):
     grid = Occupancy(torch.ones(8, 8, 8, dtype=torch.bool, device=device), True)
@@ -201,7 +226,7 @@ def test_a_camera_far_away_samples_the_middle(device):
         ray = torch.tensor([[-distance, 0.0, 0.0]], device=device), torch.tensor([[1.0, 0.0, 0.0]], device=device)
         limits = torch.zeros(1, device=device), torch.full((1,), 2 * distance, device=device)
         samples = march_rays_train(*ray, *limits, grid, 0.02)
-        x = samples.positions(*ray)[:, 0]
+        x = places(samples, *ray)[0][:, 0]
         assert int((x.abs() < 1).sum()) >= 99
         assert float((samples.ends - samples.starts).max()) <= distance
 
@@ -490,7 +515,7 @@ def test_rays_are_rendered_as_all_their_samples_would_be(device, by_torch, compi
     origins, directions, *_ = scene
     samples = march_rays_train(*scene, 0.01)
     with torch.no_grad():
-        sigmas, features = field.features(samples.positions(origins, directions))
+        sigmas, features = field.features(places(samples, origins, directions)[0])
         rgbs = field.colour(directions[samples.ray_indices], features)
         _, colour, accumulation, depth = compositing.reference(sigmas, rgbs, samples, len(origins))
     assert torch.allclose(rendered.colour, colour, atol=2e-4)

@@ -75,6 +75,8 @@ def test_rays_are_nerfstudios_to_the_bit(count, distortion, number, fits, monkey
         assert torch.equal(a, b), name
     assert torch.equal(ours.metadata["directions_norm"], theirs.metadata["directions_norm"])
     assert ours.times is theirs.times is None
+    for a, name in zip(generator.lines(indices), ("origins", "directions"), strict=True):
+        assert torch.equal(a, getattr(theirs, name)), name
 
 
 def test_cameras_of_one_kind_share_a_table_and_sizes_may_differ():

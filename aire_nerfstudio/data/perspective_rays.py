@@ -67,26 +67,37 @@ class PerspectiveRays(nn.Module):
         Returns:
             ``origins`` and unit ``directions``, ``[N, 3]``; ``pixel_area`` and ``directions_norm``, ``[N, 1]``.
         """
+        origins, directions, norm = self._rays(ray_indices, 3)
+        distances = (directions[:, :1] - directions[:, 1:]).square().sum(-1).sqrt()
+        return RayBundle(
+            origins=origins, directions=directions[:, 0], pixel_area=distances.prod(-1, keepdim=True),
+            camera_indices=ray_indices[:, :1].to(origins.device), metadata={"directions_norm": norm[:, 0]},
+        )  # fmt: skip
+
+    def lines(self, ray_indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The same rays' origins and unit directions alone, ``[N, 3]`` each, for a third of the work."""
+        origins, directions, _ = self._rays(ray_indices, 1)
+        return origins, directions[:, 0]
+
+    def _rays(self, ray_indices: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Origins ``[N, 3]``; directions of the rays and of ``count - 1`` neighbours ``[N, count, 3]``; their norms."""
         self.prepare()
         camera, row, column = ray_indices.to(self.poses.device).unbind(-1)
         if self.table is not None and self.kinds is not None:
-            across, along = self.table[self.kinds[camera], row, column].unbind(1)
+            across, along = self.table[self.kinds[camera], row, column, :, :count].unbind(1)
         else:
             distortion = None if self.distortion is None else self.distortion[camera]
-            across, along = _places(self.intrinsics[camera], distortion, row, column)
+            across, along = _places(self.intrinsics[camera], distortion, row, column, count)
         in_camera = torch.stack([across, along, torch.full_like(across, -1)], -1)
         pose = self.poses[camera]
         in_world = (in_camera[..., None, :] * pose[:, None, :3, :3]).sum(-1)
         norm = torch.linalg.vector_norm(in_world, dim=-1, keepdim=True).clamp_min(float(_EPS))
-        directions = in_world / norm
-        distances = (directions[:, :1] - directions[:, 1:]).square().sum(-1).sqrt()
-        return RayBundle(
-            origins=pose[..., :3, 3], directions=directions[:, 0], pixel_area=distances.prod(-1, keepdim=True),
-            camera_indices=camera[..., None], metadata={"directions_norm": norm[:, 0]},
-        )  # fmt: skip
+        return pose[..., :3, 3], in_world / norm, norm
 
 
-def _places(intrinsics: Tensor, distortion: Tensor | None, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+def _places(
+    intrinsics: Tensor, distortion: Tensor | None, row: Tensor, column: Tensor, count: int = 3
+) -> tuple[Tensor, Tensor]:
     """Where rays through pixels, and through their neighbours to the right and below, meet the plane z = -1.
 
     Args:
@@ -94,14 +105,17 @@ def _places(intrinsics: Tensor, distortion: Tensor | None, row: Tensor, column: 
         distortion: OpenCV's, as nerfstudio orders it, ``[N, 6]``; None: there is none.
         row: ``[N]``.
         column: ``[N]``.
+        count: 3, or 1 for the pixels without their neighbours.
 
     Returns:
-        To the right and up, float32 ``[N, 3]`` each.
+        To the right and up, float32 ``[N, count]`` each.
     """
     fx, fy, cx, cy = intrinsics.unbind(-1)
     right, down = column + 0.5 - cx, row + 0.5 - cy
-    across = torch.stack([right / fx, (right + 1) / fx, right / fx], -1)
-    along = torch.stack([down / fy, down / fy, (down + 1) / fy], -1)
+    across, along = (right / fx)[:, None], (down / fy)[:, None]
+    if count == 3:
+        across = torch.cat([across, ((right + 1) / fx)[:, None], across], -1)
+        along = torch.cat([along, along, ((down + 1) / fy)[:, None]], -1)
     if distortion is not None:
         undistorted = radial_and_tangential_undistort(torch.stack([across, along], -1), distortion[:, None])
         across, along = undistorted.unbind(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,13 +26,14 @@ class _TruncatedExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.exp(x.clamp(max=LOG_DENSITY_LIMIT))
+        y = torch.exp(x.clamp(max=LOG_DENSITY_LIMIT))
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return grad * torch.exp(x.clamp(-LOG_DENSITY_LIMIT, LOG_DENSITY_LIMIT))
+        (y,) = ctx.saved_tensors
+        return grad * y.clamp_min(math.exp(-LOG_DENSITY_LIMIT))
 
 
 def truncated_exp(x: Tensor) -> Tensor:

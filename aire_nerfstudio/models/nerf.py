@@ -38,6 +38,7 @@ from aire_nerfstudio.ops.ray_marching import (
     march_rays_train_by_nerfacc,
     near_far_from_aabb,
 )
+from aire_nerfstudio.ops.sample_places import places
 
 
 @dataclass
@@ -327,8 +328,7 @@ class NerfModel(AdaptiveModel):
         self, field: SineRadianceField, samples: Samples, origins: Tensor, directions: Tensor, far: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Colour, depth and accumulation of the rays to which ``far [N]`` belongs, and the samples' densities."""
-        positions = samples.positions(origins, directions)
-        sigma, rgb = field.density_and_colour(positions, directions[samples.ray_indices])
+        sigma, rgb = field.density_and_colour(*places(samples, origins, directions))
         _, colour, accumulation, depth = composite_rays_train(sigma, rgb, samples, len(far))
         depth = expected_depth(accumulation, depth, far) * field.half_side
         return {"rgb": colour, "depth": depth, "accumulation": accumulation}, sigma.detach()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from nerfstudio.cameras.rays import RayBundle
-from torch import Tensor, nn
+from torch import Tensor
 
 from aire_nerfstudio.data.perspective_rays import PerspectiveRays
 from aire_nerfstudio.data.rays_manager import RaysDataManager
@@ -68,20 +68,15 @@ class NerfGraph:
         model = self._model
         field, config, met = model.field, model.config, model.sample_counts
         assert met.sizes is not None
-        if self._ray_generator is not None:
-            rays = self._ray_generator(batch["indices"])
-        else:
-            blank = torch.zeros_like(batch["origins"][..., :1])
-            limits = batch.get("nears"), batch.get("fars")
-            rays = RayBundle(batch["origins"], batch["directions"], blank, nears=limits[0], fars=limits[1])
+        generator = self._ray_generator
+        lines = generator.lines(batch["indices"]) if generator is not None else (batch["origins"], batch["directions"])
+        blank = torch.zeros_like(lines[0][..., :1])
+        rays = RayBundle(*lines, blank, nears=batch.get("nears"), fars=batch.get("fars"))
         origins, directions, near, far = model.rays_in_cube(field, rays)
         n_rays, (most_marched, most_reached), epsilon = len(origins), met.sizes, config.early_stop_epsilon
         grid = Occupancy(model.grid.occupied, model.grid.is_contracted, batch["grid"])
         scene = (origins, directions, near, far, grid, model.step_length)
         marched = march_rays_padded(*scene, most_marched, batch["jitter"], config.cone_angle)
-        # A ray more, of which padding is.
-        origins, directions = (nn.functional.pad(t, (0, 0, 0, 1)) for t in (origins, directions))
-
         used = marched
         if met.stops_early:
             density = density_at(field, origins, directions)

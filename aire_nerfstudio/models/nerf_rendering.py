@@ -13,6 +13,7 @@ from aire_nerfstudio.fields.radiance_field import SineRadianceField
 from aire_nerfstudio.ops.compositing import Rendered, composite_rays, visibility
 from aire_nerfstudio.ops.occupancy import Occupancy
 from aire_nerfstudio.ops.ray_marching import ENDED, Samples, march_rays
+from aire_nerfstudio.ops.sample_places import places
 
 # Samples that weigh less add next to nothing to a pixel's normal, and most samples do.
 NORMAL_WEIGHT = 0.02
@@ -54,11 +55,11 @@ def render_rays(
     while len(alive):
         samples = march_rays(alive, following, origins, directions, near, far, occupancy, step, most, dt_gamma)
         if len(samples.starts):
-            positions = samples.positions(origins, directions)
+            positions, ways = places(samples, origins, directions)
             sigmas, features = field.features(positions)
             reached = visibility(sigmas, samples, rendered.thickness.clone(), epsilon).nonzero().squeeze(1)
             samples = samples.select(reached)
-            rgbs = field.colour(directions[samples.ray_indices], features[reached])
+            rgbs = field.colour(ways[reached], features[reached])
             weights = composite_rays(sigmas[reached], rgbs, samples, rendered)
             seen = (weights > NORMAL_WEIGHT).nonzero().squeeze(1)
             if len(seen):
@@ -72,7 +73,7 @@ def render_rays(
 
 def density_at(field: SineRadianceField, origins: Tensor, directions: Tensor) -> Callable[[Samples], Tensor]:
     """The field's density at samples of rays ``[N, 3]``."""
-    return lambda samples: field.density(samples.positions(origins, directions))
+    return lambda samples: field.density(places(samples, origins, directions)[0])
 
 
 def depth_picture(outputs: dict[str, Tensor]) -> Tensor:

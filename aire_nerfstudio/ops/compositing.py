@@ -177,21 +177,25 @@ class _Composite(torch.autograd.Function):
         sizes = (n_rays, len(weights), rgbs.shape[-1])
         library.call("aire_composite", *sizes, *parts, thickness, weights, colour, accumulation, depth)
         ctx.library, ctx.sizes = library, sizes
+        ctx.set_materialize_grads(False)  # a loss of colours asks nothing of each sample
         ctx.save_for_backward(sigmas, rgbs, *parts, weights)
         return weights, colour, accumulation, depth
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         sigmas, rgbs, *parts, weights = ctx.saved_tensors
         if torch.is_grad_enabled():
 
             def outputs(sigmas: Tensor, rgbs: Tensor) -> tuple[Tensor, ...]:
                 return reference(sigmas, rgbs, Samples(*parts[2:]), ctx.sizes[0])
 
-            found = gradients_by_reference(outputs, (sigmas, rgbs), ctx.needs_input_grad[:2], grads)
+            asked = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs(*parts[:2]), grads, strict=True)]
+            found = gradients_by_reference(outputs, (sigmas, rgbs), ctx.needs_input_grad[:2], asked)
             return *found, None, None, None, None
         d_sigmas, d_rgbs = torch.zeros_like(parts[0]), torch.zeros_like(parts[1])
-        given = [solid(g) for g in grads]
+        rays, _, channels = ctx.sizes
+        nothing = [None, *(weights.new_zeros(size) for size in ((rays, channels), rays, rays))]
+        given = [zero if g is None else solid(g) for g, zero in zip(grads, nothing, strict=True)]
         ctx.library.call("aire_composite_backward", *ctx.sizes, *parts, weights, *given, d_sigmas, d_rgbs)
         return d_sigmas, d_rgbs, None, None, None, None
 

@@ -43,11 +43,6 @@ class Samples(NamedTuple):
         """The samples at ``index`` (int64 or bool)."""
         return Samples(self.starts[index], self.ends[index], self.ray_indices[index])
 
-    def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """Middle of each interval, ``[M, 3]``, for ``origins`` and ``directions`` of shape ``[N, 3]``."""
-        middle = (0.5 * (self.starts + self.ends)).unsqueeze(-1)
-        return origins[self.ray_indices] + middle * directions[self.ray_indices]
-
 
 @torch.no_grad()
 def near_far_from_aabb(origins: Rays3, directions: Rays3, aabb: Box, min_near: float = 0.0) -> tuple[PerRay, PerRay]:

@@ -57,6 +57,20 @@ int aire_visibility(int64_t rays, int64_t samples, const float* sigmas, const fl
     });
 }
 
+// points [M][3], the middle of each sample, and ways [M][3], its ray's direction; 0 where there is no such ray.
+int aire_places(int64_t samples, int64_t rays, const float* starts, const float* ends, const int64_t* ray_indices,
+                const float* origins, const float* directions, float* points, float* ways, int64_t queue) {
+    return for_each(queue, samples, [=] AIRE_LAMBDA(int64_t i) {
+        int64_t n = ray_indices[i];
+        float middle = 0.5f * (starts[i] + ends[i]);
+        for (int k = 0; k < 3; k++) {
+            float way = n < rays ? directions[3 * n + k] : 0.0f, origin = n < rays ? origins[3 * n + k] : 0.0f;
+            points[3 * i + k] = origin + middle * way;
+            ways[3 * i + k] = way;
+        }
+    });
+}
+
 // morton [N] of coordinates [N][3], each in [0, 1023].
 int aire_morton(int64_t count, const int32_t* coordinates, int32_t* indices, int64_t queue) {
     return for_each(queue, count, [=] AIRE_LAMBDA(int64_t n) {
