@@ -56,6 +56,8 @@ import torch
 from triton_compiling import SMALL, compiled, spills
 from aire_nerfstudio.fields.sine_mlp import SineMLP
 from aire_nerfstudio.ops import triton_adam
+from aire_nerfstudio.ops.radiance import Network
+from aire_nerfstudio.ops.triton_radiance import triton_radiance
 from aire_nerfstudio.ops.triton_mean_square import triton_mean_square
 from aire_nerfstudio.ops.triton_network import triton_network
 
@@ -96,6 +98,24 @@ for arguments in CASES:
         is_product |= name == "layer_forward" and "tensordesc" in str(kernel.src.signature["x"])
         assert not is_product or "wgmma" in kernel.asm["ptx"], (name, arguments)
         names.add(name)
+# Of a network with a branch what others have not. Both tiles, on Hopper and elsewhere.
+def radiance(widths, activation):
+    name, *detached = activation.split()
+    options = {"detach_finer_scale": bool(detached)}
+    density, colour = SineMLP(3, widths, 13, name, **options), SineMLP(15, (64, 64), 3, name, **options)
+    parts = [Network.of(network.for_ops()) for network in (density, colour)]
+    logarithm, rgb = triton_radiance(torch.rand(5000, 3), torch.rand(5000, 3), *parts, name, bool(detached))
+    (logarithm.sum() + rgb.sum()).backward()
+
+layers = {"layer_forward", "layer_backward", "next_scale"}
+for architecture in (90, 86):
+    for widths, activation in ((120, "siren"), (60, "siren"), (60, "finer detached"), (60, "spder")):
+        found = compiled(lambda: radiance((64, widths), activation), architecture, layers)
+        assert any(kernel.src.signature.get("branch_grad") == "*fp32" for kernel in found.values())
+        for (name, _), kernel in found.items():
+            assert spills(kernel)[0] == 0, (architecture, name, activation, spills(kernel))
+            assert architecture != 86 or kernel.metadata.shared <= SMALL, (name, kernel.metadata.shared)
+
 # Consumers' GPUs.
 for architecture, cases in ((86, CASES[:3]), (120, CASES[:1])):
     for arguments in cases:

@@ -299,14 +299,14 @@ def test_what_goes_aside_comes_after_what_it_reads_and_before_what_reads_it(monk
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     read = torch.zeros(3)
     with aside.Aside(torch.device("cuda")) as branch:
-        assert branch.run(lambda: (said.append(f"run on {current[-1].name}"), 7)[1], read) == 7
+        assert branch.run(lambda given, n: (said.append(f"run on {current[-1].name}"), n)[1], read, 7) == 7
         assert branch._used[0] is read
     assert said == ["side waits for main", "run on side", "main waits for side"]
     assert not branch._used
     # Whatever happens, a capture can end; nothing is waited for that did not begin; what is kept has an end.
     said.clear()
     with pytest.raises(ZeroDivisionError), aside.Aside(torch.device("cuda")) as branch:
-        branch.run(lambda: 1 // 0, read)
+        branch.run(lambda _: 1 // 0, read)
     assert said[-1] == "main waits for side"
     said.clear()
     with aside.Aside(torch.device("cuda")):
@@ -314,7 +314,7 @@ def test_what_goes_aside_comes_after_what_it_reads_and_before_what_reads_it(monk
     assert not said
     with aside.Aside(torch.device("cuda")) as branch:
         for _ in range(3 * aside.MOST):
-            branch.run(lambda: None, read)
+            branch.run(lambda _: None, read)
             assert len(branch._used) <= aside.MOST
     # A capture may have been given the stream itself.
     said.clear()
@@ -327,7 +327,7 @@ def test_what_goes_aside_comes_after_what_it_reads_and_before_what_reads_it(monk
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for device in ("cuda", "cpu"):
         with aside.Aside(torch.device(device)) as branch:
-            assert branch.run(lambda: 7, read) == 7
+            assert branch.run(lambda _: 7, read) == 7
             assert not branch._used
     assert not said
 

@@ -8,10 +8,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 Result = TypeVar("Result")
-# So many calls may be under way: what they read is not given back before they are joined.
+# So many calls may be under way: what they were given is not given back before they are joined.
 MOST = 8
 
 
@@ -41,17 +40,20 @@ class Aside:
         """Join, whatever happened."""
         self.join()
 
-    def run(self, call: Callable[[], Result], *used: Tensor) -> Result:
-        """What ``call`` gives, for use after :meth:`join`; it reads ``used``, which are kept until then."""
+    def run(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """What ``call`` gives of ``arguments``, for use after :meth:`join`; they are kept until then.
+
+        It must not read other tensors: the memory of one that nobody keeps is given to what is launched meanwhile.
+        """
         if self._stream is None:
-            return call()
+            return call(*arguments)
         if self._calls == MOST:
             self.join()
         self._calls += 1
-        self._used += used
+        self._used += arguments
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            return call()
+            return call(*arguments)
 
     def join(self) -> None:
         """What comes now comes after all of it."""

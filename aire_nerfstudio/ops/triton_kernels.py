@@ -34,15 +34,15 @@ def forward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool)
     return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": wide // 16, "num_stages": 3}
 
 
-def backward_tile(columns: int, kind: int, is_entry: bool, has_copy_engine: bool) -> Tile:
-    """How a layer's backward is shared out."""
+def backward_tile(columns: int, kind: int, is_heavy: bool, has_copy_engine: bool) -> Tile:
+    """How a layer's backward is shared out; heavy: of few coordinates, or with a branch."""
     wide = 128 if columns % 128 == 0 and kind == 0 else 64
     if has_copy_engine:
-        wide, stages = (64, 3) if is_entry else (wide, 2)
+        wide, stages = (64, 3) if is_heavy else (wide, 2)
         # SPDER's slopes take more registers than four warps have.
-        warps = 8 if is_entry and kind == 3 else 4
+        warps = 8 if is_heavy and kind == 3 else 4
         return {"ROWS": 128, "COLUMNS": wide, "DEPTH": 64, "num_warps": warps, "num_stages": stages}
-    return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_entry else 4, "num_stages": 3}
+    return {"ROWS": 64, "COLUMNS": wide, "DEPTH": 64, "num_warps": 8 if is_heavy else 4, "num_stages": 3}
 
 
 def last_tile() -> Tile:

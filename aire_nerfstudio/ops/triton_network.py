@@ -278,7 +278,7 @@ def _forward_layers(
     sides = [h.shape[1], *(Branch.columns(branch, index, width) for index, width in enumerate(widths))]
     # Of narrow points the first weights stay as they are.
     found = {
-        index: aside.run(functools.partial(packed, weights[index], sides[index + 1], sides[index], False, keeps))
+        index: aside.run(packed, weights[index], sides[index + 1], sides[index], False, keeps)
         for index in range(1 if is_entry else 0, layers)
     }
     for index in range(layers):
@@ -367,8 +367,7 @@ def _backward_layers(
         # Kernels go through memory row by row.
         measured = given if isinstance(given, Measured) else measure(gy.contiguous()[None], None, None)[0]
         grad, largest = measured.grad, measured.largest
-        sums_of = functools.partial(total_parts, measured.sums, (out, out, 0, 0), numerator, scale, gain)
-        d_weights, d_biases = [], [aside.run(sums_of, measured.sums, scale)]
+        d_weights, d_biases = [], [aside.run(total_parts, measured.sums, (out, out, 0, 0), numerator, scale, gain)]
     else:
         # The largest becomes 1, before it is float16; a gradient of zero has none.
         numerator = gy.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -391,10 +390,11 @@ def _backward_layers(
         )  # fmt: skip
         entry = inputs if index == 0 and is_entry else 0
         stores = index > 0 or needs_dx or not is_entry
+        is_heavy = bool(entry) or beside_it is not None
         tile = (
             kernels.last_tile()
             if is_narrow
-            else kernels.backward_tile(columns, kind, bool(entry), has_copy_engine(gy.device))
+            else kernels.backward_tile(columns, kind, is_heavy, has_copy_engine(gy.device))
         )
         grid = Grid.of(count, columns, tile)
         narrow = out if is_narrow else int(beside_it is not None)
@@ -416,21 +416,19 @@ def _backward_layers(
                 before, factor, beside(dz if stores else None, tile), parts, largest, count, depth, columns, width,
                 float(omegas[index]), KIND=kind, ENTRY=entry, BRANCH=narrow, STORE=stores, **tile,
             )  # fmt: skip
-        sums_of = functools.partial(total_parts, parts, (width, columns, narrow, entry), numerator, scale, gain)
-        found = aside.run(sums_of, parts, scale)
+        found = aside.run(total_parts, parts, (width, columns, narrow, entry), numerator, scale, gain)
         ends = (width, (1 + narrow) * width)
         d_biases.append(found[: ends[0]])
         if is_narrow:
             d_weights.append(found[ends[0] : ends[1]].view(out, width))
         elif beside_it is not None:
-            sums_of = functools.partial(total_parts, beside_it.sums, (1, 1, 0, 0), numerator, gy.new_ones(1), gain)
-            d_branch = [found[ends[0] : ends[1]].view(1, width), aside.run(sums_of, beside_it.sums)]
+            d_bias = aside.run(total_parts, beside_it.sums, (1, 1, 0, 0), numerator, gy.new_ones(1), gain)
+            d_branch = [found[ends[0] : ends[1]].view(1, width), d_bias]
         if entry:
             d_weights.append(found[ends[1] :].view(width, inputs))
         else:
             behind = kept.values[index - 1] if index > 0 else kept.entry
-            product = functools.partial(_outer, dz, behind, weights[index].shape, numerator, scale, gain)
-            d_weights.append(aside.run(product, dz, behind, scale))
+            d_weights.append(aside.run(_outer, dz, behind, weights[index].shape, numerator, scale, gain))
         grad, is_narrow = dz, False
     dx = None
     if needs_dx:
