@@ -13,6 +13,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.." && source_folder="$PWD" && cd - > /dev/null || exit 1
 out="$1"; shift
 wanted="${*:-ops bench images surfaces nerf compare}" steps="${STEPS:-37500}"
+# Ours at their fastest.
+graphs="--matmul-precision medium --pipeline.model.cuda-graph True --steps-per-iteration 10"
 for section in $wanted; do
     case "$section" in first|second|ops|bench|images|surfaces|nerf|compare) ;; *)
         echo "error: there is no section $section; choose from first second ops bench images surfaces nerf compare" >&2; exit 2;; esac
@@ -57,10 +59,10 @@ first)
     if [ -n "${SCENE:-}" ]; then
         export SUITE_LIMIT=120
         run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 --data "$SCENE" \
-            --block 100 --blocks 3
-        export SUITE_LIMIT=400
+            --block 100 --blocks 3 --each 10 --kernels 45
+        export SUITE_LIMIT=600
         TAIL=30 run "Lego, a minute each" aire-compare --data "$SCENE" --minutes 1 --views 20 --quiet --output-dir "$out/first-lego" \
-            --methods "graph=aire-siren --matmul-precision medium --pipeline.model.cuda-graph True --steps-per-iteration 10" nerfacto instant-ngp
+            --methods "ours-20=aire-siren $graphs --pipeline.model.hidden-omega 20" "ours=aire-siren $graphs" nerfacto instant-ngp vanilla-nerf
     else left_out "NeRF: SCENE names no folder"; fi
     unset SUITE_LIMIT
     ;;
@@ -149,8 +151,8 @@ compare)
     [ -n "${SCENE:-}" ] || { left_out "compare: SCENE names no folder"; continue; }
     for minutes in 1 3 5; do
         TAIL=60 run "Other methods, $minutes min" aire-compare --data "$SCENE" --minutes "$minutes" --views 20 --quiet \
-            --output-dir "$out/compare-$minutes" --methods aire-siren aire-finer \
-            "aire-siren, early=aire-siren --pipeline.model.variant aire_early" nerfacto instant-ngp splatfacto vanilla-nerf
+            --output-dir "$out/compare-$minutes" --methods "siren=aire-siren $graphs" "finer=aire-finer $graphs" \
+            "siren-20=aire-siren $graphs --pipeline.model.hidden-omega 20" nerfacto instant-ngp splatfacto vanilla-nerf
         [ ! -f "$out/compare-$minutes/comparison.md" ] || { echo; cat "$out/compare-$minutes/comparison.md"; } >> "$report"
     done
     ;;

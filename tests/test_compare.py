@@ -210,16 +210,21 @@ def test_a_folder_that_is_no_trial_is_left_alone(tmp_path, demo):
 
 @pytest.mark.parametrize(
     ("took", "steps"),
-    [(60.0, [600]), (51.1, [600]), (50.9, [600, int(0.98 * 600 / 50.9 * 60)]), (7.0, [600, int(0.98 * 600 / 7 * 60)])],
+    [
+        *((60.0, [600]), (51.1, [600]), (50.9, [600, int(0.98 * 600 / 50.9 * 60)])),
+        *((7.0, [600, int(0.98 * 600 / 7 * 60)]), (61.0, [600, int(0.98 * 500 / 61 * 60)])),
+    ],
 )
-def test_what_ends_early_is_trained_once_more(monkeypatch, tmp_path, took, steps):
+def test_what_ends_early_or_is_cut_off_is_trained_once_more(monkeypatch, tmp_path, took, steps):
     """With the speed of its whole run, and in a second call not again."""
     asked = []
 
     def run(trial):
         asked.append(trial.steps)
         # Five optimizer steps in each of nerfstudio's iterations, of which a trial has its number.
-        outcome = {"rate": 10.0, "steps": 5 * trial.steps, "seconds": took if trial.steps == 600 else 20.0}
+        outcome = {"rate": 10.0, "steps": 5 * trial.steps, "seconds": took if trial.steps == 600 else 59.0}
+        # After 60 s the clock has stopped it before the end.
+        outcome["iterations"] = 500 if outcome["seconds"] > 60 else trial.steps
         if trial.views:
             Path(trial.folder).mkdir(parents=True, exist_ok=True)
             kept = {"trial": dataclasses.asdict(trial), **outcome}
@@ -247,7 +252,7 @@ def test_what_is_trained_once_more_stays_where_that_comes_to_nothing(monkeypatch
             if end == "it is interrupted":
                 raise KeyboardInterrupt
             return "no memory"
-        outcome = {"rate": 10.0, "steps": trial.steps, "seconds": 7.0}
+        outcome = {"rate": 10.0, "steps": trial.steps, "iterations": trial.steps, "seconds": 7.0}
         if trial.views:
             folder.mkdir(parents=True)
             trial.result_path.write_text(json.dumps({"trial": dataclasses.asdict(trial), **outcome}))

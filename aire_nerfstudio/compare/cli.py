@@ -36,8 +36,9 @@ DEFAULT = ("aire-siren", "aire-finer", "nerfacto", "vanilla-nerf", "instant-ngp"
 # A time becomes a number of steps after a trial of this share of it, at most so long. The clock stops what is slower.
 PILOT_SHARE, PILOT_SECONDS = 0.1, 20.0
 # Steps get quicker as grids empty and networks shrink: what ended before this share of its time is trained once more,
-# with as many iterations as its whole run made a second, and a little less, so that the clock does not cut it off.
-ENOUGH, SAFETY = 0.85, 0.98
+# with as many iterations as its whole run made a second, and a little less, so that the clock does not cut it off. So
+# is what the clock did cut off before this share of its schedule, whose learning rate had not come down.
+ENOUGH, SAFETY, FINISHED = 0.85, 0.98, 0.97
 # For set-up and rendering beside the training itself, before a trial counts as stuck.
 PATIENCE_SECONDS = 900.0
 MANY_STEPS = 10_000_000
@@ -185,10 +186,13 @@ class Compare:
         if of_the_run not in known:
             iterations = _iterations(seconds, known[key])
             outcome = self._trained(self._trial(command, folder, device, iterations, seconds, state))
-            if isinstance(outcome, str) or outcome["seconds"] >= ENOUGH * seconds:
+            if isinstance(outcome, str):
                 return outcome
-            # Not what it counted, which are optimizer steps.
-            known[of_the_run] = SAFETY * iterations / outcome["seconds"]
+            # Not its steps, which are the optimizer's.
+            made = outcome.get("iterations", iterations)  # earlier releases kept none
+            if outcome["seconds"] >= ENOUGH * seconds and made >= FINISHED * iterations:
+                return outcome
+            known[of_the_run] = SAFETY * made / outcome["seconds"]
             write_text(path, json.dumps(known, indent=1))
         iterations = _iterations(seconds, known[of_the_run])
         return self._trained_again(self._trial(command, folder, device, iterations, seconds, state))

@@ -176,6 +176,7 @@ def run(trial: Trial) -> dict[str, Any]:
     checkpoints = sorted(trainer.checkpoint_dir.glob("*.ckpt"))
     outcome: dict[str, Any] = {
         "steps": len(clock.moments),
+        "iterations": len(clock.moments) // each,
         "seconds": clock.ended - clock.began,
         "rate": clock.rate() / each,
         "parameters": sum(p.numel() for p in trained),
