@@ -108,8 +108,9 @@ def radiance(widths, activation):
     (logarithm.sum() + rgb.sum()).backward()
 
 layers = {"layer_forward", "layer_backward", "next_scale"}
-for architecture in (90, 86):
-    for widths, activation in ((120, "siren"), (60, "siren"), (60, "finer detached"), (60, "spder")):
+heaviest = (60, "spder"), (60, "siren")
+for architecture, cases in ((90, ((120, "siren"), (60, "finer detached"), *heaviest)), (86, heaviest)):
+    for widths, activation in cases:
         found = compiled(lambda: radiance((64, widths), activation), architecture, layers)
         assert any(kernel.src.signature.get("branch_grad") == "*fp32" for kernel in found.values())
         for (name, _), kernel in found.items():

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from aire_nerfstudio.ops.occupancy import LARGEST_RESOLUTION, Occupancy, update_density_grid
 
+# Voxels that are evaluated at once on a processor, and on CUDA, where launches take the host longer than the device.
+CHUNKS = 1 << 18, 1 << 20
+
 
 class OccupancyGrid(nn.Module):
     """A decayed maximum of the density in each voxel, thresholded.
@@ -53,13 +56,12 @@ class OccupancyGrid(nn.Module):
         return made
 
     @torch.no_grad()
-    def update(self, density: Callable[[Tensor], Tensor], everywhere: bool, chunk: int = 1 << 18) -> None:
+    def update(self, density: Callable[[Tensor], Tensor], everywhere: bool) -> None:
         """Re-evaluate voxels at a random point in each.
 
         Args:
             density: positions ``[m, 3]`` in ``[-1, 1]^3`` -> ``[m]``.
             everywhere: all voxels; otherwise a quarter of them drawn uniformly and as many of the occupied ones.
-            chunk: voxels evaluated at once.
         """
         n = self.resolution**3
         device = self.density.device
@@ -72,7 +74,7 @@ class OccupancyGrid(nn.Module):
                 occupied = occupied[torch.randint(len(occupied), (n // 4,), device=device)]
             index = torch.cat([uniform, occupied]).unique()
         points = self._points_in(index)
-        fresh = torch.cat([density(part) for part in points.split(chunk)])
+        fresh = torch.cat([density(part) for part in points.split(CHUNKS[device.type == "cuda"])])
         update_density_grid(self.density, index, fresh.to(self.density), self.decay)
         self._threshold()
 
