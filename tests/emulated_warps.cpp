@@ -18,6 +18,8 @@ struct Warp {
     std::function<void(int)> work;
     // Of this exchange and of the one before, which a lane that comes late still has to read.
     uint32_t told[2][WIDTH];
+    int asked[2][WIDTH];
+    bool differ = false;
     int lane = 0, turn[WIDTH], exchanges[WIDTH];
 };
 
@@ -29,7 +31,7 @@ static void body() {
     warp.turn[lane] = -1;
 }
 
-// Runs the lanes to their end; whether they told each other something equally often.
+// Runs the lanes to their end; whether they told each other something equally often. Of the same kind: differ.
 static bool run_lanes() {
     for (int lane = 0; lane < WIDTH; lane++) {
         getcontext(&warp.lanes[lane]);
@@ -53,15 +55,17 @@ static bool run_lanes() {
 }
 
 // What all lanes tell, of 32 bits each.
-static const uint32_t* exchange(uint32_t mine) {
+static const uint32_t* exchange(int question, uint32_t mine) {
     int lane = warp.lane, turn = warp.exchanges[lane]++ % 2;
     warp.told[turn][lane] = mine;
+    warp.asked[turn][lane] = question;
     swapcontext(&warp.lanes[lane], &warp.outside);
+    for (int other : warp.asked[turn]) warp.differ |= other != question;
     return warp.told[turn];
 }
 
 AIRE_WARP uint32_t votes_for(bool vote) {
-    const uint32_t* told = exchange(vote);
+    const uint32_t* told = exchange(1, vote);
     uint32_t votes = 0;
     for (int lane = 0; lane < WIDTH; lane++) votes |= told[lane] << lane;
     return votes;
@@ -69,7 +73,7 @@ AIRE_WARP uint32_t votes_for(bool vote) {
 AIRE_WARP float from_lane(float x, int lane) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, 4);
-    const uint32_t* told = exchange(bits);
+    const uint32_t* told = exchange(2, bits);
     __builtin_memcpy(&x, told + lane, 4);
     return x;
 }
@@ -85,7 +89,7 @@ template <class What>
 static int for_each_warp(int64_t, int64_t count, What what) {
     for (int64_t n = 0; n < count; n++) {
         warp.work = [&](int lane) { what(n, lane); };
-        if (!run_lanes()) return 1;
+        if (!run_lanes() || warp.differ) return 1;
     }
     return 0;
 }

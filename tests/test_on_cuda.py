@@ -131,7 +131,7 @@ def test_the_emulated_device_is_like_one(device):
             "(cuda or gpu or drawn or large or any_size) and not sources",
             90,
         ),
-        (["test_triton_network.py"], "cuda_finds and siren or on_cuda", 2),
+        (["test_triton_network.py", "test_radiance.py"], "cuda_finds and siren or on_cuda or in_a_graph", 3),
         (["test_triton_derivatives.py"], "cuda_finds and siren and not curvature", 2),
     ],
     ids=["graphs", "rays", "triton", "derivatives"],

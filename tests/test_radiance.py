@@ -17,13 +17,14 @@ from aire_nerfstudio.ops.radiance import Network, radiance_network, reference
 NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 # Sine layers of density and colour, features, rows: odd widths; directions within a layer's padding and behind it;
-# one colour layer; fewer features than directions; fewer rows than a program's share.
-SIZES = [((70, 33), (40, 20), 30, 140), ((64, 63, 62), (33,), 70, 70), ((40, 64), (64, 64), 2, 17)]
+# one colour layer; fewer features than directions; fewer rows than a program's share, and more than sums take at once.
+SIZES = [((70, 33), (40, 20), 30, 140), ((64, 63, 62), (33,), 70, 17), ((40, 64), (64, 64), 2, 530)]
 
 CHECK = """
-    import copy, os, torch
+    import copy, os, torch, types
     from aire_nerfstudio.fields.sine_mlp import SineMLP
     from aire_nerfstudio.ops import triton_launches
+    from aire_nerfstudio.ops.aside import Aside
     from aire_nerfstudio.ops.radiance import Network, reference
     from aire_nerfstudio.ops.triton_radiance import triton_radiance
 
@@ -34,6 +35,14 @@ CHECK = """
         return Network.of(network.for_ops())
 
     triton_launches.COPY_ENGINE_WITHOUT_DEVICE = HAS_COPY_ENGINE
+    # What goes aside reads what it is given, which is kept, and nothing else.
+    run = Aside.run
+
+    def watched(aside, call, *arguments):
+        assert isinstance(call, types.FunctionType) and call.__closure__ is None
+        return run(aside, call, *arguments)
+
+    Aside.run = watched
     for density_widths, colour_widths, features, rows in SIZES:
         torch.manual_seed(rows)
         options = ACTIVATION, 10.0, 2.0, None, DETACH
@@ -56,7 +65,7 @@ CHECK = """
             assert a.shape == b.shape and a.dtype == torch.float32 and relative(a, b) < 3e-3, relative(a, b)
         factors = torch.rand(rows, device=DEVICE) + 0.5, torch.rand(rows, 3, device=DEVICE) + 0.5
         # Of whatever sizes the two gradients are, and one of them alone.
-        all_scales = [(1, 1), (1e3, 1e-4), (1e-9, 1e4), (0, 1e-6), (1e-6, 0)]
+        all_scales = [(1, 1), (1e3, 1e-4), (1e-9, 1e4), (0, 1e-6), (1e-6, 0), (1e12, 0), (1e12, 1e-9)]
         for scales in all_scales if features == 30 else all_scales[:1]:
             def total(outputs):
                 terms = zip(outputs, factors, scales, strict=True)
@@ -141,11 +150,41 @@ def test_the_field_gives_density_and_colour_as_features_and_colour_do(activation
     expected = sigma, field.colour(directions, features)
     for got, wanted in zip(field.density_and_colour(x, directions), expected, strict=True):
         assert torch.equal(got, wanted)
-    # Who waits for a layer to be called is not passed by.
-    called = []
-    field.colour_net.layers[0].register_forward_hook(lambda *_: called.append(1))
-    field.density_and_colour(x, directions)
-    assert called
+    # Who waits for a layer, a network or any module to be called is not passed by.
+    watchers = [part.register_forward_hook for part in (field.colour_net.layers[0], field.colour_net)]
+    for register in (*watchers, torch.nn.modules.module.register_module_forward_hook):
+        called = []
+        handle = register(lambda *_, called=called: called.append(1))
+        field.density_and_colour(x, directions)
+        handle.remove()
+        assert called
+
+
+@NEEDS_CUDA
+def test_in_a_graph_gradients_are_those_without(monkeypatch):
+    monkeypatch.setattr(triton_radiance.triton_network, "matmul_precision", lambda: "medium")
+    density, colour = SineMLP(3, (70, 33), 31).cuda(), SineMLP(33, (40, 20), 3).cuda()
+    x, directions = (torch.rand(1100, 3, device="cuda") for _ in range(2))
+    parameters = [*density.parameters(), *colour.parameters()]
+
+    def gradients():
+        outputs = radiance_network(x, directions, _of(density), _of(colour), "siren")
+        assert type(outputs[0].grad_fn).__name__ == "_TritonRadianceBackward"
+        return torch.autograd.grad(sum(y.square().sum() for y in outputs), parameters)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        expected = [g.clone() for g in gradients()]
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = gradients()
+    for _ in range(3):
+        for g in found:
+            g.fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_only_what_fits_is_one_network(monkeypatch):
@@ -166,6 +205,14 @@ def test_only_what_fits_is_one_network(monkeypatch):
     ]  # fmt: skip
     for points, ways, first, second in others:
         assert not triton_radiance.is_possible(points, ways, _of(first), _of(second))
+
+
+def test_networks_that_do_not_fit_together_are_refused_everywhere():
+    density, colour = map(_of, _networks())
+    with pytest.raises(ValueError, match="omegas"):
+        radiance_network(torch.rand(40, 3), torch.rand(40, 3), density, colour._replace(omegas=[]), "siren")
+    with pytest.raises(ValueError, match="activation"):
+        radiance_network(torch.rand(40, 3), torch.rand(40, 3), density, colour, "sine")
 
 
 def test_on_a_processor_it_is_the_reference():

@@ -60,6 +60,10 @@ def test_truncated_exp():
     assert torch.allclose(x.grad[1:4], x.detach()[1:4].exp())
     assert (x.grad > 0).all()
     assert torch.isfinite(x.grad).all()
+    # Within its limits the second derivative is the exponential, outside the first one is constant.
+    x = torch.tensor([-16.0, -3.0, 2.0, 16.0], dtype=torch.double, requires_grad=True)
+    first = torch.autograd.grad(truncated_exp(x).sum(), x, create_graph=True)[0]
+    assert torch.allclose(torch.autograd.grad(first.sum(), x)[0], torch.tensor([0, *x.detach()[1:3].exp(), 0]).double())
 
 
 def test_the_papers_size_reduction():

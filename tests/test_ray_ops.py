@@ -205,6 +205,19 @@ def test_places_are_the_middles_of_samples_to_the_bit(device, by_torch):
     assert float(moved.grad.sum()) == 3 * int(there.sum())
 
 
+def test_growing_samples_go_on_as_far_as_there_is_something(device, by_torch):
+    grid = Occupancy(torch.ones(4, 4, 4, dtype=torch.bool, device=device), True)
+    scene = [torch.tensor(t, device=device) for t in ([[0.0, 0.1, 0.2]], [[1.0, 0.0, 0.0]], [0.0], [1e8])]
+    got = march_rays_train(*scene, grid, 0.1)
+    for a, b in zip(got, by_torch(march_rays_train, *scene, grid, 0.1), strict=True):
+        assert torch.equal(a, b)
+    assert float(got.starts[-1]) > 2**25
+    # What ends at 0 is not where the ray begins.
+    behind = [*scene[:2], scene[2] - 1, scene[3] * 1e-8]
+    got = march_rays_train(*behind, Occupancy(grid.occupied, False), 0.25, None, 0.01)
+    assert len(got.starts) == 8
+
+
 @pytest.mark.parametrize("distance", [0.5, 1.5, 4.0, 30.0])
 def test_jitter_moves_samples_by_up_to_their_length_wherever_the_camera_stands(device, distance):
     grid = Occupancy(torch.ones(8, 8, 8, dtype=torch.bool, device=device), True)

@@ -27,12 +27,14 @@ class _TruncatedExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         y = torch.exp(x.clamp(max=LOG_DENSITY_LIMIT))
-        ctx.save_for_backward(y)
+        ctx.save_for_backward(x, y)
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
+        x, y = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return grad * torch.exp(x.clamp(-LOG_DENSITY_LIMIT, LOG_DENSITY_LIMIT))
         return grad * y.clamp_min(math.exp(-LOG_DENSITY_LIMIT))
 
 
@@ -117,7 +119,7 @@ class SineRadianceField(Field):
             directions: unit vectors ``[N, 3]``.
         """
         networks = self.density_net, self.colour_net
-        if any(network.has_hooks() for network in networks):
+        if any(network.is_watched() for network in networks):
             sigma, features = self.features(x)
             return sigma, self.colour(directions, features)
         density, colour = (Network.of(network.for_ops()) for network in networks)

@@ -14,6 +14,9 @@ from aire_nerfstudio.fields.sine_layers import ACTIVATIONS, Activation, activate
 from aire_nerfstudio.ops.sine_network import mean_square_step, sine_network
 from aire_nerfstudio.shapes import AnyChannels, AnyPoints, AnyRows, Channels, Points, Scalar
 
+# Where torch keeps a module's.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Affine(nn.Module):
     """``x -> x W^T + b`` with its sizes read from the weight, so that they never go stale when neurons come and go.
@@ -157,8 +160,13 @@ class SineMLP(nn.Module):
 
     def has_hooks(self) -> bool:
         """Whether someone waits for the layers to be called, such as torch.nn.utils.prune."""
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return any(getattr(layer, kind) for layer in self.layers for kind in kinds)
+        return any(getattr(layer, kind) for layer in self.layers for kind in HOOKS)
+
+    def is_watched(self) -> bool:
+        """Whether someone waits for the network or its layers to be called, or for any module of a process."""
+        everywhere = (getattr(torch.nn.modules.module, f"_global{kind}") for kind in HOOKS)
+        is_own = type(self).forward is SineMLP.forward
+        return self.has_hooks() or not is_own or any(getattr(self, kind) for kind in HOOKS) or any(everywhere)
 
     def for_ops(self, outputs: int | None = None) -> tuple[list[Tensor], list[Tensor], Activation, list[float], bool]:
         """Weights, biases, activation, ``w0`` of each sine layer, FINER's switch: as the functions of ``ops`` take.

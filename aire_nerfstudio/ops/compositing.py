@@ -194,8 +194,9 @@ class _Composite(torch.autograd.Function):
             return *found, None, None, None, None
         d_sigmas, d_rgbs = torch.zeros_like(parts[0]), torch.zeros_like(parts[1])
         rays, _, channels = ctx.sizes
-        nothing = [None, *(weights.new_zeros(size) for size in ((rays, channels), rays, rays))]
-        given = [zero if g is None else solid(g) for g, zero in zip(grads, nothing, strict=True)]
+        sizes = ((rays, channels), rays, rays)
+        given = [None if grads[0] is None else solid(grads[0])]
+        given += [weights.new_zeros(size) if g is None else solid(g) for g, size in zip(grads[1:], sizes, strict=True)]
         ctx.library.call("aire_composite_backward", *ctx.sizes, *parts, weights, *given, d_sigmas, d_rgbs)
         return d_sigmas, d_rgbs, None, None, None, None
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from aire_nerfstudio.ops.activations import Activation
+from aire_nerfstudio.ops.arguments import check_network
 from aire_nerfstudio.ops.sine_network import sine_network
 
 
@@ -75,8 +76,14 @@ def radiance_network(
     x: Tensor, directions: Tensor, density: Network, colour: Network, activation: Activation,
     detach_finer_scale: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As :func:`reference`, in one op on CUDA at precision ``medium``, where the sizes allow it."""
+    """As :func:`reference`, in one op on CUDA at precision ``medium``, where the sizes allow it.
+
+    Raises:
+        ValueError: biases or omegas that are not as many as the layers, or an unknown activation.
+    """
     from aire_nerfstudio.ops.triton_radiance import is_possible, triton_radiance
 
+    for network in (density, colour):
+        check_network(network.weights, network.biases, activation, network.omegas)
     op = triton_radiance if is_possible(x, directions, density, colour) else reference
     return op(x, directions, density, colour, activation, detach_finer_scale)

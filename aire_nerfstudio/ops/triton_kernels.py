@@ -110,8 +110,8 @@ def layer_backward(
     z is what was kept; where ENTRY, the first layer's of points x [rows, ENTRY], computed again. Besides, of each block
     of ROWS rows, parts [blocks, 1 + BRANCH + ENTRY, columns]: sums of out; branch_grad^T times this layer's values;
     x^T out. Out itself and largest [programs], the largest |out|, where STORE. Where BRANCH, the layer has an output
-    of its own besides: its gradient branch_grad [rows] times branch_weight [width] times scale [] is added to
-    grad weight.
+    of its own besides: its gradient branch_grad [rows] times branch_weight [width] times scale [], out's own, is added
+    to factor (grad weight).
     """
     block, _, where, c, is_row, place = tile_of(rows, columns, ROWS, COLUMNS)
     parts += block.to(tl.int64) * (1 + BRANCH + ENTRY) * columns + c
@@ -120,13 +120,16 @@ def layer_backward(
         keep = entered(x, entry_weight, entry_bias, place, is_row, c, width, omega, KIND, ENTRY)
     else:
         keep = loaded(load_tile(kept, where, ROWS, COLUMNS), KIND)
+    gain = tl.load(factor)
     if BRANCH:
         a = tl.load(branch_grad + place, mask=is_row, other=0.0)[:, None]
         w = tl.load(branch_weight + c, mask=c < width, other=0.0) * tl.load(scale)
-        g += a * w[None, :]
+        # Either is bounded so, whatever the other's size.
+        g = g * gain + a * w[None, :]
+        gain = 1.0
         tl.store(parts + columns, tl.sum(a * value_of(keep, omega, KIND), 0))
     # Rows past the end have a gradient of 0.
-    g = g * slope_times(keep, omega, tl.load(factor), KIND)
+    g = g * slope_times(keep, omega, gain, KIND)
     if STORE:
         store_tile(out, g.to(tl.float16), where, ROWS, COLUMNS)
         tl.store(largest + tl.program_id(0), tl.max(tl.abs(g)))

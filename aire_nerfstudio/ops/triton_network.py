@@ -413,7 +413,7 @@ def _backward_layers(
                 left_of(grad, tile), right_of(kept.packed[index], tile, False),
                 beside(None if entry else kept.phases[index], tile), *entered[:3],
                 before if beside_it is None else beside_it.grad, weights[0] if branch is None else branch.weight,
-                before, factor, beside(dz if stores else None, tile), parts, largest, count, depth, columns, width,
+                scale, factor, beside(dz if stores else None, tile), parts, largest, count, depth, columns, width,
                 float(omegas[index]), KIND=kind, ENTRY=entry, BRANCH=narrow, STORE=stores, **tile,
             )  # fmt: skip
         found = aside.run(total_parts, parts, (width, columns, narrow, entry), numerator, scale, gain)

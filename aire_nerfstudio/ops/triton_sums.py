@@ -134,23 +134,24 @@ def next_scale(
     """Factor []: what takes a layer's gradient close to float16's end; following [] = scale [] times it.
 
     grads: largest gradients of the layer behind, or of the loss; norms: largest column sums of its weights; sizes:
-    largest |z| of this layer, which bound the slope of FINER and SPDER. Where BRANCH, scale times the largest of
-    branch_grads times that of branch_norms is added to what comes from behind.
+    largest |z| of this layer, which bound the slope of FINER and SPDER. Where BRANCH, following times the largest of
+    branch_grads times that of branch_norms is added to factor times what comes from behind.
     """
     grad = largest_in(grads, n_grads, BLOCK)
     slope = slope_bound(sizes, n_sizes, omega, KIND, BLOCK)
     # One after the other: their product might be beyond float32.
     before = tl.load(scale)
     room = LARGEST / tl.maximum(grad, 1e-37) / tl.maximum(largest_in(norms, n_norms, BLOCK), 1e-37) / slope
+    found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
+    scaled = before * found
     if BRANCH:
         branch = tl.maximum(largest_in(branch_grads, n_branch_grads, BLOCK), 1e-37)
-        branch_room = LARGEST / branch / tl.maximum(largest_in(branch_norms, n_branch_norms, BLOCK), 1e-37)
-        # The least that both leave together, of what each would leave alone.
-        branch_room = branch_room / before / slope
-        room = 1 / (1 / tl.maximum(room, 1e-37) + 1 / tl.maximum(branch_room, 1e-37))
-    found = tl.minimum(tl.minimum(room, 1e30), 1e30 / before)
+        alone = LARGEST / branch / tl.maximum(largest_in(branch_norms, n_branch_norms, BLOCK), 1e-37) / slope
+        # What both leave together, of what each would leave alone.
+        scaled = 1 / (1 / tl.maximum(scaled, 1e-37) + 1 / tl.maximum(alone, 1e-37))
+        found = scaled / before
     tl.store(factor, found)
-    tl.store(following, before * found)
+    tl.store(following, scaled)
 
 
 @triton.jit(do_not_specialize=["n", "k"])

@@ -162,14 +162,13 @@ AIRE_BOTH int32_t march(const Ray& ray, const Bits& grid, float step, int32_t be
     return MOST_STEPS;
 }
 
-// As march, but samples have length_at, and the grid may be contracted. Begins and goes on from a distance; MOST_STEPS once
-// the ray has ended, 0 is its beginning.
+// As march, but samples have length_at, and the grid may be contracted. Goes on from the distance t, which a sample may
+// begin at; MOST_STEPS once the ray has ended.
 template <class Take>
-AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most,
-                              Take take) {
+AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, float growth, float t, int64_t most, Take take) {
     const float rate = (grid.contracted ? 0.25f : 0.5f) * float(grid.resolution);
     int64_t found = 0;
-    float t = begin == 0.0f ? ray.first : begin, until = -INFINITY;
+    float until = -INFINITY;
     while (true) {
         if (found == most) return t;
         float length = length_at(ray, grid.contracted, step, growth, t);
@@ -204,7 +203,8 @@ AIRE_BOTH float march_growing(const Ray& ray, const Bits& grid, float step, floa
 // The samples of a ray from `begin` on, which is 0 at first, by whichever march it takes; where to go on.
 template <class Take>
 AIRE_BOTH float march_on(const Ray& ray, const Bits& grid, float step, float growth, float begin, int64_t most, Take take) {
-    if (growth > 0.0f || grid.contracted) return march_growing(ray, grid, step, growth, begin, most, take);
+    if (growth > 0.0f || grid.contracted)
+        return march_growing(ray, grid, step, growth, begin == 0.0f ? ray.first : begin, most, take);
     return float(march(ray, grid, step, int32_t(begin), most, take));
 }
 

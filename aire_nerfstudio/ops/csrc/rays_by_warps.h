@@ -66,10 +66,10 @@ template <class Take>
 AIRE_WARP void march_together(const Ray& ray, const Bits& grid, float step, float growth, int lane, Take take) {
     if (growth > 0.0f || grid.contracted) {
         // Where a sample begins is known from the one before: the first lane goes alone, and hands on one at a time.
-        float at = 0.0f, start = 0.0f, end = 0.0f;
+        float at = ray.first, start = 0.0f, end = 0.0f;
         while (true) {
             bool found = false;
-            if (lane == 0 && at < float(MOST_STEPS))
+            if (lane == 0)
                 at = march_growing(ray, grid, step, growth, at, 1, [&](float from, float to) {
                     found = true;
                     start = from;
