@@ -55,7 +55,7 @@ first)
     # shellcheck disable=SC2086
     TAIL=150 run "Ops are right, at first" python -m pytest $many -v --tb=short -rfEs -p no:cacheprovider "$source_folder"/tests/test_graphed.py \
         "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_padded_samples.py \
-        "$source_folder"/tests/test_rays_manager.py -k "not sources and not compile and not interpreter and not cpu"
+        "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_radiance.py "$source_folder"/tests/test_rays_manager.py -k "not sources and not compile and not interpreter and not cpu"
     if [ -n "${SCENE:-}" ]; then
         export SUITE_LIMIT=120
         run "Steps of ns-train, NeRF" python "$source_folder"/scripts/time_steps.py --task nerf --width 182 --batch 4096 --data "$SCENE" \
@@ -92,6 +92,7 @@ ops)
     # The reference, odd sizes, no points at all, double backward, on CPU and CUDA.
     run "Ops are right" python -m pytest -q -rs "$source_folder"/tests/test_ray_ops.py "$source_folder"/tests/test_ray_marching.py \
         "$source_folder"/tests/test_padded_samples.py "$source_folder"/tests/test_triton_network.py "$source_folder"/tests/test_tcnn.py \
+        "$source_folder"/tests/test_radiance.py \
         "$source_folder"/tests/test_triton_derivatives.py "$source_folder"/tests/test_triton_adam.py \
         "$source_folder"/tests/test_graphed.py "$source_folder"/tests/test_rays_manager.py
     if command -v compute-sanitizer > /dev/null; then
