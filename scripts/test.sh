@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types and tests. Extra arguments go to pytest, e.g. `bash scripts/test.sh -k surgery`. TEST_WORKERS: tests at a
-# time (default 2), each with one thread.
+# time (default 3, since many wait for processes and browsers), each with one thread.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
@@ -18,4 +18,4 @@ fi
 .venv/bin/mypy
 .venv/bin/python scripts/audit.py
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec .venv/bin/python -m pytest --numprocesses "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest --numprocesses "${TEST_WORKERS:-3}" --dist loadfile --no-loadscope-reorder "$@"
