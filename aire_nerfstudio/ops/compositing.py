@@ -189,8 +189,7 @@ class _Composite(torch.autograd.Function):
             def outputs(sigmas: Tensor, rgbs: Tensor) -> tuple[Tensor, ...]:
                 return reference(sigmas, rgbs, Samples(*parts[2:]), ctx.sizes[0])
 
-            asked = [torch.zeros_like(y) if g is None else g for y, g in zip(outputs(*parts[:2]), grads, strict=True)]
-            found = gradients_by_reference(outputs, (sigmas, rgbs), ctx.needs_input_grad[:2], asked)
+            found = gradients_by_reference(outputs, (sigmas, rgbs), ctx.needs_input_grad[:2], grads)
             return *found, None, None, None, None
         d_sigmas, d_rgbs = torch.zeros_like(parts[0]), torch.zeros_like(parts[1])
         rays, _, channels = ctx.sizes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def gradients_by_reference(
     function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor], needs: Sequence[bool],
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of a function's outputs, as functions of the tensors that can be differentiated themselves.
 
@@ -19,7 +19,7 @@ def gradients_by_reference(
         function: the op's specification, of ``tensors``.
         tensors: its arguments, which may be computed from each other, or be one and the same.
         needs: which of them want a gradient.
-        grads: of the outputs.
+        grads: of the outputs, None where nothing is asked.
 
     Returns:
         One a tensor, zeros where nothing depends on it, None where none is wanted.
@@ -29,7 +29,7 @@ def gradients_by_reference(
     outputs = function(*aliases)
     outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
     inputs = [alias for alias, need in zip(aliases, needs, strict=True) if need]
-    pairs = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad]
+    pairs = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad and grad is not None]
     found = iter(
         torch.autograd.grad([y for y, _ in pairs], inputs, [g for _, g in pairs], create_graph=True, allow_unused=True)
     )
