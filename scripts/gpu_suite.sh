@@ -153,7 +153,8 @@ compare)
     for minutes in 1 3 5; do
         TAIL=60 run "Other methods, $minutes min" aire-compare --data "$SCENE" --minutes "$minutes" --views 20 --quiet \
             --output-dir "$out/compare-$minutes" --methods "siren=aire-siren $graphs" "finer=aire-finer $graphs" \
-            "siren-20=aire-siren $graphs --pipeline.model.hidden-omega 20" nerfacto instant-ngp splatfacto vanilla-nerf
+            "siren-20=aire-siren $graphs --pipeline.model.hidden-omega 20" \
+            "early=aire-siren $graphs --pipeline.model.variant aire_early" nerfacto instant-ngp splatfacto vanilla-nerf
         [ ! -f "$out/compare-$minutes/comparison.md" ] || { echo; cat "$out/compare-$minutes/comparison.md"; } >> "$report"
     done
     ;;

@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from aire_nerfstudio.fields.differential import gradient_and_motion, value_and_gradient
@@ -125,17 +126,24 @@ def _profile(width: int, rows: int, precision: str, activation: Activation, kind
         for _ in range(STEPS):
             step(*batch)
         torch.cuda.synchronize()
+    head = f"{kind}, {activation} [{width}]^3, {rows:,} points, {precision}: {1e6 * whole:.0f} us a step"
+    print_kernels(head, kernels_of(found), STEPS, lines)
+
+
+def kernels_of(found: profile) -> list[FunctionEvent]:
+    """What ran on the device."""
+    return [event for event in found.events() if event.device_type == DeviceType.CUDA]
+
+
+def print_kernels(head: str, kernels: Sequence[FunctionEvent], steps: int, lines: int) -> None:
+    """A table of kernels that ran in so many steps, those that took longest first."""
     times, counts = defaultdict(float), defaultdict(int)
-    for event in found.events():
-        if event.device_type == DeviceType.CUDA:
-            times[event.name] += event.device_time
-            counts[event.name] += 1
-    busy = sum(times.values()) / STEPS
-    launches = sum(counts.values()) / STEPS
-    head = f"{kind}, {activation} [{width}]^3, {rows:,} points, {precision}"
-    print(f"\n{head}: {1e6 * whole:.0f} us a step, {busy:.0f} us in {launches:g} kernels")
+    for event in kernels:
+        times[event.name] += event.device_time / steps
+        counts[event.name] += 1
+    print(f"\n{head}, {sum(times.values()):.0f} us in {len(kernels) / steps:g} kernels")
     for name in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
-        print(f"{times[name] / STEPS:8.1f} us {counts[name] / STEPS:5g} x  {name[:90]}", flush=True)
+        print(f"{times[name]:8.1f} us {counts[name] / steps:6g} x  {name[:100]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.utils import writer
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch.autograd import DeviceType
+from profile_cuda import kernels_of, print_kernels
 from torch.profiler import ProfilerActivity, profile
 
 from aire_nerfstudio.machine import machine
@@ -106,28 +105,20 @@ def _print_kernels(name: str, trainer: Any, lines: int) -> None:
     count = 50
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         _steps(trainer, count)
-    times, counts = defaultdict(float), defaultdict(int)
-    spans = []
-    for event in found.events():
-        if event.device_type == DeviceType.CUDA:
-            times[event.name] += event.device_time / count
-            counts[event.name] += 1
-            spans.append((event.time_range.start, event.time_range.end))
+    kernels = kernels_of(found)
     # Of branches several run at once. What is shorter than a launch lies between a graph's kernels, what is longer is
     # the host's.
     idle, until = [], None
-    for begin, end in sorted(spans):
+    for begin, end in sorted((event.time_range.start, event.time_range.end) for event in kernels):
         if until is not None and begin > until:
             idle.append(begin - until)
         until = end if until is None else max(until, end)
     waits = [gap / count for gap in idle if gap > LONG_GAP]
-    print(
-        f"\n{name}: {sum(times.values()):.0f} us in {sum(counts.values()) / count:.1f} kernels a step, between which "
-        f"{sum(idle) / count - sum(waits):.0f} us; waits for the host of {sum(waits):.0f} us, {len(waits)} in {count} "
-        "steps"
+    between = (
+        f"{sum(idle) / count - sum(waits):.0f} us between kernels, {sum(waits):.0f} us of waits for the host, "
+        f"{len(waits)} in {count} steps"
     )
-    for kernel in sorted(times, key=times.__getitem__, reverse=True)[:lines]:
-        print(f"{times[kernel]:8.1f} us {counts[kernel] / count:6.2f} x  {kernel[:100]}", flush=True)
+    print_kernels(f"{name}: of a step {between}", kernels, count, lines)
 
 
 def _trainer(given: argparse.Namespace, folder: Path, precision: str, graph: bool, each: int) -> tuple[Any, str]:

@@ -136,8 +136,8 @@ def _of(network):
     return Network.of(network.for_ops())
 
 
-def _networks(features=8, inputs=3, colours=3):
-    return SineMLP(inputs, (16, 16), 1 + features), SineMLP(3 + features, (16,), colours)
+def _networks(features=8):
+    return SineMLP(3, (16, 16), 1 + features), SineMLP(3 + features, (16,), 3)
 
 
 @pytest.mark.parametrize("activation", ["siren", "finer", "spder"])

@@ -122,9 +122,11 @@ class SineRadianceField(Field):
         if any(network.is_watched() for network in networks):
             sigma, features = self.features(x)
             return sigma, self.colour(directions, features)
+        net = self.density_net
         density, colour = (Network.of(network.for_ops()) for network in networks)
-        *_, activation, _, detach = self.density_net.for_ops()
-        logarithm, rgb = radiance_network(self.inputs(x), directions, density, colour, activation, detach)
+        logarithm, rgb = radiance_network(
+            self.inputs(x), directions, density, colour, net.activation, net.detach_finer_scale
+        )
         return self._spread(truncated_exp(logarithm.float()), x), torch.sigmoid(rgb.float())
 
     def density(self, x: Points3) -> PerRow:
